@@ -1,0 +1,132 @@
+//! The node service.
+
+use steep_protocol::{
+    failure::{Code, Explain as _, Failure},
+    v1::{
+        CancelNodeReply, CancelNodeRequest, GetNodeReply, GetNodeRequest, ListNodesReply, ListNodesRequest,
+        StartNodeReply, StartNodeRequest, nodes_client::NodesClient, nodes_server::Nodes,
+    },
+    wire::rpc::status_of,
+};
+use tonic::{Request, Response, Status};
+use tracing::info;
+
+use super::{
+    Door,
+    authorize::Rpc,
+    forward::{Owner, answer},
+    reply,
+};
+use crate::{
+    initialize::start,
+    postgres::{Purpose, slots, subscriptions},
+    store::{audit, nodes, operations},
+};
+
+/// Answers for this node, forwards for others.
+#[derive(Debug)]
+pub struct Service(pub Door);
+
+#[tonic::async_trait]
+impl Nodes for Service {
+    async fn list(&self, request: Request<ListNodesRequest>) -> Result<Response<ListNodesReply>, Status> {
+        self.0.admit(&request, Rpc::NodesList).await?;
+        let mut nodes = vec![self.0.peers.facts().headline];
+        nodes.extend(self.0.peers.headlines());
+        nodes.sort_by(|one, other| one.node_id.cmp(&other.node_id));
+        let mesh = self.0.peers.mesh().to_string();
+        Ok(Response::new(ListNodesReply { served_by: self.0.me(), mesh, nodes }))
+    }
+
+    async fn get(&self, request: Request<GetNodeRequest>) -> Result<Response<GetNodeReply>, Status> {
+        let caller = self.0.admit(&request, Rpc::NodesGet).await?;
+        let request = request.into_inner();
+        if let Owner::Peer(node, channel) = self.0.owner(&request.node_id, &caller).await? {
+            let asked = self.0.on_behalf_of(&caller, request);
+            return answer(&node, NodesClient::new(channel).get(asked)).await;
+        }
+        self.get_own().await.map(Response::new).map_err(|failure| status_of(&failure))
+    }
+
+    async fn start(&self, request: Request<StartNodeRequest>) -> Result<Response<StartNodeReply>, Status> {
+        let caller = self.0.admit(&request, Rpc::NodesStart).await?;
+        let request = request.into_inner();
+        if let Owner::Peer(node, channel) = self.0.owner(&request.target, &caller).await? {
+            let asked = self.0.on_behalf_of(&caller, request);
+            return answer(&node, NodesClient::new(channel).start(asked)).await;
+        }
+        let rooms = self.0.rooms()?;
+        let actor = caller.actor();
+        let answered = start::start(&rooms, &request, &actor).await;
+        let detail = serde_json::json!({
+            "source": request.source, "dry_run": request.dry_run, "force": request.force,
+            "through": caller.through.as_ref().map(ToString::to_string),
+            "refused": answered.as_ref().err().map(ToString::to_string),
+        });
+        let op = answered.as_ref().ok().and_then(|answered| answered.op);
+        audit::append(&rooms.store, &actor, "node.start", &request.target, op, &detail)
+            .await
+            .map_err(|error| status_of(&error.explain()))?;
+        let answered = answered.map_err(|failure| status_of(&failure))?;
+        Ok(Response::new(StartNodeReply {
+            served_by: self.0.me(),
+            op_id: answered.op.map(|op| op.to_string()).unwrap_or_default(),
+            method: "direct".into(),
+            method_reason: match request.method.as_str() {
+                "" | "auto" => "the agents reach each other, so they stream the snapshot".into(),
+                _ => String::new(),
+            },
+            checks: answered.checks,
+            tables: answered.tables,
+        }))
+    }
+
+    async fn cancel(&self, request: Request<CancelNodeRequest>) -> Result<Response<CancelNodeReply>, Status> {
+        let caller = self.0.admit(&request, Rpc::NodesCancel).await?;
+        let request = request.into_inner();
+        if let Owner::Peer(node, channel) = self.0.owner(&request.node_id, &caller).await? {
+            let asked = self.0.on_behalf_of(&caller, request);
+            return answer(&node, NodesClient::new(channel).cancel(asked)).await;
+        }
+        let rooms = self.0.rooms()?;
+        let Some((op, _)) = rooms.operations.current() else {
+            let text = format!("nothing runs on {}", rooms.me);
+            return Err(status_of(&Failure::new(Code::NothingRuns, text)));
+        };
+        let actor = caller.actor();
+        rooms.operations.cancel(op, &actor).await.map_err(|failure| status_of(&failure))?;
+        info!(op_id = %op, actor = actor.to_json().to_string(), "cancel asked for");
+        audit::append(&rooms.store, &actor, "node.cancel", rooms.me.as_str(), Some(op), &serde_json::json!({}))
+            .await
+            .map_err(|error| status_of(&error.explain()))?;
+        Ok(Response::new(CancelNodeReply { served_by: self.0.me(), op_id: op.to_string() }))
+    }
+}
+
+impl Service {
+    async fn get_own(&self) -> Result<GetNodeReply, Failure> {
+        let facts = self.0.peers.facts();
+        let rooms = self.0.rooms.borrow().clone();
+        let mut reply = GetNodeReply {
+            served_by: self.0.me(),
+            headline: Some(facts.headline),
+            system_identifier: facts.system_identifier,
+            database: facts.database,
+            ..GetNodeReply::default()
+        };
+        // Without PostgreSQL the headline is all there is, and says why.
+        let Some(rooms) = rooms else { return Ok(reply) };
+        let Ok(session) = rooms.database.session(Purpose::Watch).await else { return Ok(reply) };
+        let own = nodes::own(&rooms.store).await.map_err(|error| error.explain())?;
+        reply.init_started_at = own.init_started_at.map(reply::timestamp);
+        reply.init_completed_at = own.init_completed_at.map(reply::timestamp);
+        let subscriptions = subscriptions::list(&session).await.map_err(|error| error.explain())?;
+        reply.subscriptions = subscriptions.iter().map(reply::subscription).collect();
+        let slots = slots::list(&session).await.map_err(|error| error.explain())?;
+        let peers: Vec<_> = self.0.peers.names().cloned().collect();
+        reply.slots = slots.iter().map(|slot| reply::slot(slot, &peers)).collect();
+        let last = operations::list(&rooms.store, 1).await.map_err(|error| error.explain())?;
+        reply.last_failure = last.first().and_then(|op| op.failure.as_ref()).map(Into::into);
+        Ok(reply)
+    }
+}

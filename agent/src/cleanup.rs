@@ -1,0 +1,290 @@
+//! Everything an operation makes outside its own tables, and how each of it is undone.
+//!
+//! An [`Effect`] is written down as an intent row *before* it happens, with all that is needed to take it back.
+//! Undoing walks the rows backwards and touches nothing they do not name. It may be repeated: what is gone
+//! already counts as undone. Rows that could not be undone stay, and the janitor tries them again.
+
+use serde::{Deserialize, Serialize};
+use steep_protocol::{
+    failure::{Code, Explain as _, Failure},
+    ids::{NodeId, OperationId},
+    names::TableName,
+};
+use tracing::{info, warn};
+
+use crate::{
+    mesh::{Peers, Source},
+    postgres::{
+        self, Database, Purpose, Session, activity, ddl, inventory,
+        inventory::{CreatedObject, Inventory},
+        origins, publications, slots, subscriptions, tables,
+    },
+    store::{
+        Store,
+        intents::{self, Intent},
+    },
+    telemetry,
+};
+
+/// A table in a publication.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The table.
+    pub table: TableName,
+    /// It is a partitioned table, whose partitions go with it.
+    pub partitioned: bool,
+}
+
+impl From<ddl::TableRef> for Member {
+    fn from(table: ddl::TableRef) -> Self {
+        Self { table: table.name, partitioned: table.is_partitioned }
+    }
+}
+
+impl From<&Member> for ddl::TableRef {
+    fn from(member: &Member) -> Self {
+        Self { name: member.table.clone(), is_partitioned: member.partitioned }
+    }
+}
+
+/// Something an operation makes or changes on this node, or has a peer make.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Effect {
+    /// A replication slot on this node.
+    Slot {
+        /// Its name.
+        name: String,
+    },
+    /// A publication, made or enlarged.
+    Publication {
+        /// Its name.
+        name: String,
+        /// It was not there before.
+        created: bool,
+        /// Tables it did not hold before.
+        added: Vec<Member>,
+    },
+    /// A subscription on this node.
+    Subscription {
+        /// Its name.
+        name: String,
+    },
+    /// A replication origin on this node.
+    Origin {
+        /// Its name.
+        name: String,
+    },
+    /// A restore that makes objects: what was there before it, and tables it will make.
+    Schema {
+        /// Every object before.
+        before: Inventory,
+        /// Tables the restore makes, if it is committed.
+        markers: Vec<TableName>,
+    },
+    /// Objects a restore has made.
+    Objects {
+        /// All of them.
+        created: Vec<CreatedObject>,
+    },
+    /// Rows put into tables that were there, and empty, before.
+    Rows {
+        /// The tables.
+        tables: Vec<Member>,
+    },
+    /// What a peer holds and makes for this operation.
+    PeerSession {
+        /// The peer.
+        node: NodeId,
+    },
+}
+
+impl Effect {
+    fn kind_and_name(&self) -> (&'static str, String) {
+        match self {
+            Self::Slot { name } => ("slot", name.clone()),
+            Self::Publication { name, .. } => ("publication", name.clone()),
+            Self::Subscription { name } => ("subscription", name.clone()),
+            Self::Origin { name } => ("origin", name.clone()),
+            Self::Schema { .. } => ("schema", String::new()),
+            Self::Objects { created } => ("objects", format!("{} objects", created.len())),
+            Self::Rows { tables } => ("rows", format!("{} tables", tables.len())),
+            Self::PeerSession { node } => ("peer_session", node.to_string()),
+        }
+    }
+}
+
+/// Writes down what one operation is about to do, and undoes it.
+#[derive(Debug, Clone)]
+pub struct Cleanup {
+    store: Store,
+    database: Database,
+    peers: Peers,
+}
+
+impl Cleanup {
+    /// For operations on this node.
+    pub fn new(store: Store, database: Database, peers: Peers) -> Self {
+        Self { store, database, peers }
+    }
+
+    /// Writes `effect` down, does it, and marks it as there. After an error the row stays: nobody knows how
+    /// far the effect came.
+    pub async fn make<T>(
+        &self,
+        op: OperationId,
+        step: &str,
+        effect: &Effect,
+        make: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let (kind, name) = effect.kind_and_name();
+        let detail = serde_json::to_value(effect).expect("an effect is plain data");
+        let id = intents::plan(&self.store, op, step, kind, &name, &detail).await.map_err(|error| error.explain())?;
+        let made = make.await?;
+        intents::live(&self.store, id).await.map_err(|error| error.explain())?;
+        Ok(made)
+    }
+
+    /// What the operation made is there to stay.
+    pub async fn keep(&self, op: OperationId) -> Result<(), Failure> {
+        intents::keep(&self.store, op).await.map_err(|error| error.explain())
+    }
+
+    /// What the operation made, even what was kept, is to be undone after all.
+    pub async fn reopen(&self, op: OperationId) -> Result<(), Failure> {
+        intents::reopen(&self.store, op).await.map_err(|error| error.explain())
+    }
+
+    /// Undoes all that `op` made on this node and had its peer make.
+    ///
+    /// Goes on after an error and returns the first one; what failed stays written down.
+    pub async fn undo(&self, op: OperationId) -> Result<(), Failure> {
+        let mut pending = intents::pending(&self.store, op).await.map_err(|error| error.explain())?;
+        if pending.is_empty() {
+            return Ok(());
+        }
+        // The peer first: its subscription must be gone before anything is emptied here.
+        pending.sort_by_key(|intent| intent.kind != "peer_session");
+        let session = self.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
+        activity::terminate(&session, op).await.map_err(|error| error.explain())?;
+        let mut first = None;
+        for intent in &pending {
+            match self.undo_one(&session, op, intent).await {
+                Ok(()) => intents::undone(&self.store, intent.id).await.map_err(|error| error.explain())?,
+                Err(failure) => {
+                    warn!(
+                        event = "agent.cleanup", op_id = %op, details.kind = %intent.kind, details.name = %intent.name,
+                        error = telemetry::failure(&failure), "could not be undone"
+                    );
+                    first.get_or_insert(failure);
+                }
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Undoes what operations that have ended left behind; for start-up and the janitor.
+    pub async fn sweep(&self, still_running: &[OperationId]) -> Result<(), Failure> {
+        let open = intents::open_operations(&self.store).await.map_err(|error| error.explain())?;
+        for op in open.into_iter().filter(|op| !still_running.contains(op)) {
+            info!(event = "agent.cleanup", op_id = %op, "cleaning up after an operation that ended early");
+            if let Err(failure) = self.undo(op).await {
+                warn!(event = "agent.cleanup", op_id = %op, error = telemetry::failure(&failure), "will be tried again");
+            }
+        }
+        Ok(())
+    }
+
+    async fn undo_one(&self, session: &Session, op: OperationId, intent: &Intent) -> Result<(), Failure> {
+        let effect = serde_json::from_value(intent.detail.clone()).map_err(|error| {
+            let text = format!("intent {} of kind {} was written by another version", intent.id, intent.kind);
+            Failure::new(Code::Internal, text).caused_by(&error)
+        })?;
+        let explain = |error: postgres::Error| error.explain();
+        match effect {
+            Effect::Slot { name } => slots::drop(session, &name).await.map(drop).map_err(explain),
+            Effect::Subscription { name } => subscriptions::drop(session, &name).await.map(drop).map_err(explain),
+            Effect::Origin { name } => origins::drop(session, &name).await.map(drop).map_err(explain),
+            Effect::Publication { name, created, added } => {
+                self.undo_publication(session, op, &name, created, &added).await
+            }
+            Effect::Schema { before, markers } => {
+                let created = inventory::created_since(session, &before, &markers).await.map_err(explain)?;
+                drop_objects(session, &created).await
+            }
+            Effect::Objects { created } => drop_objects(session, &created).await,
+            Effect::Rows { tables } => self.empty(op, &tables).await,
+            Effect::PeerSession { node } => {
+                let source = Source::new(self.peers.clone(), node, op);
+                source.close_session(false, "the operation was undone").await
+            }
+        }
+    }
+
+    async fn undo_publication(
+        &self,
+        session: &Session,
+        op: OperationId,
+        name: &str,
+        created: bool,
+        added: &[Member],
+    ) -> Result<(), Failure> {
+        let explain = |error: postgres::Error| error.explain();
+        let shared = intents::used_by_others(&self.store, op, "publication", name).await.map_err(|error| error.explain())?;
+        if shared || !publications::exists(session, name).await.map_err(explain)? {
+            return Ok(());
+        }
+        if created {
+            return session.run(&ddl::drop_publication(name)).await.map_err(explain);
+        }
+        let held = publications::tables(session, name).await.map_err(explain)?;
+        let members: Vec<_> = added.iter().filter(|member| held.iter().any(|table| table.name == member.table)).map(Into::into).collect();
+        match ddl::remove_from_publication(name, &members) {
+            Some(statement) => session.run(&statement).await.map_err(explain),
+            None => Ok(()),
+        }
+    }
+
+    /// Empties tables so that no peer hears of it: under an origin of its own, which subscriptions filter.
+    pub async fn empty(&self, op: OperationId, members: &[Member]) -> Result<(), Failure> {
+        let explain = |error: postgres::Error| error.explain();
+        let session = self.database.session(Purpose::Ddl(op)).await.map_err(explain)?;
+        let there = tables::find(&session, &members.iter().map(|member| member.table.clone()).collect::<Vec<_>>())
+            .await
+            .map_err(explain)?;
+        let refs: Vec<ddl::TableRef> = members
+            .iter()
+            .filter(|member| there.iter().any(|table| table.name == member.table))
+            .map(Into::into)
+            .collect();
+        if refs.is_empty() {
+            return Ok(());
+        }
+        let origin = format!("steep_empty_{}", op.short());
+        origins::create(&session, &origin).await.map_err(explain)?;
+        let emptied = async {
+            origins::set_up(&session, &origin).await?;
+            session.run(&ddl::truncate(&refs)).await?;
+            origins::reset(&session).await
+        };
+        let emptied = emptied.await.map_err(explain);
+        session.close().await;
+        let session = self.database.session(Purpose::Ddl(op)).await.map_err(explain)?;
+        origins::drop(&session, &origin).await.map_err(explain)?;
+        emptied
+    }
+}
+
+async fn drop_objects(session: &Session, created: &[CreatedObject]) -> Result<(), Failure> {
+    let left = inventory::drop_objects(session, created).await.map_err(|error| error.explain())?;
+    match left.first() {
+        None => Ok(()),
+        Some(first) => {
+            let text = format!("{} objects could not be dropped, {} among them", left.len(), first.object.identity);
+            Err(Failure::new(Code::ObjectExists, text)
+                .cause(first.reason.clone())
+                .hint(format!("drop {} {} yourself", first.object.kind, first.object.identity)))
+        }
+    }
+}
+

@@ -1,0 +1,564 @@
+//! Every key of `agent.toml`: what it means, its default, and what is wrong with a value.
+//!
+//! `deploy/agent.example.toml` documents the same keys for operators; a test holds the two together. For its
+//! local PostgreSQL the agent also honours libpq's environment (`PGHOST`, `PGPORT`, `PGUSER`, `PGDATABASE`,
+//! `PGPASSFILE`), below the file.
+
+use std::{
+    env, fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+use steep_protocol::{
+    failure::{Code, Explain},
+    ids::NodeId,
+    wire::identity::{self, Identity, Who},
+};
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read {}", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong kind.
+    #[error("{}: {reason}", .path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Key, place and reason.
+        reason: String,
+    },
+    /// A value that cannot work.
+    #[error("{}: {key}: {reason}", .path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key, dotted.
+        key: &'static str,
+        /// What is wrong with its value.
+        reason: String,
+    },
+    /// The certificate, key or root cannot be used.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    /// The certificate is somebody else's.
+    #[error("{}: {key}: the certificate names {found}, but node.id is {id}", .path.display())]
+    NotMine {
+        /// The file.
+        path: PathBuf,
+        /// The key, dotted.
+        key: &'static str,
+        /// Whom it names.
+        found: String,
+        /// Who we are.
+        id: NodeId,
+    },
+}
+
+impl Explain for Error {
+    fn code(&self) -> Code {
+        match self {
+            Self::Unreadable { .. } | Self::Malformed { .. } | Self::Value { .. } => Code::ConfigInvalid,
+            Self::Identity(error) => error.code(),
+            Self::NotMine { .. } => Code::IdentityMismatch,
+        }
+    }
+
+    fn better_hint(&self) -> Option<String> {
+        match self {
+            Self::Unreadable { .. } => Some("give the file with --config FILE; deploy/agent.example.toml is a start".into()),
+            Self::Identity(error) => error.better_hint(),
+            Self::NotMine { id, .. } => Some(format!("steepctl pki issue node {id}")),
+            _ => None,
+        }
+    }
+}
+
+/// The whole configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where the file lies; relative paths in it start from its directory.
+    #[serde(skip)]
+    pub path: PathBuf,
+    /// This node.
+    pub node: Node,
+    /// The other agents.
+    pub mesh: Mesh,
+    /// Certificates.
+    pub pki: Pki,
+    /// The local PostgreSQL.
+    #[serde(default)]
+    pub postgres: Postgres,
+    /// How other nodes' PostgreSQL reach ours.
+    #[serde(default)]
+    pub replication: Replication,
+    /// How tables are copied.
+    #[serde(default)]
+    pub copy: Copy,
+    /// The HTTP port for probes.
+    #[serde(default)]
+    pub http: Http,
+    /// The log.
+    #[serde(default)]
+    pub log: Log,
+}
+
+/// `[node]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// This node's id, the one its certificate names.
+    pub id: NodeId,
+    /// Where the agent keeps files while it works (schema dumps).
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+}
+
+/// `[mesh]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mesh {
+    /// `host:port` to listen on, the same number for UDP and TCP.
+    #[serde(default = "default_listen")]
+    pub listen: String,
+    /// `host:port` others reach us at, shown to operators. Default: `listen`.
+    pub advertise: Option<String>,
+    /// The other agents.
+    #[serde(default)]
+    pub peers: Vec<Peer>,
+}
+
+/// `[[mesh.peers]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// Its node id.
+    pub id: NodeId,
+    /// `host:port` its agent listens on.
+    pub address: String,
+}
+
+/// `[pki]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pki {
+    /// The node's certificate and its chain, PEM.
+    pub cert: PathBuf,
+    /// Its private key, PEM, mode 0600.
+    pub key: PathBuf,
+    /// The mesh's root certificate, PEM.
+    pub ca: PathBuf,
+}
+
+/// `[postgres]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Postgres {
+    /// Host name, address, or the directory of its unix socket.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// The database that is this node.
+    pub dbname: String,
+    /// The agent's role.
+    pub user: String,
+    /// A password file in libpq's format.
+    pub passfile: Option<PathBuf>,
+    /// Where pg_dump and pg_restore lie. Default: looked for.
+    pub bin_dir: Option<PathBuf>,
+}
+
+/// `[replication]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Replication {
+    /// Connection string by which the *other* nodes' PostgreSQL servers reach this node's. Never a password:
+    /// it is stored in the other database's catalog. Default: host, port and user of `[postgres]`.
+    pub conninfo: Option<String>,
+}
+
+/// `[copy]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Copy {
+    /// Streams at once when this node is the target, 1 to 16.
+    pub parallel: u32,
+    /// A peer that does not renew its session for so long loses it.
+    #[serde(deserialize_with = "duration")]
+    pub session_lease: Duration,
+    /// Heap bytes a part aims at when this node is the source.
+    #[serde(deserialize_with = "size")]
+    pub part_size: u64,
+    /// What to do when a DDL on the source waits behind the copy's locks.
+    pub on_blocked_ddl: OnBlockedDdl,
+    /// For building indexes on the target.
+    #[serde(deserialize_with = "size")]
+    pub maintenance_work_mem: u64,
+    /// How far ahead of the source's the target's sequences are set, in steps.
+    pub sequence_margin: u32,
+    /// How long to wait for transactions that keep the slot from being made.
+    #[serde(deserialize_with = "duration")]
+    pub slot_timeout: Duration,
+    /// How long the target may stand still while it catches up.
+    #[serde(deserialize_with = "duration")]
+    pub catch_up_timeout: Duration,
+}
+
+/// `copy.on_blocked_ddl`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBlockedDdl {
+    /// End the initialization, so that the DDL and everything queued behind it goes on.
+    Fail,
+    /// Go on copying; the DDL, and later readers and writers of that table, wait.
+    Wait,
+}
+
+/// `[http]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// Where `/livez`, `/readyz` and `/healthz` answer. Loopback only.
+    pub listen: SocketAddr,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// error, warn, info, debug or trace.
+    pub level: Level,
+    /// json or text.
+    pub format: Format,
+}
+
+/// `log.level`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the words say it")]
+pub enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// `log.format`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// One flat JSON object a line, by `deploy/schemas/log-event.schema.json`.
+    Json,
+    /// For people.
+    Text,
+}
+
+fn default_state_dir() -> PathBuf {
+    "/var/lib/steep".into()
+}
+
+fn default_listen() -> String {
+    "0.0.0.0:7432".into()
+}
+
+impl Default for Postgres {
+    fn default() -> Self {
+        let from = |name: &str, or: &str| env::var(name).unwrap_or_else(|_| or.to_owned());
+        let user = from("PGUSER", "steep_agent");
+        Self {
+            host: from("PGHOST", "/var/run/postgresql"),
+            port: env::var("PGPORT").ok().and_then(|port| port.parse().ok()).unwrap_or(5432),
+            dbname: from("PGDATABASE", "postgres"),
+            user,
+            passfile: env::var_os("PGPASSFILE").map(PathBuf::from),
+            bin_dir: None,
+        }
+    }
+}
+
+impl Default for Copy {
+    fn default() -> Self {
+        Self {
+            parallel: 4,
+            session_lease: Duration::from_secs(15 * 60),
+            part_size: 64 << 20,
+            on_blocked_ddl: OnBlockedDdl::Fail,
+            maintenance_work_mem: 256 << 20,
+            sequence_margin: 1000,
+            slot_timeout: Duration::from_secs(30),
+            catch_up_timeout: Duration::from_secs(10 * 60),
+        }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7433)) }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: Level::Info, format: Format::Json }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file. The files it names are not opened yet, see [`Config::identity`].
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let text = fs::read_to_string(path).map_err(|source| Error::Unreadable { path: path.into(), source })?;
+        let mut config = Self::parse(&text, path)?;
+        let directory = path.parent().unwrap_or(Path::new(""));
+        for file in [&mut config.pki.cert, &mut config.pki.key, &mut config.pki.ca] {
+            *file = directory.join(&*file);
+        }
+        for file in [&mut config.postgres.passfile, &mut config.postgres.bin_dir].into_iter().flatten() {
+            *file = directory.join(&*file);
+        }
+        config.node.state_dir = directory.join(&config.node.state_dir);
+        Ok(config)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, Error> {
+        let malformed = |error: toml::de::Error| Error::Malformed { path: path.into(), reason: place(text, &error) };
+        let mut config: Self = toml::from_str(text).map_err(malformed)?;
+        config.path = path.into();
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let wrong = |key, reason: String| Err(Error::Value { path: self.path.clone(), key, reason });
+        if let Err(reason) = host_and_port(&self.mesh.listen) {
+            return wrong("mesh.listen", reason);
+        }
+        if let Some(Err(reason)) = self.mesh.advertise.as_deref().map(host_and_port) {
+            return wrong("mesh.advertise", reason);
+        }
+        for peer in &self.mesh.peers {
+            if let Err(reason) = host_and_port(&peer.address) {
+                return wrong("mesh.peers.address", format!("{}: {reason}", peer.id));
+            }
+            if peer.id == self.node.id {
+                return wrong("mesh.peers.id", format!("{} is this node itself", peer.id));
+            }
+            if self.mesh.peers.iter().filter(|other| other.id == peer.id).count() > 1 {
+                return wrong("mesh.peers.id", format!("{} is named twice", peer.id));
+            }
+        }
+        if !(1..=16).contains(&self.copy.parallel) {
+            return wrong("copy.parallel", format!("{} is not between 1 and 16", self.copy.parallel));
+        }
+        if self.copy.part_size < 1 << 20 {
+            return wrong("copy.part_size", "at least 1MiB is needed".into());
+        }
+        if !self.http.listen.ip().is_loopback() {
+            return wrong("http.listen", format!("{} is not a loopback address", self.http.listen));
+        }
+        let conninfo = self.replication.conninfo.as_deref().unwrap_or_default();
+        if conninfo.to_lowercase().contains("password") {
+            return wrong("replication.conninfo", "it holds a password; use a passfile beside the other server".into());
+        }
+        Ok(())
+    }
+
+    /// Loads the certificate files and makes sure that they are this node's.
+    pub fn identity(&self) -> Result<Identity, Error> {
+        let identity = Identity::load(&self.pki.cert, &self.pki.key, &self.pki.ca)?;
+        match &identity.me().who {
+            Who::Node(id) if *id == self.node.id => Ok(identity),
+            _ => Err(Error::NotMine {
+                path: self.path.clone(),
+                key: "pki.cert",
+                found: identity.me().to_string(),
+                id: self.node.id.clone(),
+            }),
+        }
+    }
+
+    /// Where others reach this agent, for operators to read.
+    pub fn advertised(&self) -> &str {
+        self.mesh.advertise.as_deref().unwrap_or(&self.mesh.listen)
+    }
+}
+
+fn host_and_port(text: &str) -> Result<(), String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() => {
+            port.parse::<u16>().map(drop).map_err(|_| format!("{text:?}: {port:?} is no port"))
+        }
+        _ => Err(format!("{text:?} has no port; HOST:PORT is expected")),
+    }
+}
+
+/// toml's message with the line it speaks of, on one line.
+fn place(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().trim().replace('\n', ", ");
+    match error.span() {
+        Some(span) => {
+            let before = &text[..span.start.min(text.len())];
+            let line = before.matches('\n').count() + 1;
+            let section = before.lines().rev().find(|line| line.trim_start().starts_with('[')).map(str::trim);
+            let section = section.map(|name| format!(", in {name}")).unwrap_or_default();
+            format!("line {line}{section}: {message}")
+        }
+        None => message,
+    }
+}
+
+/// `64MiB`, `1GB`, `4096`: bytes, decimal and binary units.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let (number, unit) = split_unit(text);
+    let factor: u64 = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        _ => return Err(format!("{text:?} is no size; something like 64MiB is expected")),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no size; something like 64MiB is expected"))?;
+    number.checked_mul(factor).ok_or_else(|| format!("{text:?} is too large"))
+}
+
+/// `30s`, `15m`, `2h`, `500ms`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = split_unit(text);
+    let milliseconds: u64 = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(format!("{text:?} is no duration; something like 30s or 15m is expected")),
+    };
+    let number: u64 =
+        number.parse().map_err(|_| format!("{text:?} is no duration; something like 30s or 15m is expected"))?;
+    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| format!("{text:?} is too long"))
+}
+
+fn split_unit(text: &str) -> (&str, &str) {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    (&text[..end], text[end..].trim())
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    parse_size(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const LEAST: &str = "[node]\nid = \"node_a\"\n[mesh]\n[pki]\ncert = \"a\"\nkey = \"b\"\nca = \"c\"\n";
+
+    fn refused(text: &str) -> String {
+        Config::parse(text, Path::new("agent.toml")).expect_err("should be refused").to_string()
+    }
+
+    #[test]
+    fn an_error_names_file_key_and_reason() {
+        let cases = [
+            ("[node]\nid = \"Node A\"\n", "agent.toml: line 2, in [node]: \"Node A\" is no node name"),
+            (&LEAST.replace("[mesh]", "[mesh]\nlisten = \"10.0.0.7\""), "agent.toml: mesh.listen: \"10.0.0.7\" has no port"),
+            (&LEAST.replace("[mesh]", "[mesh]\nsneeds = []"), "unknown field `sneeds`"),
+            (&format!("{LEAST}[copy]\nparallel = 17\n"), "agent.toml: copy.parallel: 17 is not between 1 and 16"),
+            (&format!("{LEAST}[copy]\npart_size = \"many\"\n"), "\"many\" is no size"),
+            (&format!("{LEAST}[replication]\nconninfo = \"password=x\"\n"), "replication.conninfo: it holds a password"),
+            (&format!("{LEAST}[http]\nlisten = \"0.0.0.0:80\"\n"), "not a loopback address"),
+            (
+                &LEAST.replace("[pki]", "[[mesh.peers]]\nid = \"node_a\"\naddress = \"x:1\"\n[pki]"),
+                "mesh.peers.id: node_a is this node itself",
+            ),
+        ];
+        for (text, expected) in cases {
+            let message = refused(text);
+            assert!(message.contains(expected), "{message:?} should contain {expected:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_durations_read_as_operators_write_them() {
+        assert_eq!(parse_size("64MiB"), Ok(64 << 20));
+        assert_eq!(parse_size("50MB"), Ok(50_000_000));
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_duration("15m"), Ok(Duration::from_secs(900)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        for bad in ["", "MiB", "-1", "1.5GB", "3 parsecs", "99999999999999GiB"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+        assert!(parse_duration("15").is_err(), "a duration without a unit is a guess");
+    }
+
+    /// Every key the example documents, commented out or not, and every key `Config` knows.
+    #[test]
+    fn the_example_documents_exactly_the_keys_there_are() {
+        let example = include_str!("../../deploy/agent.example.toml");
+        let mut documented = BTreeSet::new();
+        let mut section = String::new();
+        for line in example.lines() {
+            let line = line.strip_prefix("#").unwrap_or(line);
+            if let Some(name) = line.strip_prefix('[') {
+                section = name.trim_matches(['[', ']']).to_owned();
+            } else if let Some((key, _)) = line.split_once(" = ")
+                && key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+            {
+                documented.insert(format!("{section}.{key}"));
+            }
+        }
+        let known: BTreeSet<_> = KEYS.iter().map(|key| (*key).to_owned()).collect();
+        assert_eq!(documented, known);
+        let all: String = example.lines().map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line)).map(|line| format!("{line}\n")).collect();
+        Config::parse(&all, Path::new("agent.example.toml")).expect("the example with every key uncommented parses");
+    }
+
+    /// `deny_unknown_fields` and the test above hold this list and the structs together: a key missing here is
+    /// missing in the example, a key that is no field does not parse.
+    const KEYS: &[&str] = &[
+        "node.id",
+        "node.state_dir",
+        "mesh.listen",
+        "mesh.advertise",
+        "mesh.peers.id",
+        "mesh.peers.address",
+        "pki.cert",
+        "pki.key",
+        "pki.ca",
+        "postgres.host",
+        "postgres.port",
+        "postgres.dbname",
+        "postgres.user",
+        "postgres.passfile",
+        "postgres.bin_dir",
+        "replication.conninfo",
+        "copy.parallel",
+        "copy.session_lease",
+        "copy.part_size",
+        "copy.on_blocked_ddl",
+        "copy.maintenance_work_mem",
+        "copy.sequence_margin",
+        "copy.slot_timeout",
+        "copy.catch_up_timeout",
+        "http.listen",
+        "log.level",
+        "log.format",
+    ];
+}

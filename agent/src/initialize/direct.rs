@@ -1,0 +1,239 @@
+//! The direct recipe: the agents stream the source's snapshot to the target, several parts at once, while both
+//! may be written.
+//!
+//! Read [`recipe`] top to bottom. What each step makes is written down before it is made; undo takes it back,
+//! newest first, the source's share before ours.
+
+use std::{path::PathBuf, time::Duration};
+
+use async_trait::async_trait;
+use futures::FutureExt as _;
+use steep_protocol::{
+    failure::{Code, Explain as _, Failure},
+    ids::{NodeId, SessionId},
+    operation::Phase,
+    v1,
+};
+use tokio::{sync::watch, time::sleep};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::warn;
+
+use super::{
+    Rooms,
+    preflight::{TargetTables, Wanted},
+};
+use crate::{
+    lifecycle::NodeEvent,
+    mesh::Source,
+    operations::{Context, Milestone, Recipe, Work},
+    snapshot::indexes::Builder,
+    store::{ledger, nodes},
+    telemetry,
+};
+
+/// How often the session on the source is renewed.
+const RENEW: Duration = Duration::from_secs(1);
+/// How often the end is told to a source that does not answer.
+const CLOSE_TRIES: u32 = 10;
+
+/// What the operator asked for.
+#[derive(Debug, Clone)]
+pub struct DirectPlan {
+    /// The other end.
+    pub source: NodeId,
+    /// Tables, directions, width.
+    pub wanted: Wanted,
+    /// The same selection, as messages carry it.
+    pub selection: v1::Selection,
+    /// Bytes a second; 0: no limit.
+    pub max_rate: u64,
+    /// auto, none, lz4, zstd, zstd:LEVEL.
+    pub compress: String,
+}
+
+/// The session on the source, as the target holds it.
+pub(super) struct OpenedSession {
+    pub(super) id: SessionId,
+    pub(super) reply: v1::OpenSessionReply,
+    pub(super) lost: watch::Receiver<Option<Failure>>,
+    _renewing: AbortOnDropHandle<()>,
+}
+
+/// A direct initialization under way.
+pub struct Direct {
+    pub(super) rooms: Rooms,
+    pub(super) source: Source,
+    pub(super) plan: DirectPlan,
+    pub(super) facts: v1::ExamineReply,
+    pub(super) here: TargetTables,
+    pub(super) session: Option<OpenedSession>,
+    pub(super) archive: Option<PathBuf>,
+    pub(super) builder: Option<Builder>,
+    pub(super) building: Option<AbortOnDropHandle<Result<(), Failure>>>,
+    pub(super) counts: Vec<v1::TableRows>,
+    pub(super) reverse_slot: Option<String>,
+    pub(super) subscription: String,
+}
+
+/// The direct recipe, read top to bottom. Undo runs bottom to top.
+pub fn recipe(plan: &DirectPlan) -> Recipe<Direct> {
+    let both_ways = !plan.wanted.one_way;
+    let mut recipe = Recipe::<Direct>::new()
+        .step("check both nodes", Phase::Preflight, |direct, context| direct.check_both_nodes(context).boxed())
+        // Undo: the source drops slot, publication, snapshot and locks.
+        .step("open session", Phase::Snapshot, |direct, context| direct.open_session(context).boxed())
+        // Undo: what the restore made is dropped.
+        .step("create tables", Phase::Schema, |direct, context| direct.create_tables(context).boxed());
+    if both_ways {
+        // Undo: our slot and publication are dropped. Before the load, so that the target may be written at once.
+        recipe = recipe.step("publish on target", Phase::Schema, |direct, context| direct.publish(context).boxed());
+    }
+    recipe = recipe
+        // Undo: tables that were there before are emptied.
+        .step("copy tables", Phase::Copy, |direct, context| direct.copy_tables(context).boxed())
+        .step("build indexes", Phase::Indexes, |direct, context| direct.build_indexes(context).boxed())
+        .step("move sequences", Phase::Sequences, |direct, context| direct.move_sequences(context).boxed())
+        // Undo: our subscription is dropped; the source drops its slot itself.
+        .step("subscribe", Phase::CatchingUp, |direct, context| direct.subscribe(context).boxed())
+        .step("catch up", Phase::CatchingUp, |direct, context| direct.catch_up(context).boxed());
+    if both_ways {
+        // Undo: the source drops its subscription.
+        recipe = recipe.step("replicate back", Phase::CatchingUp, |direct, context| direct.replicate_back(context).boxed());
+    }
+    recipe.step("verify", Phase::Verify, |direct, context| direct.verify(context).boxed())
+}
+
+impl Direct {
+    /// Nothing done yet.
+    pub fn new(rooms: Rooms, source: Source, plan: DirectPlan) -> Self {
+        Self {
+            rooms,
+            source,
+            plan,
+            facts: v1::ExamineReply::default(),
+            here: TargetTables::default(),
+            session: None,
+            archive: None,
+            builder: None,
+            building: None,
+            counts: Vec::new(),
+            reverse_slot: None,
+            subscription: String::new(),
+        }
+    }
+
+    /// Moves the node to its next state and tells it.
+    pub(super) async fn advance(&self, context: &Context, event: NodeEvent) -> Result<(), Failure> {
+        let moved = nodes::advance(&self.rooms.store, event, Some(context.op), &context.actor).await;
+        let moved = moved.map_err(|error| error.explain())?;
+        let mut told = Milestone::new("init.state_change", format!("{} is {}", self.rooms.me, moved.to));
+        told.previous_state = moved.from.to_string();
+        told.new_state = moved.to.to_string();
+        context.announce(told).await;
+        Ok(())
+    }
+
+    pub(super) fn session(&self) -> &OpenedSession {
+        self.session.as_ref().expect("the session was opened by an earlier step")
+    }
+
+    /// Keeps the session alive from now on; `lost` tells when the source has given it up.
+    pub(super) fn hold_session(&mut self, context: &Context, id: SessionId, reply: v1::OpenSessionReply) {
+        let (tell, lost) = watch::channel(None);
+        let (source, context) = (self.source.clone(), context.clone());
+        let renewing = AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                sleep(RENEW).await;
+                match source.renew(id).await {
+                    Ok(renewed) => {
+                        context.feed.progress(|progress| progress.retained(renewed.retained_wal_bytes));
+                        if let Some(failure) = renewed.failure {
+                            tell.send_replace(Some(failure.into()));
+                        }
+                    }
+                    Err(failure) if failure.code == Code::SessionUnknown => {
+                        tell.send_replace(Some(failure));
+                    }
+                    Err(failure) => {
+                        // The lease is long; what needs the source now will say so itself.
+                        warn!(op_id = %context.op, error = telemetry::failure(&failure), "the session could not be renewed");
+                    }
+                }
+            }
+        }));
+        self.session = Some(OpenedSession { id, reply, lost, _renewing: renewing });
+    }
+
+    fn forget_archive(&mut self) {
+        if let Some(path) = self.archive.take()
+            && let Err(error) = std::fs::remove_file(&path)
+        {
+            warn!(path = %path.display(), reason = %error, "a schema archive could not be removed");
+        }
+    }
+}
+
+/// Runs `work`, unless the source gives the session up first.
+pub(super) async fn unless_lost<T>(
+    mut lost: watch::Receiver<Option<Failure>>,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        done = work => match (done, lost.borrow().clone()) {
+            // What broke because the session was lost is told by its cause.
+            (Err(_), Some(failure)) => Err(failure),
+            (done, _) => done,
+        },
+        failure = async {
+            match lost.wait_for(Option::is_some).await {
+                Ok(failure) => failure.clone(),
+                Err(_) => None,
+            }
+        } => Err(failure.unwrap_or_else(|| Failure::new(Code::Internal, "nobody renews the session any more"))),
+    }
+}
+
+#[async_trait]
+impl Work for Direct {
+    async fn begin(&mut self, context: &Context) -> Result<(), Failure> {
+        self.advance(context, NodeEvent::Started).await?;
+        let source = self.plan.source.clone();
+        nodes::set_source(&self.rooms.store, Some(&source)).await.map_err(|error| error.explain())
+    }
+
+    async fn complete(&mut self, context: &Context) -> Result<u64, Failure> {
+        // The source first: what it made must not end with its lease once we call this node synchronized.
+        let mut tries = 0;
+        while let Err(failure) = self.source.close_session(true, "the node is synchronized").await {
+            tries += 1;
+            if !failure.retryable || tries == CLOSE_TRIES {
+                return Err(failure);
+            }
+            sleep(RENEW).await;
+        }
+        self.session = None;
+        self.rooms.cleanup.keep(context.op).await?;
+        self.advance(context, NodeEvent::CaughtUp).await?;
+        self.forget_archive();
+        let totals = ledger::totals(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
+        Ok(totals.iter().map(|table| table.rows).sum())
+    }
+
+    async fn undo(&mut self, context: &Context) -> Result<(), Failure> {
+        // Whatever still runs for us must not make anything new meanwhile.
+        self.building = None;
+        self.session = None;
+        self.rooms.cleanup.undo(context.op).await?;
+        self.forget_archive();
+        Ok(())
+    }
+
+    async fn abandon(&mut self, context: &Context, why: &Failure) -> Result<(), Failure> {
+        let own = nodes::own(&self.rooms.store).await.map_err(|error| error.explain())?;
+        let event = if why.code == Code::Cancelled { NodeEvent::Undone } else { NodeEvent::Failed };
+        if own.init_state.is_active() {
+            self.advance(context, event).await?;
+        }
+        nodes::set_source(&self.rooms.store, None).await.map_err(|error| error.explain())
+    }
+}

@@ -1,0 +1,137 @@
+//! The source's part in a peer's initialization, beyond holding the session open.
+
+use steep_protocol::{
+    failure::{Code, Explain as _, Failure},
+    ids::{NodeId, OperationId},
+    lsn::Lsn,
+    node::NodeState,
+    v1,
+};
+use tracing::info;
+
+use super::{Rooms, preflight, subscribe};
+use crate::{
+    lifecycle::NodeEvent,
+    postgres::{
+        self, Purpose,
+        ddl::OriginFilter,
+        rows,
+        sequences::{self, SequenceScope},
+        slots,
+        tables::{self, TableKind},
+    },
+    session::Held,
+    store::{Actor, audit, nodes},
+};
+
+fn explain(error: postgres::Error) -> Failure {
+    error.explain()
+}
+
+/// Exact row counts of the session's tables, inside its snapshot.
+pub async fn count_rows(held: &Held) -> Result<Vec<v1::TableRows>, Failure> {
+    let plain: Vec<_> = held.tables.iter().map(|(table, _)| table).filter(|table| table.kind == TableKind::Plain).collect();
+    let reader = held.reader().await?;
+    let names: Vec<_> = plain.iter().map(|table| table.name.clone()).collect();
+    let counts = rows::count(&reader, &names).await.map_err(explain)?;
+    held.give_back(reader);
+    Ok(plain.iter().zip(counts).map(|(table, rows)| v1::TableRows { oid: table.oid, rows }).collect())
+}
+
+/// Where the sequences that belong to the session stand now.
+pub async fn read_sequences(rooms: &Rooms, held: &Held) -> Result<Vec<v1::SequencePosition>, Failure> {
+    let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+    let oids: Vec<u32> = held.tables.iter().map(|(table, _)| table.oid).collect();
+    let scope = match held.publication.as_str() {
+        "steep" => SequenceScope::WholeDatabase,
+        _ => SequenceScope::OfTables(&oids),
+    };
+    let found = sequences::read(&session, scope).await.map_err(explain)?;
+    let position = |sequence: sequences::Sequence| v1::SequencePosition {
+        sequence: Some(preflight::table_message(&sequence.name)),
+        last_value: sequence.last_value,
+        is_called: sequence.is_called,
+        increment: sequence.increment,
+        min_value: sequence.min_value,
+        max_value: sequence.max_value,
+        cache: sequence.cache,
+        cycle: sequence.cycles,
+    };
+    Ok(found.into_iter().map(position).collect())
+}
+
+/// The session's tables as they are now.
+pub async fn describe_tables(rooms: &Rooms, held: &Held) -> Result<Vec<v1::SourceTable>, Failure> {
+    let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+    let oids: Vec<u32> = held.tables.iter().map(|(table, _)| table.oid).collect();
+    let tables = tables::describe(&session, &oids).await.map_err(explain)?;
+    Ok(tables.iter().map(preflight::source_table).collect())
+}
+
+/// Writes a marker; everything committed before lies below the LSN returned.
+pub async fn write_marker(rooms: &Rooms, op: OperationId) -> Result<Lsn, Failure> {
+    let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+    slots::emit_marker(&session, &op.to_string()).await.map_err(explain)
+}
+
+/// How far the session's slot is confirmed by its subscription.
+pub async fn slot_progress(rooms: &Rooms, held: &Held) -> Result<v1::SlotProgressReply, Failure> {
+    if let Some(failure) = held.failure() {
+        return Err(failure.clone());
+    }
+    let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+    let progress = slots::progress(&session, &held.slot).await.map_err(explain)?;
+    let gone = || Failure::new(Code::SlotLost, format!("slot {} on {} is gone", held.slot, rooms.me));
+    let progress = progress.ok_or_else(gone)?;
+    Ok(v1::SlotProgressReply {
+        confirmed_lsn: progress.confirmed_flush.unwrap_or_default().to_string(),
+        active: progress.is_active,
+        retained_wal_bytes: progress.retained_bytes,
+        wal_status: progress.wal_status,
+    })
+}
+
+/// The way back: subscribes this node to the slot its target made for it.
+pub async fn subscribe_back(
+    rooms: &Rooms,
+    target: &NodeId,
+    op: OperationId,
+    request: &v1::SubscribeRequest,
+) -> Result<String, Failure> {
+    let (slot, publication, conninfo) = (&request.slot, &request.publication, &request.conninfo);
+    subscribe::subscribe(rooms, op, target.as_str(), slot, publication, conninfo, OriginFilter::None).await
+}
+
+/// Ends the target's operation here: what it made stays, or is undone.
+pub async fn close(rooms: &Rooms, target: &NodeId, op: OperationId, keep: bool, reason: &str) -> Result<(), Failure> {
+    rooms.sessions.end(op).await;
+    let actor = Actor::node(target);
+    let action = if keep { "session.keep" } else { "session.undo" };
+    let detail = serde_json::json!({ "reason": reason });
+    audit::append(&rooms.store, &actor, action, target.as_str(), Some(op), &detail)
+        .await
+        .map_err(|error| error.explain())?;
+    if keep {
+        rooms.cleanup.keep(op).await?;
+        become_member(rooms, op, &actor).await?;
+    } else {
+        // The target may have died between our keeping and its own: what it then gives up must go all the same.
+        rooms.cleanup.reopen(op).await?;
+        rooms.cleanup.undo(op).await?;
+    }
+    info!(event = "snapshot.session_closed", op_id = %op, peer = %target, details.keep = keep, reason, "session closed");
+    Ok(())
+}
+
+/// The first source of a mesh was never initialized from another node: it *is* the data. It passes through the
+/// legal states all the same, so that the database's own check and the audit log stay whole.
+async fn become_member(rooms: &Rooms, op: OperationId, actor: &Actor) -> Result<(), Failure> {
+    let own = nodes::own(&rooms.store).await.map_err(|error| error.explain())?;
+    if own.init_state != NodeState::Uninitialized {
+        return Ok(());
+    }
+    for event in [NodeEvent::Started, NodeEvent::RowsInPlace, NodeEvent::CaughtUp] {
+        nodes::advance(&rooms.store, event, Some(op), actor).await.map_err(|error| error.explain())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! Starting an initialization: the request is checked against both nodes first, so that whoever asks hears at
+//! once what is wrong; then it becomes an operation.
+
+use serde_json::json;
+use steep_protocol::{
+    failure::{Code, Explain as _, Failure},
+    ids::{NodeId, OperationId},
+    operation::InitMethod,
+    v1,
+    wire::compress::Compression,
+};
+
+use super::{
+    Rooms,
+    direct::{Direct, DirectPlan, recipe},
+    findings::verdict,
+    preflight::{self, TargetTables, Wanted, table_name},
+    steps::is_binary,
+};
+use crate::{
+    lifecycle::{self, NodeEvent},
+    mesh::Source,
+    postgres::selection::Selection,
+    snapshot::plan::{self, PAGE_BYTES},
+    store::{Actor, nodes, operations::NewOperation},
+};
+
+/// What a request came to.
+#[derive(Debug)]
+pub struct Answer {
+    /// The operation; absent for a dry run.
+    pub op: Option<OperationId>,
+    /// Every finding of the preflight.
+    pub checks: Vec<v1::Check>,
+    /// The plan.
+    pub tables: Vec<v1::PlannedTable>,
+}
+
+/// Checks a request against both nodes and, unless it is a dry run, starts the operation.
+///
+/// A dry run answers with findings even when they speak against it; otherwise they are the failure.
+pub async fn start(rooms: &Rooms, request: &v1::StartNodeRequest, actor: &Actor) -> Result<Answer, Failure> {
+    let (op, plan) = plan_of(rooms, request)?;
+    if let Some((running, _)) = rooms.operations.current()
+        && running != op
+    {
+        return Err(already_running(rooms, running));
+    }
+    let source = Source::new(rooms.peers.clone(), plan.source.clone(), op);
+    if rooms.operations.progress(op).is_some() {
+        return Ok(Answer { op: Some(op), checks: Vec::new(), tables: Vec::new() });
+    }
+    let facts = source.examine(plan.selection.clone(), plan.wanted.one_way, plan.wanted.parallel).await?;
+    let (mut checks, here) = preflight::examine_target(rooms, plan.source.as_str(), &facts, &plan.wanted).await?;
+    checks.extend(facts.checks.iter().cloned());
+    let tables = planned_tables(rooms, &facts, &here);
+    if request.dry_run {
+        return Ok(Answer { op: None, checks, tables });
+    }
+    let own = nodes::own(&rooms.store).await.map_err(|error| error.explain())?;
+    lifecycle::next(own.init_state, NodeEvent::Started).map_err(|_| {
+        let text = format!("cannot start {}: it is {}", rooms.me, own.init_state);
+        Failure::new(Code::IllegalState, text).hint(format!("steepctl node show {}", rooms.me))
+    })?;
+    verdict(&format!("cannot start {} from {}", rooms.me, plan.source), &checks)?;
+    let new = NewOperation {
+        op_id: op,
+        kind: "init".into(),
+        target: rooms.me.clone(),
+        source: plan.source.clone(),
+        method: InitMethod::Direct,
+        request: json!({
+            "one_way": plan.wanted.one_way,
+            "parallel": plan.wanted.parallel,
+            "force": plan.wanted.force,
+            "max_rate": plan.max_rate,
+            "compress": plan.compress,
+            "selection": {
+                "tables": plan.wanted.selection.tables,
+                "schemas": plan.wanted.selection.schemas,
+                "exclude": plan.wanted.selection.exclude,
+            },
+        }),
+        started_by: actor.to_string(),
+    };
+    let workers = plan.wanted.parallel;
+    let recipe = recipe(&plan);
+    let work = Direct::new(rooms.clone(), source, plan);
+    rooms.operations.start(new, actor.clone(), workers, recipe, work).await?;
+    Ok(Answer { op: Some(op), checks, tables })
+}
+
+fn already_running(rooms: &Rooms, running: OperationId) -> Failure {
+    Failure::new(Code::OperationRunning, format!("operation {running} already runs on {}", rooms.me))
+        .hint(format!("steepctl op watch {running} follows it; steepctl node cancel {} stops it", rooms.me))
+}
+
+fn plan_of(rooms: &Rooms, request: &v1::StartNodeRequest) -> Result<(OperationId, DirectPlan), Failure> {
+    let bad = |text: String| Failure::new(Code::BadRequest, text);
+    let op: OperationId = request.op_id.parse().map_err(|error| bad(format!("{error}")))?;
+    let source: NodeId = request.source.parse().map_err(|_| rooms.peers.unknown(&request.source))?;
+    if source == rooms.me {
+        return Err(Failure::new(Code::SourceIsTarget, format!("cannot start {source} from itself")));
+    }
+    if !rooms.peers.knows(&source) {
+        return Err(rooms.peers.unknown(source.as_str()));
+    }
+    if !request.method.is_empty() {
+        request.method.parse::<InitMethod>().map_err(|error| bad(error.to_string()))?;
+    }
+    let compression: Compression = request.compress.parse().map_err(|error| bad(format!("{error}")))?;
+    let parallel = if request.parallel == 0 { rooms.config.copy.parallel } else { request.parallel };
+    if !(1..=16).contains(&parallel) {
+        return Err(bad(format!("--parallel {parallel} is not between 1 and 16")));
+    }
+    let selection = request.selection.clone().unwrap_or_default();
+    let wanted = Wanted {
+        selection: selection_of(&selection),
+        one_way: request.one_way,
+        parallel,
+        force: request.force,
+    };
+    let plan =
+        DirectPlan { source, wanted, selection, max_rate: request.max_rate, compress: compression.to_string() };
+    Ok((op, plan))
+}
+
+/// A selection from a message.
+pub fn selection_of(selection: &v1::Selection) -> Selection {
+    Selection {
+        tables: selection.tables.iter().map(table_name).collect(),
+        schemas: selection.schemas.clone(),
+        exclude: selection.exclude.iter().map(table_name).collect(),
+    }
+}
+
+fn planned_tables(rooms: &Rooms, facts: &v1::ExamineReply, here: &TargetTables) -> Vec<v1::PlannedTable> {
+    let planned = |table: &v1::SourceTable| {
+        let pages = u32::try_from(table.bytes / PAGE_BYTES).unwrap_or(u32::MAX);
+        let name = table.table.as_ref().map(table_name)?;
+        Some(v1::PlannedTable {
+            target_rows: here.rows.get(&name).copied().unwrap_or_default(),
+            table: table.table.clone(),
+            rows_estimate: table.rows_estimate,
+            bytes: table.bytes,
+            parts: plan::parts(pages, rooms.config.copy.part_size).starts.len() as u32,
+            format: if is_binary(table) { "binary".into() } else { "text".into() },
+        })
+    };
+    facts.tables.iter().filter(|table| table.kind != "p").filter_map(planned).collect()
+}

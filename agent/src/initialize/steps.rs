@@ -1,0 +1,475 @@
+//! The steps of the direct recipe, in its order.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
+
+use steep_protocol::{
+    failure::{Code, Explain as _, Failure},
+    lsn::Lsn,
+    names::TableName,
+    v1::{self, bulk_request::Want},
+};
+use tokio::{
+    fs::OpenOptions,
+    io::AsyncWriteExt as _,
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use super::{
+    direct::{Direct, unless_lost},
+    findings::verdict,
+    preflight::{self, table_message, table_name},
+    subscribe,
+};
+use crate::{
+    cleanup::{Effect, Member},
+    lifecycle::NodeEvent,
+    operations::Context,
+    postgres::{
+        self, Purpose, catalog,
+        ddl::OriginFilter,
+        dump::{Programs, RestoreRequest, Section},
+        inventory, replication,
+        sequences::{self, NewPosition, SequenceScope},
+        slots,
+    },
+    session::{publish, slot_name},
+    snapshot::{
+        indexes::{Builder, Owned},
+        plan::TablePlan,
+        receive::{CopyJob, TableJob, copy_tables},
+    },
+    store::ledger,
+};
+
+/// How often a waiting step looks again.
+const LOOK: Duration = Duration::from_millis(100);
+
+fn explain(error: postgres::Error) -> Failure {
+    error.explain()
+}
+
+impl Direct {
+    /// Looks again, now that the operation is the only one: what was true for the request may have changed.
+    pub(super) async fn check_both_nodes(&mut self, _: &Context) -> Result<(), Failure> {
+        let wanted = &self.plan.wanted;
+        self.facts = self.source.examine(self.plan.selection.clone(), wanted.one_way, wanted.parallel).await?;
+        let source = self.plan.source.as_str();
+        let (mut checks, here) = preflight::examine_target(&self.rooms, source, &self.facts, wanted).await?;
+        self.here = here;
+        checks.extend(self.facts.checks.iter().cloned());
+        verdict(&format!("cannot start {} from {source}", self.rooms.me), &checks)
+    }
+
+    pub(super) async fn open_session(&mut self, context: &Context) -> Result<(), Failure> {
+        let request = v1::OpenSessionRequest {
+            op_id: context.op.to_string(),
+            tables: self.facts.tables.clone(),
+            one_way: self.plan.wanted.one_way,
+            part_bytes: 0,
+            whole_database: self.plan.wanted.selection.is_whole_database(),
+        };
+        let effect = Effect::PeerSession { node: self.plan.source.clone() };
+        let opened = self.source.open_session(request);
+        let reply = self.rooms.cleanup.make(context.op, "open session", &effect, opened).await?;
+        let id = reply.session_id.parse().map_err(|error| Failure::new(Code::BadRequest, format!("{error}")))?;
+        self.hold_session(context, id, reply);
+        Ok(())
+    }
+
+    pub(super) async fn create_tables(&mut self, context: &Context) -> Result<(), Failure> {
+        unless_lost(self.session().lost.clone(), self.create_missing_tables(context)).await?;
+        let kept = self.kept_tables();
+        if !kept.is_empty() {
+            if !self.here.rows.is_empty() {
+                self.rooms.cleanup.empty(context.op, &kept).await?;
+            }
+            let effect = Effect::Rows { tables: kept };
+            self.rooms.cleanup.make(context.op, "create tables", &effect, async { Ok(()) }).await?;
+        }
+        // Already now, so that whoever writes here before the end does not collide with the source's rows.
+        self.set_sequences_ahead().await
+    }
+
+    /// Tables that were here before, by their outermost names.
+    fn kept_tables(&self) -> Vec<Member> {
+        let there = |table: &&v1::SourceTable| {
+            !table.is_partition && table.table.as_ref().is_some_and(|name| self.here.existing.contains_key(&table_name(name)))
+        };
+        let member = |table: &v1::SourceTable| Member {
+            table: table.table.as_ref().map(table_name).expect("a table has its name"),
+            partitioned: table.kind == "p",
+        };
+        self.facts.tables.iter().filter(there).map(member).collect()
+    }
+
+    async fn create_missing_tables(&mut self, context: &Context) -> Result<(), Failure> {
+        let names: Vec<TableName> = self.facts.tables.iter().filter_map(|table| table.table.as_ref().map(table_name)).collect();
+        let missing: Vec<_> = names.iter().filter(|name| !self.here.existing.contains_key(name)).cloned().collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let session = self.rooms.database.session(Purpose::Ddl(context.op)).await.map_err(explain)?;
+        let programs = Programs::find(self.rooms.database.config(), session.version().major()).await.map_err(explain)?;
+        if u32::from(programs.major()) < self.facts.pg_dump_major {
+            let text = format!(
+                "pg_restore {} beside {} cannot read what pg_dump {} beside {} writes",
+                programs.major(), self.rooms.me, self.facts.pg_dump_major, self.plan.source
+            );
+            return Err(Failure::new(Code::PgDumpMissing, text));
+        }
+        let archive = self.rooms.config.node.state_dir.join(format!("{}.dump", context.op));
+        self.archive = Some(archive.clone());
+        self.fetch_archive(&archive, &missing).await?;
+        let entries = programs.list(&archive).await.map_err(explain)?;
+
+        let schemas: BTreeSet<String> =
+            catalog::schemas(&session).await.map_err(explain)?.into_iter().map(|schema| schema.name).collect();
+        let wanted: Vec<_> = entries
+            .iter()
+            .filter(|entry| entry.section == Section::PreData)
+            .filter(|entry| !(entry.kind == "SCHEMA" && schemas.iter().any(|schema| entry.label.starts_with(&format!("- {schema} ")))))
+            .collect();
+        let before = inventory::take(&session).await.map_err(explain)?;
+        let effect = Effect::Schema { before: before.clone(), markers: missing.clone() };
+        let cancelled = CancellationToken::new();
+        let request = RestoreRequest {
+            archive: &archive,
+            entries: &wanted,
+            single_transaction: true,
+            op: context.op,
+            settings: &[],
+            cancelled: &cancelled,
+        };
+        let restored = async { programs.restore(&self.rooms.database, &request).await.map_err(explain) };
+        self.rooms.cleanup.make(context.op, "create tables", &effect, restored).await?;
+        let created = inventory::created_since(&session, &before, &missing).await.map_err(explain)?;
+        self.rooms.cleanup.make(context.op, "create tables", &Effect::Objects { created }, async { Ok(()) }).await?;
+        session.close().await;
+
+        let owned: Vec<_> = self.facts.tables.iter().filter_map(owned).collect();
+        let memory = self.rooms.config.copy.maintenance_work_mem;
+        let database = self.rooms.database.clone();
+        self.builder = Some(Builder::new(programs, database, context, &archive, entries, &owned, memory));
+        Ok(())
+    }
+
+    async fn fetch_archive(&self, archive: &Path, missing: &[TableName]) -> Result<(), Failure> {
+        let selection = &self.plan.wanted.selection;
+        let only_missing = !self.here.existing.is_empty() || !selection.tables.is_empty();
+        let want = Want::Dump(v1::FetchDump {
+            session_id: self.session().id.to_string(),
+            only: if only_missing { missing.iter().map(table_message).collect() } else { Vec::new() },
+            without: if only_missing { Vec::new() } else { selection.exclude.iter().map(table_message).collect() },
+            schemas: if only_missing { Vec::new() } else { selection.schemas.clone() },
+        });
+        let state_dir = &self.rooms.config.node.state_dir;
+        let unwritable = |error: std::io::Error| {
+            Failure::new(Code::StateDirUnwritable, format!("cannot write {}", archive.display())).caused_by(&error)
+        };
+        tokio::fs::create_dir_all(state_dir).await.map_err(unwritable)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        #[cfg(unix)]
+        options.mode(0o600);
+        let mut file = options.open(archive).await.map_err(unwritable)?;
+        let mut blocks = self.source.fetch(want).await?;
+        while let Some(block) = blocks.next().await.map_err(|error| error.explain())? {
+            file.write_all(&block).await.map_err(unwritable)?;
+        }
+        file.flush().await.map_err(unwritable)
+    }
+
+    pub(super) async fn publish(&mut self, context: &Context) -> Result<(), Failure> {
+        let look = self.rooms.database.session(Purpose::Ddl(context.op)).await.map_err(explain)?;
+        let member = |table: &v1::SourceTable| {
+            let name = table.table.as_ref().map(table_name)?;
+            (!table.is_partition).then(|| Member { table: name, partitioned: table.kind == "p" })
+        };
+        let members: Vec<_> = self.facts.tables.iter().filter_map(member).collect();
+        publish(&self.rooms.cleanup, &look, context.op, &self.own_publication(), &members).await?;
+        let slot = slot_name(&self.plan.source, context.op);
+        let patience = self.rooms.config.copy.slot_timeout;
+        let effect = Effect::Slot { name: slot.clone() };
+        let made = async {
+            let never = CancellationToken::new();
+            replication::create_slot(&self.rooms.database, context.op, &slot, patience, &never).await.map_err(explain)
+        };
+        self.rooms.cleanup.make(context.op, "publish on target", &effect, made).await?;
+        self.reverse_slot = Some(slot);
+        Ok(())
+    }
+
+    fn own_publication(&self) -> String {
+        let whole = self.plan.wanted.selection.is_whole_database();
+        if whole { "steep".to_owned() } else { format!("steep_only_{}", self.plan.source) }
+    }
+
+    pub(super) async fn copy_tables(&mut self, context: &Context) -> Result<(), Failure> {
+        self.advance(context, NodeEvent::CopyBegan).await?;
+        let (session, lost) = (self.session().id, self.session().lost.clone());
+        let source = self.source.clone();
+        let workers = self.plan.wanted.parallel as usize;
+        let job = CopyJob {
+            op: context.op,
+            source: source.clone(),
+            session,
+            tables: table_jobs(&self.facts.tables, &self.session().reply.tables)?,
+            workers,
+            compress: self.plan.compress.clone(),
+            max_rate: self.plan.max_rate,
+            database: self.rooms.database.clone(),
+            cleanup: self.rooms.cleanup.clone(),
+        };
+        let (finished, ready) = mpsc::unbounded_channel();
+        let builder = self.builder.clone();
+        let mut building = AbortOnDropHandle::new(tokio::spawn(async move {
+            match builder {
+                Some(builder) => builder.build_as_ready(ready, workers.div_ceil(2)).await,
+                None => Ok(()),
+            }
+        }));
+        let copied = async {
+            copy_tables(job, context, finished).await?;
+            let counts = source.count_rows(session).await?;
+            // The locks go as soon as the last row is read and counted, while indexes are still built.
+            source.release_snapshot(session).await?;
+            Ok(counts)
+        };
+        let mut copied = Box::pin(unless_lost(lost, copied));
+        let (counts, built) = tokio::select! {
+            copied = &mut copied => (copied?, None),
+            built = &mut building => {
+                // An index that fails need not wait for the copy; one that is done early has nothing more to do.
+                ended(built)?;
+                (copied.await?, Some(()))
+            }
+        };
+        self.counts = counts;
+        self.building = built.is_none().then_some(building);
+        Ok(())
+    }
+
+    pub(super) async fn build_indexes(&mut self, _: &Context) -> Result<(), Failure> {
+        let lost = self.session().lost.clone();
+        let building = self.building.take();
+        let builder = self.builder.clone();
+        unless_lost(lost, async {
+            if let Some(building) = building {
+                ended(building.await)?;
+            }
+            match builder {
+                Some(builder) => builder.build_rest().await,
+                None => Ok(()),
+            }
+        })
+        .await
+    }
+
+    pub(super) async fn move_sequences(&mut self, _: &Context) -> Result<(), Failure> {
+        self.set_sequences_ahead().await
+    }
+
+    /// Sets every sequence ahead of the source's, in its own direction; never back.
+    async fn set_sequences_ahead(&self) -> Result<(), Failure> {
+        let theirs = self.source.read_sequences(self.session().id).await?;
+        let session = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+        let ours = sequences::read(&session, SequenceScope::WholeDatabase).await.map_err(explain)?;
+        let ours: BTreeMap<_, _> = ours.into_iter().map(|sequence| (sequence.name.clone(), sequence)).collect();
+        let margin = i64::from(self.rooms.config.copy.sequence_margin);
+        let ahead = theirs.iter().filter_map(|theirs| {
+            let name = table_name(theirs.sequence.as_ref()?);
+            let now = ours.get(&name)?.last_value;
+            let value = ahead_of(theirs, margin);
+            let is_further = if theirs.increment > 0 { value > now } else { value < now };
+            is_further.then_some(NewPosition { name, value, is_called: true })
+        });
+        let positions: Vec<_> = ahead.collect();
+        sequences::set(&session, &positions).await.map_err(explain)
+    }
+
+    pub(super) async fn subscribe(&mut self, context: &Context) -> Result<(), Failure> {
+        self.check_unchanged().await?;
+        self.advance(context, NodeEvent::RowsInPlace).await?;
+        let reply = &self.session().reply;
+        // One way, everything the source has belongs here, wherever it came from.
+        let origin = if self.plan.wanted.one_way { OriginFilter::Any } else { OriginFilter::None };
+        let source = self.plan.source.as_str();
+        let (slot, publication, conninfo) = (&reply.slot, &reply.publication, &reply.conninfo);
+        self.subscription =
+            subscribe::subscribe(&self.rooms, context.op, source, slot, publication, conninfo, origin).await?;
+        Ok(())
+    }
+
+    /// No DDL may have slipped in since the snapshot: rows of another shape would stop the subscription.
+    async fn check_unchanged(&self) -> Result<(), Failure> {
+        let now = self.source.describe_tables(self.session().id).await?;
+        for then in &self.facts.tables {
+            let name = then.table.as_ref().map(table_name).expect("a table has its name");
+            let Some(now) = now.iter().find(|table| table.oid == then.oid && table.table == then.table) else {
+                return Err(Failure::new(Code::SchemaChanged, format!("table {name} was dropped or renamed on the source")));
+            };
+            if now.columns != then.columns {
+                return Err(Failure::new(Code::SchemaChanged, format!("the columns of {name} changed on the source during the copy")));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn catch_up(&mut self, _: &Context) -> Result<(), Failure> {
+        let marker = self.source.write_marker().await?;
+        let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+        let session = self.session();
+        let mut waiting = Waiting::new(self.rooms.config.copy.catch_up_timeout);
+        unless_lost(session.lost.clone(), async {
+            loop {
+                let progress = self.source.slot_progress(session.id).await?;
+                let confirmed: Lsn = progress.confirmed_lsn.parse().unwrap_or_default();
+                if confirmed >= marker {
+                    return Ok(());
+                }
+                subscribe::check_running(&look, &self.subscription).await?;
+                waiting.still(confirmed, || format!("{} waits for {}", self.subscription, self.plan.source))?;
+                sleep(LOOK).await;
+            }
+        })
+        .await
+    }
+
+    pub(super) async fn replicate_back(&mut self, _: &Context) -> Result<(), Failure> {
+        let slot = self.reverse_slot.clone().expect("the slot for the way back was made before the copy");
+        let conninfo = subscribe::own_conninfo(&self.rooms)?;
+        let subscription = self.source.subscribe(&slot, &self.own_publication(), &conninfo).await?;
+        let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+        let marker = slots::emit_marker(&look, &slot).await.map_err(explain)?;
+        let mut waiting = Waiting::new(self.rooms.config.copy.catch_up_timeout);
+        loop {
+            let progress = slots::progress(&look, &slot).await.map_err(explain)?;
+            let gone = || Failure::new(Code::SlotLost, format!("slot {slot} is gone"));
+            let confirmed = progress.ok_or_else(gone)?.confirmed_flush.unwrap_or_default();
+            if confirmed >= marker {
+                return Ok(());
+            }
+            waiting.still(confirmed, || format!("{subscription} on {} waits for {}", self.plan.source, self.rooms.me))?;
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Rows counted on the source inside the snapshot, against rows committed here part by part: both stand at
+    /// the slot's own LSN, whatever has been written since.
+    pub(super) async fn verify(&mut self, context: &Context) -> Result<(), Failure> {
+        let parts = ledger::parts(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
+        let mut landed = BTreeMap::<&TableName, u64>::new();
+        for part in &parts {
+            *landed.entry(&part.table).or_default() += part.rows;
+        }
+        for counted in &self.counts {
+            let table = self.facts.tables.iter().find(|table| table.oid == counted.oid);
+            let Some(name) = table.and_then(|table| table.table.as_ref()).map(table_name) else { continue };
+            let here = landed.get(&name).copied().unwrap_or_default();
+            if here != counted.rows {
+                let text = format!("{name} held {} rows on {} at the snapshot, {here} were copied", counted.rows, self.plan.source);
+                return Err(Failure::new(Code::CountsDiffer, text));
+            }
+        }
+        let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+        subscribe::check_running(&look, &self.subscription).await
+    }
+}
+
+fn ended(built: Result<Result<(), Failure>, tokio::task::JoinError>) -> Result<(), Failure> {
+    built.unwrap_or_else(|error| Err(Failure::new(Code::Internal, "building indexes ended unexpectedly").caused_by(&error)))
+}
+
+/// Gives up when nothing has moved for too long.
+struct Waiting {
+    limit: Duration,
+    moved: Instant,
+    last: Lsn,
+}
+
+impl Waiting {
+    fn new(limit: Duration) -> Self {
+        Self { limit, moved: Instant::now(), last: Lsn::default() }
+    }
+
+    fn still(&mut self, at: Lsn, who: impl FnOnce() -> String) -> Result<(), Failure> {
+        if at > self.last {
+            (self.last, self.moved) = (at, Instant::now());
+        }
+        if self.moved.elapsed() < self.limit {
+            return Ok(());
+        }
+        Err(Failure::new(Code::CatchUpStalled, format!("{}: nothing moved for {} s", who(), self.limit.as_secs())))
+    }
+}
+
+fn owned(table: &v1::SourceTable) -> Option<Owned> {
+    Some(Owned {
+        table: table.oid,
+        name: table.table.as_ref().map(table_name)?,
+        indexes: table.index_oids.clone(),
+        constraints: table.constraint_oids.clone(),
+    })
+    // A partitioned table holds no rows to wait for; its indexes tie partitions together at the end.
+    .filter(|_| table.kind != "p")
+}
+
+/// The tables to copy, largest first.
+fn table_jobs(tables: &[v1::SourceTable], planned: &[v1::SessionTable]) -> Result<Vec<TableJob>, Failure> {
+    let mut jobs = Vec::new();
+    for table in tables.iter().filter(|table| table.kind != "p") {
+        let name = table.table.as_ref().map(table_name).expect("a table has its name");
+        let plan = planned.iter().find(|planned| planned.oid == table.oid && !planned.part_starts.is_empty());
+        let plan = plan.ok_or_else(|| Failure::new(Code::BadRequest, format!("the source planned no parts of {name}")))?;
+        let stored = || table.columns.iter().filter(|column| column.generated.is_empty());
+        jobs.push(TableJob {
+            oid: table.oid,
+            name,
+            columns: stored().map(|column| column.name.clone()).collect(),
+            binary: stored().all(|column| column.binary_safe),
+            plan: TablePlan { starts: plan.part_starts.clone(), pages: plan.pages },
+            rows_estimate: plan.rows_estimate,
+        });
+    }
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.plan.pages));
+    Ok(jobs)
+}
+
+/// Where the target's sequence is to stand: `margin` steps (and what sessions may have cached) past the source's.
+fn ahead_of(sequence: &v1::SequencePosition, margin: i64) -> i64 {
+    let steps = margin.saturating_add(sequence.cache).saturating_mul(sequence.increment);
+    sequence.last_value.saturating_add(steps).clamp(sequence.min_value, sequence.max_value)
+}
+
+/// Where the source publishes and how a plan is shown; used by dry runs too.
+pub(super) fn is_binary(table: &v1::SourceTable) -> bool {
+    table.columns.iter().filter(|column| column.generated.is_empty()).all(|column| column.binary_safe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sequence_moves_ahead_in_its_own_direction_and_never_past_its_end() {
+        let at = |last_value, increment, cache| v1::SequencePosition {
+            last_value,
+            increment,
+            cache,
+            min_value: -5000,
+            max_value: 5000,
+            ..v1::SequencePosition::default()
+        };
+        assert_eq!(ahead_of(&at(10, 1, 1), 1000), 1011);
+        assert_eq!(ahead_of(&at(10, 1, 50), 1000), 1060);
+        assert_eq!(ahead_of(&at(-10, -2, 1), 1000), -2012);
+        assert_eq!(ahead_of(&at(4900, 1, 1), 1000), 5000);
+        assert_eq!(ahead_of(&at(0, i64::MAX, i64::MAX), 1000), 5000);
+    }
+}

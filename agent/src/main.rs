@@ -1,0 +1,83 @@
+//! `steep-agent`: reads the command line, then hands over to [`steep_agent::agent`].
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use steep_agent::{agent, config::Config, telemetry};
+use steep_protocol::failure::{Explain as _, Failure};
+
+/// The agent that runs beside each PostgreSQL node of a Steep mesh.
+#[derive(Parser)]
+#[command(name = "steep-agent", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run until SIGTERM or SIGINT; the first drains, the second ends at once.
+    Run(ConfigFile),
+    /// Look at the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the version.
+    Version,
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Check a configuration file and the files it names, then say what it means.
+    Check(ConfigFile),
+}
+
+#[derive(clap::Args)]
+struct ConfigFile {
+    /// The configuration file; deploy/agent.example.toml documents every key.
+    #[arg(long, value_name = "FILE", default_value = "/etc/steep/agent.toml", env = "STEEP_AGENT_CONFIG")]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Run(file) => Config::load(&file.config).map_err(|error| error.explain()).and_then(run),
+        Command::Config(ConfigCommand::Check(file)) => check(&file.config),
+        Command::Version => {
+            telemetry::say(&format!("steep-agent {}", env!("CARGO_PKG_VERSION")));
+            Ok(())
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            telemetry::complain(&failure);
+            ExitCode::from(failure.code.family() as u8)
+        }
+    }
+}
+
+fn run(config: Config) -> Result<(), Failure> {
+    telemetry::init(&config);
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .expect("the system grants threads to a fresh process")
+        .block_on(agent::run(config))
+}
+
+fn check(file: &std::path::Path) -> Result<(), Failure> {
+    let config = Config::load(file).map_err(|error| error.explain())?;
+    let identity = config.identity().map_err(|error| error.explain())?;
+    telemetry::say(&format!(
+        "{}: good\n  {} of mesh {}\n  listens on {}, PostgreSQL at {}:{} database {}\n  {} peers",
+        file.display(),
+        identity.me(),
+        identity.me().mesh,
+        config.mesh.listen,
+        config.postgres.host,
+        config.postgres.port,
+        config.postgres.dbname,
+        config.mesh.peers.len(),
+    ));
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! What a target asks of the source it is initialized from.
+
+use std::time::Duration;
+
+use steep_protocol::{
+    failure::{Code, Failure},
+    ids::{NodeId, OperationId, SessionId},
+    lsn::Lsn,
+    v1::{self, bulk_request::Want},
+    wire::{bulk::BlockSource, rpc},
+};
+use tokio::time::timeout;
+use tonic::{Response, Status};
+
+use super::Peers;
+
+/// Long enough for a slot that waits for transactions, short enough to be noticed.
+const LONGEST_ANSWER: Duration = Duration::from_secs(600);
+
+/// The source of one operation, as its target sees it.
+#[derive(Debug, Clone)]
+pub struct Source {
+    peers: Peers,
+    node: NodeId,
+    op: OperationId,
+}
+
+/// Asks one question of the peer service and unwraps the answer.
+macro_rules! ask {
+    ($source:expr, $method:ident, $request:expr) => {{
+        let mut client = $source.peers.client(&$source.node).await?;
+        $source.answer(client.$method($request)).await
+    }};
+}
+
+impl Source {
+    /// Speaks to `node` about `op`.
+    pub fn new(peers: Peers, node: NodeId, op: OperationId) -> Self {
+        Self { peers, node, op }
+    }
+
+    /// The source's node.
+    pub fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    /// Facts and findings for the preflight.
+    pub async fn examine(
+        &self,
+        selection: v1::Selection,
+        one_way: bool,
+        parallel: u32,
+    ) -> Result<v1::ExamineReply, Failure> {
+        let op_id = self.op.to_string();
+        ask!(self, examine, v1::ExamineRequest { op_id, selection: Some(selection), one_way, parallel })
+    }
+
+    /// Opens the session: locks, slot, snapshot.
+    pub async fn open_session(&self, request: v1::OpenSessionRequest) -> Result<v1::OpenSessionReply, Failure> {
+        ask!(self, open_session, request)
+    }
+
+    /// Says that we still live; hears how the session fares.
+    pub async fn renew(&self, session: SessionId) -> Result<v1::RenewSessionReply, Failure> {
+        ask!(self, renew_session, v1::RenewSessionRequest { session_id: session.to_string() })
+    }
+
+    /// Exact row counts inside the snapshot.
+    pub async fn count_rows(&self, session: SessionId) -> Result<Vec<v1::TableRows>, Failure> {
+        let reply = ask!(self, count_rows, v1::CountRowsRequest { session_id: session.to_string() })?;
+        Ok(reply.tables)
+    }
+
+    /// The last part is read: snapshot and locks may go.
+    pub async fn release_snapshot(&self, session: SessionId) -> Result<(), Failure> {
+        ask!(self, release_snapshot, v1::ReleaseSnapshotRequest { session_id: session.to_string() }).map(drop)
+    }
+
+    /// Where the sequences stand.
+    pub async fn read_sequences(&self, session: SessionId) -> Result<Vec<v1::SequencePosition>, Failure> {
+        let reply = ask!(self, read_sequences, v1::ReadSequencesRequest { session_id: session.to_string() })?;
+        Ok(reply.sequences)
+    }
+
+    /// The session's tables as they are now.
+    pub async fn describe_tables(&self, session: SessionId) -> Result<Vec<v1::SourceTable>, Failure> {
+        let reply = ask!(self, describe_tables, v1::DescribeTablesRequest { session_id: session.to_string() })?;
+        Ok(reply.tables)
+    }
+
+    /// Writes a marker; everything committed on the source before lies below the LSN returned.
+    pub async fn write_marker(&self) -> Result<Lsn, Failure> {
+        let reply = ask!(self, write_marker, v1::WriteMarkerRequest { op_id: self.op.to_string() })?;
+        reply.lsn.parse().map_err(|error| Failure::new(Code::BadRequest, format!("{}: {error}", self.node)))
+    }
+
+    /// How far the session's slot is confirmed.
+    pub async fn slot_progress(&self, session: SessionId) -> Result<v1::SlotProgressReply, Failure> {
+        ask!(self, slot_progress, v1::SlotProgressRequest { session_id: session.to_string() })
+    }
+
+    /// Has the source subscribe to the slot we made for it.
+    pub async fn subscribe(&self, slot: &str, publication: &str, conninfo: &str) -> Result<String, Failure> {
+        let request = v1::SubscribeRequest {
+            op_id: self.op.to_string(),
+            slot: slot.to_owned(),
+            publication: publication.to_owned(),
+            conninfo: conninfo.to_owned(),
+        };
+        Ok(ask!(self, subscribe, request)?.subscription)
+    }
+
+    /// Ends the operation on the source: `keep` what it made, or undo all of it.
+    pub async fn close_session(&self, keep: bool, reason: &str) -> Result<(), Failure> {
+        let request = v1::CloseSessionRequest { op_id: self.op.to_string(), keep, reason: reason.to_owned() };
+        ask!(self, close_session, request).map(drop)
+    }
+
+    /// Opens a stream of blocks.
+    pub async fn fetch(&self, want: Want) -> Result<BlockSource, Failure> {
+        self.peers.fetch(&self.node, want).await
+    }
+
+    async fn answer<T>(&self, asked: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Failure> {
+        match timeout(LONGEST_ANSWER, asked).await {
+            Ok(Ok(reply)) => Ok(reply.into_inner()),
+            Ok(Err(status)) => Err(rpc::failure_of(&status)),
+            Err(_) => Err(Failure::new(
+                Code::PeerSilent,
+                format!("{} did not answer in {} s", self.node, LONGEST_ANSWER.as_secs()),
+            )),
+        }
+    }
+}

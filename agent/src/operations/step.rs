@@ -1,0 +1,93 @@
+//! The shape of long work: named steps over one state, read top to bottom.
+//!
+//! A step's undo is not a function beside it: every side effect writes an intent row before it happens, and
+//! undoing an operation walks those rows backwards ([`crate::cleanup`]). So an operation is undone the same way
+//! whether a step failed, somebody cancelled, or the agent died and another run of it found the rows.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use steep_protocol::{failure::Failure, ids::OperationId, operation::Phase};
+use tokio_util::sync::CancellationToken;
+
+use super::{Feed, Milestone};
+use crate::store::Actor;
+
+/// What a step knows of the operation it belongs to.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The operation.
+    pub op: OperationId,
+    /// Who asked for it.
+    pub actor: Actor,
+    /// Where progress and milestones go.
+    pub feed: Arc<Feed>,
+    /// Done once the operation shall stop. Steps are dropped where they stand; only work that must not be
+    /// dropped half-way needs to look.
+    pub cancelled: CancellationToken,
+}
+
+impl Context {
+    /// Announces a milestone; it is stored before watchers see it.
+    pub async fn announce(&self, milestone: Milestone) {
+        self.feed.announce(milestone).await;
+    }
+}
+
+/// The state a recipe's steps share, and what frames them.
+#[async_trait]
+pub trait Work: Send + 'static {
+    /// Before the first step: the node leaves its old state.
+    async fn begin(&mut self, context: &Context) -> Result<(), Failure>;
+
+    /// After the last step: the node is where it was meant to be. Returns rows copied.
+    async fn complete(&mut self, context: &Context) -> Result<u64, Failure>;
+
+    /// Undoes everything; called after a failure or a cancel, when no step runs any more.
+    async fn undo(&mut self, context: &Context) -> Result<(), Failure>;
+
+    /// After the undo: the node's state says how it ended.
+    async fn abandon(&mut self, context: &Context, why: &Failure) -> Result<(), Failure>;
+}
+
+type Run<W> = for<'a> fn(&'a mut W, &'a Context) -> BoxFuture<'a, Result<(), Failure>>;
+
+/// One step.
+pub struct Step<W> {
+    /// As operators see it.
+    pub name: &'static str,
+    /// The phase it belongs to, for log and progress.
+    pub phase: Phase,
+    pub(super) run: Run<W>,
+}
+
+/// Steps in order.
+pub struct Recipe<W> {
+    pub(super) steps: Vec<Step<W>>,
+}
+
+impl<W: Work> Recipe<W> {
+    /// A recipe without steps.
+    pub fn new() -> Self {
+        Self { steps: Vec::new() }
+    }
+
+    /// With one more step at the end.
+    #[must_use]
+    pub fn step(mut self, name: &'static str, phase: Phase, run: Run<W>) -> Self {
+        self.steps.push(Step { name, phase, run });
+        self
+    }
+
+    /// The steps' names, in order.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.steps.iter().map(|step| step.name).collect()
+    }
+}
+
+impl<W: Work> Default for Recipe<W> {
+    fn default() -> Self {
+        Self::new()
+    }
+}

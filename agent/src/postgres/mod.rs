@@ -1,0 +1,48 @@
+//! Everything said to the local PostgreSQL.
+//!
+//! Reading order: [`connect`] opens sessions; [`catalog`] and its neighbours look; [`replication`], [`slots`],
+//! [`origins`], [`publications`] and [`subscriptions`] are what PostgreSQL's replication is made of; [`copy`] moves
+//! rows; [`dump`] runs pg_dump and pg_restore; [`inventory`] knows what a restore made, so that it can be dropped;
+//! [`ddl`] renders every statement that cannot take parameters.
+//!
+//! Hands out types of its own: no other room but the store names the client library.
+
+/// The text of a statement under `agent/sql`.
+macro_rules! sql {
+    ($path:literal) => {
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/sql/", $path))
+    };
+}
+pub(crate) use sql;
+
+pub mod connect;
+mod passfile;
+
+pub mod activity;
+pub mod catalog;
+pub mod rows;
+pub mod selection;
+pub mod sequences;
+pub mod tables;
+
+pub mod origins;
+pub mod publications;
+pub mod replication;
+pub mod slots;
+pub mod subscriptions;
+
+pub mod copy;
+
+mod archive;
+pub mod dump;
+mod script;
+pub mod inventory;
+
+pub mod conninfo;
+pub mod ddl;
+pub mod error;
+pub mod version;
+
+pub use connect::{Canceller, Database, PostgresConfig, Purpose, Session};
+pub use error::Error;
+pub use version::Version;

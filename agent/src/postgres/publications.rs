@@ -1,0 +1,28 @@
+//! Publications of the local database.
+
+use super::{
+    connect::{Session, field},
+    ddl::TableRef,
+    error::{Error, doing},
+};
+use steep_protocol::names::TableName;
+
+/// Whether a publication is there.
+pub async fn exists(session: &Session, name: &str) -> Result<bool, Error> {
+    let sql = "select from pg_catalog.pg_publication p where p.pubname = $1::text";
+    Ok(session.maybe(doing(format!("look for publication {name}")), sql, &[&name]).await?.is_some())
+}
+
+/// The tables a publication names; partitioned tables stand for their partitions.
+pub async fn tables(session: &Session, name: &str) -> Result<Vec<TableRef>, Error> {
+    let reading = doing(format!("read the tables of publication {name}"));
+    let rows = session.rows(reading, sql!("replication/list_publication_tables.sql"), &[&name]).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(TableRef {
+                name: TableName::new(field::<String>(row, "schema_name")?, field::<String>(row, "table_name")?),
+                is_partitioned: field(row, "is_partitioned")?,
+            })
+        })
+        .collect()
+}

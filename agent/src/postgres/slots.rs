@@ -1,0 +1,150 @@
+//! Replication slots of the local server, and the marks in its WAL they are measured by.
+
+use std::time::Duration;
+
+use steep_protocol::{failure::Code, lsn::Lsn};
+use tokio::time::{Instant, sleep};
+use tokio_postgres::{Row, types::PgLsn};
+
+use super::{
+    connect::{Session, field},
+    ddl::SlotName,
+    error::{Doing, Error, doing},
+};
+
+/// How long a slot may stay in use after its walsender was told to end.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A replication slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// Its name.
+    pub name: String,
+    /// The database it decodes; empty for a physical slot.
+    pub database: String,
+    /// The output plugin; empty for a physical slot.
+    pub plugin: String,
+    /// How it fares.
+    pub progress: SlotProgress,
+}
+
+/// How a slot fares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotProgress {
+    /// All before it has been received and stored by the slot's reader; none for a physical slot.
+    pub confirmed_flush: Option<Lsn>,
+    /// Somebody reads it now.
+    pub is_active: bool,
+    /// Who.
+    pub active_pid: Option<i32>,
+    /// WAL kept back by it.
+    pub retained_bytes: u64,
+    /// PostgreSQL's word: reserved, extended, unreserved, lost; empty: it keeps nothing yet.
+    pub wal_status: String,
+    /// WAL that can still be written before the slot is at risk; none: no limit is set.
+    pub safe_wal_bytes: Option<i64>,
+}
+
+impl SlotProgress {
+    /// WAL it needs is gone: nobody can read on from it.
+    pub fn is_lost(&self) -> bool {
+        self.wal_status == "lost"
+    }
+}
+
+impl Slot {
+    fn read(row: &Row) -> Result<Self, Error> {
+        Ok(Self {
+            name: field(row, "name")?,
+            database: field(row, "database")?,
+            plugin: field(row, "plugin")?,
+            progress: SlotProgress {
+                confirmed_flush: lsn_field(row, "confirmed_flush")?,
+                is_active: field(row, "is_active")?,
+                active_pid: field(row, "active_pid")?,
+                retained_bytes: field::<Option<i64>>(row, "retained_bytes")?
+                    .map_or(0, |bytes| u64::try_from(bytes).unwrap_or(0)),
+                wal_status: field(row, "wal_status")?,
+                safe_wal_bytes: field(row, "safe_wal_bytes")?,
+            },
+        })
+    }
+}
+
+/// Reads an LSN column that may be null.
+pub(super) fn lsn_field(row: &Row, name: &str) -> Result<Option<Lsn>, Error> {
+    Ok(field::<Option<PgLsn>>(row, name)?.map(|lsn| Lsn(lsn.into())))
+}
+
+fn about(what: &str, name: &str) -> Doing {
+    doing(format!("{what} slot {name}")).privilege(Code::ReplicationPrivilege)
+}
+
+/// All slots of the server.
+pub async fn list(session: &Session) -> Result<Vec<Slot>, Error> {
+    let rows = session.rows(doing("list slots"), sql!("replication/list_slots.sql"), &[&None::<&str>]).await?;
+    rows.iter().map(Slot::read).collect()
+}
+
+/// One slot, if it is there.
+pub async fn find(session: &Session, name: &str) -> Result<Option<Slot>, Error> {
+    let row = session.maybe(about("look at", name), sql!("replication/list_slots.sql"), &[&Some(name)]).await?;
+    row.as_ref().map(Slot::read).transpose()
+}
+
+/// How a slot fares, if it is there.
+pub async fn progress(session: &Session, name: &str) -> Result<Option<SlotProgress>, Error> {
+    Ok(find(session, name).await?.map(|slot| slot.progress))
+}
+
+/// Drops a slot whoever reads it, and says whether it was there.
+///
+/// Ends the walsender that reads it, again and again while a subscription reconnects, for up to ten seconds.
+/// Only for slots we made: their names begin with `steep_`.
+pub async fn drop(session: &Session, name: &str) -> Result<bool, Error> {
+    let name = SlotName::parse(name)?;
+    let name = name.as_str();
+    let deadline = Instant::now() + RELEASE_TIMEOUT;
+    loop {
+        let Some(slot) = find(session, name).await? else { return Ok(false) };
+        if let Some(pid) = slot.progress.active_pid
+            && name.starts_with("steep_")
+        {
+            terminate(session, pid).await?;
+        }
+        let sql = "select pg_catalog.pg_drop_replication_slot($1::text)";
+        match session.execute(about("drop", name), sql, &[&name]).await {
+            Ok(_) => return Ok(true),
+            // It vanished meanwhile.
+            Err(error) if error.sqlstate() == Some("42704") => return Ok(true),
+            Err(error) if error.sqlstate() == Some("55006") => {
+                if Instant::now() >= deadline {
+                    let pid = slot.progress.active_pid.unwrap_or_default();
+                    return Err(Error::StillInUse { object: format!("slot {name}"), pid });
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn terminate(session: &Session, pid: i32) -> Result<(), Error> {
+    let ending = doing(format!("end process {pid}")).privilege(Code::ReplicationPrivilege);
+    session.execute(ending, "select pg_catalog.pg_terminate_backend($1::integer)", &[&pid]).await?;
+    Ok(())
+}
+
+/// Writes a mark into the WAL and returns its end: every transaction that committed before the call lies below.
+pub async fn emit_marker(session: &Session, content: &str) -> Result<Lsn, Error> {
+    let sql = "select pg_catalog.pg_logical_emit_message(true, 'steep', $1::text) as lsn";
+    let row = session.one(doing("write a marker into the WAL"), sql, &[&content]).await?;
+    Ok(Lsn(field::<PgLsn>(&row, "lsn")?.into()))
+}
+
+/// Where the server writes its WAL now.
+pub async fn current_lsn(session: &Session) -> Result<Lsn, Error> {
+    let sql = "select pg_catalog.pg_current_wal_lsn() as lsn";
+    let row = session.one(doing("read where the WAL ends"), sql, &[]).await?;
+    Ok(Lsn(field::<PgLsn>(&row, "lsn")?.into()))
+}

@@ -1,0 +1,112 @@
+//! Subscriptions of the local database and how their workers fare.
+//!
+//! The connection string of a subscription is written once and never read back: it may hold a password.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use steep_protocol::lsn::Lsn;
+use tokio::time::{Instant, sleep};
+use tokio_postgres::Row;
+
+use super::{
+    connect::{Session, count_field, field},
+    ddl,
+    error::{Error, doing},
+    slots::lsn_field,
+};
+
+/// How long a worker may take to end after its subscription was disabled.
+const WORKER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A subscription.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscription {
+    /// PostgreSQL's oid.
+    pub oid: u32,
+    /// Its name.
+    pub name: String,
+    /// Its worker runs, or will be started again when it ends.
+    pub is_enabled: bool,
+    /// The slot it reads; none: detached.
+    pub slot: Option<String>,
+    /// The publications it asked for.
+    pub publications: Vec<String>,
+    /// The apply worker; none: none runs now.
+    pub worker_pid: Option<i32>,
+    /// The last position received; none: no worker runs, or nothing was received.
+    pub received_lsn: Option<Lsn>,
+    /// The last end of the publisher's WAL the worker heard of and reported back.
+    pub latest_end_lsn: Option<Lsn>,
+    /// When the worker last heard from the publisher.
+    pub last_message_at: Option<Timestamp>,
+    /// Errors while applying, ever since statistics were reset.
+    pub apply_errors: u64,
+    /// Tables it carries.
+    pub tables: u64,
+    /// Tables of these that are past their first copy.
+    pub tables_ready: u64,
+}
+
+impl Subscription {
+    fn read(row: &Row) -> Result<Self, Error> {
+        Ok(Self {
+            oid: field(row, "oid")?,
+            name: field(row, "name")?,
+            is_enabled: field(row, "is_enabled")?,
+            slot: field(row, "slot")?,
+            publications: field(row, "publications")?,
+            worker_pid: field(row, "worker_pid")?,
+            received_lsn: lsn_field(row, "received_lsn")?,
+            latest_end_lsn: lsn_field(row, "latest_end_lsn")?,
+            last_message_at: field(row, "last_message_at")?,
+            apply_errors: count_field(row, "apply_errors")?,
+            tables: count_field(row, "tables")?,
+            tables_ready: count_field(row, "tables_ready")?,
+        })
+    }
+
+    /// The origin PostgreSQL keeps for it.
+    pub fn origin(&self) -> String {
+        format!("pg_{}", self.oid)
+    }
+}
+
+/// All subscriptions of the database.
+pub async fn list(session: &Session) -> Result<Vec<Subscription>, Error> {
+    let rows =
+        session.rows(doing("list subscriptions"), sql!("replication/list_subscriptions.sql"), &[&None::<&str>]).await?;
+    rows.iter().map(Subscription::read).collect()
+}
+
+/// One subscription, if it is there.
+pub async fn find(session: &Session, name: &str) -> Result<Option<Subscription>, Error> {
+    let looking = doing(format!("look at subscription {name}"));
+    let row = session.maybe(looking, sql!("replication/list_subscriptions.sql"), &[&Some(name)]).await?;
+    row.as_ref().map(Subscription::read).transpose()
+}
+
+/// Disables a subscription and waits until its worker has ended, so that nothing is being applied any more.
+pub async fn stop(session: &Session, name: &str) -> Result<(), Error> {
+    session.run(&ddl::disable_subscription(name)).await?;
+    let deadline = Instant::now() + WORKER_TIMEOUT;
+    while let Some(pid) = find(session, name).await?.and_then(|subscription| subscription.worker_pid) {
+        if Instant::now() >= deadline {
+            return Err(Error::StillInUse { object: format!("subscription {name}"), pid });
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+/// Drops a subscription and says whether it was there. Never asks the publisher: its slot is for the publisher's
+/// own agent to drop.
+pub async fn drop(session: &Session, name: &str) -> Result<bool, Error> {
+    if find(session, name).await?.is_none() {
+        return Ok(false);
+    }
+    session.run(&ddl::disable_subscription(name)).await?;
+    session.run(&ddl::detach_subscription_slot(name)).await?;
+    session.run(&ddl::drop_subscription(name)).await?;
+    Ok(true)
+}

@@ -1,0 +1,422 @@
+//! What this node holds open for a peer that is initialized from it: locks, slot, snapshot; and until when.
+//!
+//! Order matters (locks before the slot): `ACCESS SHARE` on every table, then the slot with its snapshot, then
+//! the lock holder imports that snapshot and exports it again, so that it outlives the replication connection.
+//! A table rewritten between snapshot and copy would otherwise read as empty without any error.
+//!
+//! A session ends when its target closes it, when nobody renews it for the lease, or when it can no longer keep
+//! its promise; its effects are intent rows, so that a dead agent's sessions are cleaned up by the next one.
+
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use dashmap::DashMap;
+use steep_protocol::{
+    failure::{Code, Explain as _, Failure},
+    ids::{NodeId, OperationId, SessionId},
+    lsn::Lsn,
+    names::TableName,
+};
+use tokio::{
+    sync::Mutex as AsyncMutex,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::{error, info, warn};
+
+use crate::{
+    cleanup::{Cleanup, Effect, Member},
+    config::{self, OnBlockedDdl},
+    postgres::{
+        self, Database, Purpose, Session as Connection, activity, ddl, publications, replication, slots,
+        tables::{self, Table, TableKind},
+    },
+    snapshot::plan::{self, TablePlan},
+    telemetry,
+};
+
+/// How often a session looks after itself.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// What a target asks for.
+#[derive(Debug, Clone)]
+pub struct OpenRequest {
+    /// The operation it is for.
+    pub op: OperationId,
+    /// The tables the preflight agreed on, as (oid, name).
+    pub tables: Vec<(u32, TableName)>,
+    /// Heap bytes a part aims at; 0: this agent's own setting.
+    pub part_bytes: u64,
+    /// Every table of the database: the shared publication serves.
+    pub whole_database: bool,
+}
+
+/// A session that is open.
+#[derive(Debug)]
+pub struct Held {
+    /// Its id.
+    pub id: SessionId,
+    /// The operation it serves.
+    pub op: OperationId,
+    /// For whom.
+    pub target: NodeId,
+    /// The slot made for it.
+    pub slot: String,
+    /// The slot's consistent point.
+    pub lsn: Lsn,
+    /// The publication that holds its tables.
+    pub publication: String,
+    /// The snapshot parts are read in.
+    pub snapshot: String,
+    /// Its tables and their parts.
+    pub tables: Vec<(Table, TablePlan)>,
+    database: Database,
+    keeper: AsyncMutex<Option<Connection>>,
+    idle: Mutex<Vec<Connection>>,
+    renewed: Mutex<Instant>,
+    retained_bytes: AtomicU64,
+    failure: OnceLock<Failure>,
+    ended: CancellationToken,
+}
+
+impl Held {
+    /// The table with this oid, if it belongs to the session.
+    pub fn table(&self, oid: u32) -> Option<&(Table, TablePlan)> {
+        self.tables.iter().find(|(table, _)| table.oid == oid)
+    }
+
+    /// A connection that reads inside the snapshot; give it back with [`Held::give_back`].
+    pub async fn reader(&self) -> Result<Connection, Failure> {
+        self.still_good()?;
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if let Some(connection) = idle.filter(|connection| !connection.is_closed()) {
+            return Ok(connection);
+        }
+        let explain = |error: postgres::Error| error.explain();
+        let connection = self.database.session(Purpose::CopyOut(self.op)).await.map_err(explain)?;
+        connection.begin_snapshot(&self.snapshot).await.map_err(explain)?;
+        Ok(connection)
+    }
+
+    /// Takes back a connection whose last statement went well.
+    pub fn give_back(&self, connection: Connection) {
+        if !self.ended.is_cancelled() {
+            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        }
+    }
+
+    /// Done once the session has ended, so that streams stop.
+    pub fn ended(&self) -> &CancellationToken {
+        &self.ended
+    }
+
+    /// Why the session can no longer keep its promise, if so.
+    pub fn failure(&self) -> Option<&Failure> {
+        self.failure.get()
+    }
+
+    /// WAL its slot keeps back.
+    pub fn retained_bytes(&self) -> u64 {
+        self.retained_bytes.load(Ordering::Relaxed)
+    }
+
+    fn still_good(&self) -> Result<(), Failure> {
+        self.failure.get().map_or(Ok(()), |failure| Err(failure.clone()))
+    }
+
+    fn renew(&self) {
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn idle_for(&self) -> Duration {
+        self.renewed.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    /// Lets go of snapshot and locks; the slot stays.
+    pub async fn release(&self) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        if let Some(keeper) = self.keeper.lock().await.take() {
+            keeper.close().await;
+        }
+    }
+
+    async fn fail(&self, failure: Failure) {
+        error!(
+            event = "snapshot.session_failed", op_id = %self.op, peer = %self.target,
+            error = telemetry::failure(&failure), "a session can no longer keep its promise"
+        );
+        // The first cause counts.
+        let _ = self.failure.set(failure);
+        self.ended.cancel();
+        self.release().await;
+    }
+}
+
+#[derive(Debug)]
+struct Open {
+    held: Arc<Held>,
+    _watch: AbortOnDropHandle<()>,
+}
+
+/// The sessions of this node. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Sessions {
+    database: Database,
+    cleanup: Cleanup,
+    settings: Arc<config::Copy>,
+    open: Arc<DashMap<SessionId, Open>>,
+    opening: Arc<AsyncMutex<()>>,
+}
+
+impl Sessions {
+    /// None are open yet.
+    pub fn new(database: Database, cleanup: Cleanup, settings: config::Copy) -> Self {
+        Self { database, cleanup, settings: Arc::new(settings), open: Arc::default(), opening: Arc::default() }
+    }
+
+    /// How long a session lives without being renewed.
+    pub fn lease(&self) -> Duration {
+        self.settings.session_lease
+    }
+
+    /// Operations with an open session, which the janitor leaves alone.
+    pub fn operations(&self) -> Vec<OperationId> {
+        self.open.iter().map(|open| open.held.op).collect()
+    }
+
+    /// Opens a session for `target`. One operation has at most one.
+    ///
+    /// What an error leaves behind is written down; the target closes the operation, or the janitor cleans up.
+    pub async fn open(&self, target: &NodeId, request: OpenRequest) -> Result<Arc<Held>, Failure> {
+        // One at a time: two targets may need the same publication.
+        let _turn = self.opening.lock().await;
+        if self.open.iter().any(|open| open.held.op == request.op) {
+            return Err(Failure::new(Code::OperationRunning, format!("operation {} already has a session", request.op)));
+        }
+        let op = request.op;
+        let explain = |error: postgres::Error| error.explain();
+        let look = self.database.session(Purpose::Watch).await.map_err(explain)?;
+        let agreed = tables_as_agreed(&look, &request.tables).await?;
+        let members: Vec<Member> = tables::published(&agreed).into_iter().map(Into::into).collect();
+        let publication = if request.whole_database { "steep".to_owned() } else { format!("steep_only_{target}") };
+        publish(&self.cleanup, &look, op, &publication, &members).await?;
+
+        let keeper = self.lock_tables(op, &agreed).await?;
+        // Under the locks nothing can change any more; now look again.
+        let found = tables_as_agreed(&look, &request.tables).await?;
+        if let Some((then, _)) = agreed.iter().zip(&found).find(|(then, now)| then.columns != now.columns) {
+            return Err(Failure::new(Code::SchemaChanged, format!("table {} changed while the session opened", then.name)));
+        }
+        let slot = slot_name(target, op);
+        let effect = Effect::Slot { name: slot.clone() };
+        let exported = self
+            .cleanup
+            .make(op, &format!("session for {target}"), &effect, async {
+                // Not cancelled but undone: the operation's cleanup ends its backends, then drops the slot.
+                let never = CancellationToken::new();
+                let patience = self.settings.slot_timeout;
+                replication::create_slot_exporting(&self.database, op, &slot, patience, &never).await.map_err(explain)
+            })
+            .await?;
+        keeper.run(&ddl::set_snapshot(&exported.snapshot)).await.map_err(explain)?;
+        let snapshot = keeper.export_snapshot().await.map_err(explain)?;
+        let lsn = exported.lsn;
+        exported.release();
+
+        let part_bytes = if request.part_bytes == 0 { self.settings.part_size } else { request.part_bytes };
+        let tables = found.into_iter().map(|table| {
+            let parts = plan::parts(table.heap_pages, part_bytes);
+            (table, parts)
+        });
+        let held = Arc::new(Held {
+            id: SessionId::generate(),
+            op,
+            target: target.clone(),
+            slot: slot.clone(),
+            lsn,
+            publication,
+            snapshot,
+            tables: tables.collect(),
+            database: self.database.clone(),
+            keeper: AsyncMutex::new(Some(keeper)),
+            idle: Mutex::default(),
+            renewed: Mutex::new(Instant::now()),
+            retained_bytes: AtomicU64::new(0),
+            failure: OnceLock::new(),
+            ended: CancellationToken::new(),
+        });
+        info!(event = "slot.created", op_id = %op, slot, lsn = %lsn, peer = %target, session = %held.id, "session opened");
+        let watch = AbortOnDropHandle::new(tokio::spawn(self.clone().watch(Arc::clone(&held))));
+        self.open.insert(held.id, Open { held: Arc::clone(&held), _watch: watch });
+        Ok(held)
+    }
+
+    /// The open session `id` of `caller`; renews it.
+    pub fn get(&self, caller: &NodeId, id: SessionId) -> Result<Arc<Held>, Failure> {
+        match self.open.get(&id) {
+            Some(open) if open.held.target == *caller => {
+                open.held.renew();
+                Ok(Arc::clone(&open.held))
+            }
+            _ => Err(Failure::new(Code::SessionUnknown, format!("no session {id} is open for {caller}"))),
+        }
+    }
+
+    /// Ends the session of `op`, whatever it still holds. What it made is kept or undone by the caller.
+    pub async fn end(&self, op: OperationId) {
+        let id = self.open.iter().find(|open| open.held.op == op).map(|open| open.held.id);
+        if let Some((_, open)) = id.and_then(|id| self.open.remove(&id)) {
+            open.held.ended.cancel();
+            open.held.release().await;
+        }
+    }
+
+    /// Ends every session, for an agent that shuts down; their effects stay written down.
+    pub async fn end_all(&self) {
+        for op in self.operations() {
+            self.end(op).await;
+        }
+    }
+
+    async fn lock_tables(&self, op: OperationId, tables: &[Table]) -> Result<Connection, Failure> {
+        let explain = |error: postgres::Error| error.explain();
+        let keeper = self.database.session(Purpose::Keeper(op)).await.map_err(explain)?;
+        keeper.run(&ddl::begin_snapshot()).await.map_err(explain)?;
+        let patience = format!("{}ms", self.settings.slot_timeout.as_millis());
+        keeper.run(&ddl::set_local("lock_timeout", &patience)).await.map_err(explain)?;
+        let names: Vec<_> = tables.iter().map(|table| table.name.clone()).collect();
+        keeper.run(&ddl::lock_access_share(&names)).await.map_err(explain)?;
+        Ok(keeper)
+    }
+
+    async fn watch(self, held: Arc<Held>) {
+        let mut tick = interval(WATCH);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = None;
+        let mut told_waiting = false;
+        loop {
+            tick.tick().await;
+            if held.idle_for() > self.settings.session_lease {
+                self.expire(&held).await;
+                return;
+            }
+            if held.failure().is_some() {
+                continue;
+            }
+            if let Err(failure) = self.look_after(&held, &mut look, &mut told_waiting).await {
+                held.fail(failure).await;
+            }
+        }
+    }
+
+    /// One look: is the snapshot still held, the slot alive, and nobody stuck behind our locks?
+    async fn look_after(
+        &self,
+        held: &Held,
+        look: &mut Option<Connection>,
+        told_waiting: &mut bool,
+    ) -> Result<(), Failure> {
+        let keeper = held.keeper.lock().await.as_ref().map(|keeper| (keeper.backend_pid(), keeper.is_closed()));
+        if let Some((_, true)) = keeper {
+            let text = format!("the snapshot of {} on the source is gone: its connection ended", held.op);
+            return Err(Failure::new(Code::SnapshotLost, text));
+        }
+        if look.as_ref().is_none_or(Connection::is_closed) {
+            // Without PostgreSQL the keeper is gone too, which the next look says better.
+            *look = self.database.session(Purpose::Watch).await.ok();
+        }
+        let Some(look) = look else { return Ok(()) };
+        let Ok(progress) = slots::progress(look, &held.slot).await else { return Ok(()) };
+        match progress {
+            None => return Err(Failure::new(Code::SlotLost, format!("slot {} is gone", held.slot))),
+            Some(slot) if slot.wal_status == "lost" => {
+                return Err(Failure::new(Code::SlotLost, format!("slot {} lost WAL it still needs", held.slot))
+                    .hint("raise max_slot_wal_keep_size on the source, then start the node again"));
+            }
+            Some(slot) => held.retained_bytes.store(slot.retained_bytes, Ordering::Relaxed),
+        }
+        let Some((pid, _)) = keeper else { return Ok(()) };
+        let Ok(waiting) = activity::waiting_behind(look, &[pid]).await else { return Ok(()) };
+        let Some(waiter) = waiting.first() else { return Ok(()) };
+        let table = waiter.table.as_ref().map(ToString::to_string).unwrap_or_default();
+        let text = format!("a DDL on {table} (pid {}) waits behind the copy: {}", waiter.pid, waiter.query);
+        match self.settings.on_blocked_ddl {
+            OnBlockedDdl::Fail => Err(Failure::new(Code::DdlWaits, text)),
+            OnBlockedDdl::Wait => {
+                if !std::mem::replace(told_waiting, true) {
+                    warn!(event = "snapshot.ddl_waits", op_id = %held.op, table, "{text}");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn expire(&self, held: &Held) {
+        let lease = self.settings.session_lease.as_secs();
+        held.fail(Failure::new(Code::SessionExpired, format!("{} did not renew its session for {lease} s", held.target))).await;
+        // Removing it drops this very task at its next await; what is left to do belongs to another.
+        let (cleanup, open, op, id) = (self.cleanup.clone(), Arc::clone(&self.open), held.op, held.id);
+        tokio::spawn(async move {
+            open.remove(&id);
+            if let Err(failure) = cleanup.undo(op).await {
+                warn!(event = "agent.cleanup", op_id = %op, error = telemetry::failure(&failure), "will be tried again");
+            }
+        });
+    }
+}
+
+/// The name of the slot a source keeps for `target`.
+pub fn slot_name(target: &NodeId, op: OperationId) -> String {
+    let mut name = format!("steep_{}", target.sanitized());
+    // Slot names end at 63 bytes; the operation is what makes it unmistakable.
+    name.truncate(63 - 13);
+    format!("{name}_{}", op.short())
+}
+
+/// Makes `publication` hold all of `members`, creating it if needed.
+pub async fn publish(
+    cleanup: &Cleanup,
+    look: &Connection,
+    op: OperationId,
+    publication: &str,
+    members: &[Member],
+) -> Result<(), Failure> {
+    let explain = |error: postgres::Error| error.explain();
+    let exists = publications::exists(look, publication).await.map_err(explain)?;
+    let held = if exists { publications::tables(look, publication).await.map_err(explain)? } else { Vec::new() };
+    let added: Vec<_> = members.iter().filter(|member| !held.iter().any(|table| table.name == member.table)).cloned().collect();
+    let effect = Effect::Publication { name: publication.to_owned(), created: !exists, added: added.clone() };
+    let refs: Vec<_> = added.iter().map(Into::into).collect();
+    let statement = if exists {
+        ddl::add_to_publication(publication, &refs)
+    } else {
+        Some(ddl::create_publication(publication, &refs))
+    };
+    cleanup
+        .make(op, "publish", &effect, async {
+            match statement {
+                Some(statement) => look.run(&statement).await.map_err(explain),
+                None => Ok(()),
+            }
+        })
+        .await
+}
+
+/// The tables as they are now, provided they still are what both nodes agreed on.
+async fn tables_as_agreed(look: &Connection, wanted: &[(u32, TableName)]) -> Result<Vec<Table>, Failure> {
+    let oids: Vec<u32> = wanted.iter().map(|(oid, _)| *oid).collect();
+    let found = tables::describe(look, &oids).await.map_err(|error| error.explain())?;
+    let mut tables = Vec::with_capacity(found.len());
+    for (oid, name) in wanted {
+        match found.iter().find(|table| table.oid == *oid && table.name == *name) {
+            Some(table) if matches!(table.kind, TableKind::Plain | TableKind::Partitioned) => tables.push(table.clone()),
+            _ => return Err(Failure::new(Code::SchemaChanged, format!("table {name} is not what it was a moment ago"))),
+        }
+    }
+    Ok(tables)
+}

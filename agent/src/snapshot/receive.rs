@@ -1,0 +1,297 @@
+//! Receives the parts of all tables, several at once, straight into COPY.
+//!
+//! One part is one transaction: its rows and its ledger row, or nothing. Every load session runs under a
+//! replication origin of its own, so that nothing it writes is sent on to other nodes, and as replica, so that
+//! no trigger fires. There is no queue between the stream and COPY: a slow target holds its source back.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use steep_protocol::{
+    failure::{Code, Explain as _, Failure},
+    ids::{OperationId, SessionId},
+    names::TableName,
+    operation::Phase,
+    v1::{self, bulk_request::Want},
+};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use super::plan::TablePlan;
+use crate::{
+    cleanup::{Cleanup, Effect},
+    mesh::Source,
+    operations::{Context, Milestone},
+    postgres::{
+        self, Database, Purpose, Session, copy,
+        ddl::{self, CopyFormat},
+        origins,
+    },
+    store::ledger::{self, CopiedPart},
+};
+
+/// One table to receive.
+#[derive(Debug, Clone)]
+pub struct TableJob {
+    /// Its oid on the source.
+    pub oid: u32,
+    /// Its name, the same on both ends.
+    pub name: TableName,
+    /// The columns both ends store.
+    pub columns: Vec<String>,
+    /// Every column is safe in PostgreSQL's binary format.
+    pub binary: bool,
+    /// Its parts.
+    pub plan: TablePlan,
+    /// The planner's guess.
+    pub rows_estimate: u64,
+}
+
+/// Everything to receive, and from where.
+#[derive(Debug)]
+pub struct CopyJob {
+    /// The operation.
+    pub op: OperationId,
+    /// The source.
+    pub source: Source,
+    /// Its session.
+    pub session: SessionId,
+    /// Largest first.
+    pub tables: Vec<TableJob>,
+    /// Streams at once.
+    pub workers: usize,
+    /// As the operator asked for it.
+    pub compress: String,
+    /// Bytes a second over all streams; 0: no limit.
+    pub max_rate: u64,
+    /// Where the rows go.
+    pub database: Database,
+    /// For the origins.
+    pub cleanup: Cleanup,
+}
+
+#[derive(Debug)]
+struct Shared {
+    job: CopyJob,
+    context: Context,
+    queue: Mutex<VecDeque<(usize, usize)>>,
+    left: Vec<AtomicUsize>,
+    began: Vec<OnceLock<Instant>>,
+    pace: Pace,
+    finished: mpsc::UnboundedSender<u32>,
+}
+
+/// Receives all of `job`; tells `finished` each table's oid once all its rows are committed.
+///
+/// On the first error every stream is dropped; committed parts stay, and stay in the ledger. Dropping the
+/// future does the same.
+pub async fn copy_tables(job: CopyJob, context: &Context, finished: mpsc::UnboundedSender<u32>) -> Result<(), Failure> {
+    context.feed.progress(|progress| {
+        for table in &job.tables {
+            progress.plan_table(table.oid, table.name.to_string(), heap_bytes(&table.plan), table.rows_estimate);
+        }
+    });
+    let parts = job.tables.iter().enumerate();
+    let queue = parts.flat_map(|(table, job)| (0..job.plan.starts.len()).map(move |part| (table, part))).collect();
+    let shared = Arc::new(Shared {
+        left: job.tables.iter().map(|table| AtomicUsize::new(table.plan.starts.len())).collect(),
+        began: job.tables.iter().map(|_| OnceLock::new()).collect(),
+        pace: Pace::new(job.max_rate),
+        queue: Mutex::new(queue),
+        context: context.clone(),
+        finished,
+        job,
+    });
+    let mut workers = JoinSet::new();
+    for worker in 0..shared.job.workers {
+        workers.spawn(work(Arc::clone(&shared), worker));
+    }
+    while let Some(ended) = workers.join_next().await {
+        ended.unwrap_or_else(|error| {
+            Err(Failure::new(Code::Internal, "a copy worker ended unexpectedly").caused_by(&error))
+        })?;
+    }
+    Ok(())
+}
+
+fn heap_bytes(plan: &TablePlan) -> u64 {
+    (0..plan.starts.len()).map(|part| plan.bytes(part)).sum()
+}
+
+async fn work(shared: Arc<Shared>, worker: usize) -> Result<(), Failure> {
+    let mut session = None;
+    loop {
+        let next = shared.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some((table, part)) = next else { break };
+        let session = match &mut session {
+            Some(session) => session,
+            // The first part opens the session, so that few parts need few of them.
+            none => none.insert(load_session(&shared.job, worker).await?),
+        };
+        let job = &shared.job.tables[table];
+        if shared.began[table].set(Instant::now()).is_ok() {
+            let told = Milestone::new("init.table_started", format!("{} began", job.name)).table(&job.name);
+            shared.context.announce(told.phase(Phase::Copy)).await;
+        }
+        if let Err(failure) = receive_part(&shared, worker, session, job, part).await {
+            return Err(table_failed(&shared, table, failure).await);
+        }
+        if shared.left[table].fetch_sub(1, Ordering::AcqRel) == 1 {
+            table_done(&shared, table).await;
+        }
+    }
+    if let Some(session) = session {
+        session.close().await;
+    }
+    Ok(())
+}
+
+fn took(shared: &Shared, table: usize) -> Duration {
+    shared.began[table].get().map_or(Duration::ZERO, Instant::elapsed)
+}
+
+async fn table_done(shared: &Shared, table: usize) {
+    let job = &shared.job.tables[table];
+    let (rows, bytes) = shared.context.feed.progress(|progress| progress.table_done(job.oid));
+    let told = Milestone::new("init.table_complete", format!("{} copied", job.name)).table(&job.name);
+    let told = told.phase(Phase::Copy).copied(rows, bytes).took(took(shared, table));
+    shared.context.announce(told).await;
+    // Nobody builds indexes any more only when the whole operation is ending.
+    let _ = shared.finished.send(job.oid);
+}
+
+async fn table_failed(shared: &Shared, table: usize, failure: Failure) -> Failure {
+    let job = &shared.job.tables[table];
+    let mut told = Milestone::new("init.table_failed", format!("{} could not be copied", job.name)).table(&job.name);
+    told.failure = Some(failure.clone());
+    shared.context.announce(told.phase(Phase::Copy).took(took(shared, table))).await;
+    // What the session or the stream says is already the cause; PostgreSQL's words need the table's name.
+    match failure.code {
+        Code::CopyFailed => Failure { message: format!("cannot copy {}: {}", job.name, failure.message), ..failure },
+        _ => failure,
+    }
+}
+
+async fn load_session(job: &CopyJob, worker: usize) -> Result<Session, Failure> {
+    let explain = |error: postgres::Error| error.explain();
+    let session = job.database.session(Purpose::CopyIn(job.op)).await.map_err(explain)?;
+    let origin = format!("steep_load_{}_{}", job.op.short(), worker + 1);
+    let effect = Effect::Origin { name: origin.clone() };
+    job.cleanup
+        .make(job.op, "copy tables", &effect, async { origins::create(&session, &origin).await.map_err(explain) })
+        .await?;
+    origins::set_up(&session, &origin).await.map_err(explain)?;
+    session.run(&ddl::set_session("session_replication_role", "replica")).await.map_err(explain)?;
+    // A crash of the server fails the operation anyway; the end of the operation is written synchronously.
+    session.run(&ddl::set_session("synchronous_commit", "off")).await.map_err(explain)?;
+    Ok(session)
+}
+
+async fn receive_part(
+    shared: &Shared,
+    worker: usize,
+    session: &Session,
+    table: &TableJob,
+    part: usize,
+) -> Result<(), Failure> {
+    let explain = |error: postgres::Error| error.explain();
+    let (job, feed) = (&shared.job, &shared.context.feed);
+    feed.progress(|progress| progress.part_began(worker, table.oid, table.plan.bytes(part)));
+    let want = Want::Part(v1::FetchPart {
+        session_id: job.session.to_string(),
+        table_oid: table.oid,
+        part: part as u32,
+        columns: table.columns.clone(),
+        binary: table.binary,
+        compress: job.compress.clone(),
+    });
+    let mut blocks = job.source.fetch(want).await?;
+    session.begin().await.map_err(explain)?;
+    let format = if table.binary { CopyFormat::Binary } else { CopyFormat::Text };
+    let mut sink = copy::copy_in(session, &ddl::copy_in(&table.name, &table.columns, format)).await.map_err(explain)?;
+    let mut bytes = 0;
+    while let Some(block) = blocks.next().await.map_err(|error| error.explain())? {
+        shared.pace.wait(block.len() as u64).await;
+        bytes += block.len() as u64;
+        sink.send(block).await.map_err(explain)?;
+        feed.progress(|progress| progress.part_moved(worker, bytes));
+    }
+    let rows = sink.finish().await.map_err(explain)?;
+    let trailer = blocks.trailer().expect("the stream has ended with its trailer");
+    if trailer.rows != rows {
+        let text = format!("{}: the source sent {} rows of part {part}, {rows} were loaded", table.name, trailer.rows);
+        return Err(Failure::new(Code::CountsDiffer, text));
+    }
+    let copied = CopiedPart {
+        op_id: job.op,
+        table: table.name.clone(),
+        part: part as u32,
+        rows,
+        bytes,
+        hash: trailer.hash,
+    };
+    ledger::record(session, &copied).await.map_err(|error| error.explain())?;
+    session.commit().await.map_err(explain)?;
+    feed.progress(|progress| progress.part_done(worker, rows, bytes));
+    Ok(())
+}
+
+/// Holds all streams together to a rate.
+#[derive(Debug)]
+struct Pace {
+    bytes_per_second: u64,
+    free_at: Mutex<Instant>,
+}
+
+impl Pace {
+    fn new(bytes_per_second: u64) -> Self {
+        Self { bytes_per_second, free_at: Mutex::new(Instant::now()) }
+    }
+
+    /// Waits until `bytes` more fit the rate.
+    async fn wait(&self, bytes: u64) {
+        if self.bytes_per_second == 0 {
+            return;
+        }
+        let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        let turn = {
+            let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let turn = (*free_at).max(Instant::now());
+            *free_at = turn + cost;
+            turn
+        };
+        sleep_until(turn).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn all_streams_together_keep_to_the_rate() {
+        let pace = Arc::new(Pace::new(1000));
+        let began = Instant::now();
+        let mut streams = JoinSet::new();
+        for _ in 0..4 {
+            let pace = Arc::clone(&pace);
+            streams.spawn(async move {
+                for _ in 0..10 {
+                    pace.wait(100).await;
+                }
+            });
+        }
+        streams.join_all().await;
+        // The last block may begin one block's time before the end.
+        assert!((Duration::from_millis(3900)..=Duration::from_millis(4000)).contains(&began.elapsed()));
+    }
+}

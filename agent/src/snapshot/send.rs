@@ -1,0 +1,206 @@
+//! Sends what a target asks for on a bulk stream: a part of a table, or the dump of the schema.
+//!
+//! Reads inside the session's exported snapshot, so all parts show one moment of the database. When the target
+//! lets go of the stream, the COPY behind it is cancelled, not just abandoned.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use steep_protocol::{
+    failure::{Code, Explain as _, Failure},
+    ids::{NodeId, SessionId},
+    names::TableName,
+    v1::{self, bulk_request::Want},
+    wire::{
+        bulk::{self, BLOCK_BYTES, BlockSink},
+        compress::Compression,
+        io::Io,
+    },
+};
+use tokio::io::AsyncReadExt as _;
+use tracing::debug;
+
+use crate::{
+    mesh::Peers,
+    postgres::{
+        self, copy,
+        ddl::{self, CopyFormat, PageRange},
+        dump::{DumpRequest, Programs},
+    },
+    session::{Held, Sessions},
+};
+
+/// How long a stream may stay without its request.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+
+/// Serves bulk streams of this node's sessions.
+#[derive(Debug, Clone)]
+pub struct Sender {
+    sessions: Sessions,
+    peers: Peers,
+    database: postgres::Database,
+}
+
+/// Why a transfer ended before its end.
+enum Broken {
+    /// We could not go on; the target is told.
+    Here(Failure),
+    /// The target has gone.
+    There(bulk::Error),
+}
+
+impl From<bulk::Error> for Broken {
+    fn from(error: bulk::Error) -> Self {
+        Self::There(error)
+    }
+}
+
+impl From<postgres::Error> for Broken {
+    fn from(error: postgres::Error) -> Self {
+        Self::Here(error.explain())
+    }
+}
+
+impl From<Failure> for Broken {
+    fn from(failure: Failure) -> Self {
+        Self::Here(failure)
+    }
+}
+
+impl Sender {
+    /// For the sessions of this node.
+    pub fn new(sessions: Sessions, peers: Peers, database: postgres::Database) -> Self {
+        Self { sessions, peers, database }
+    }
+
+    /// Serves one stream to its end.
+    pub async fn serve(&self, io: Io) {
+        let Some(caller) = io.peer().node().cloned() else { return };
+        let (request, io) = match BlockSink::accept(io, REQUEST_LIMIT).await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                debug!(%error, "a bulk stream without a request");
+                return;
+            }
+        };
+        let is_local = self.peers.is_local(&caller);
+        let compression = match &request.want {
+            Some(Want::Part(part)) => part.compress.parse().unwrap_or(Compression::Auto),
+            _ => Compression::Auto,
+        };
+        let mut sink = BlockSink::new(io, compression, is_local);
+        let sent = match request.want {
+            Some(Want::Part(part)) => self.send_part(&caller, &part, &mut sink).await,
+            Some(Want::Dump(dump)) => self.send_dump(&caller, &dump, &mut sink).await,
+            None => Err(Failure::new(Code::BadRequest, "the stream asks for nothing this agent knows").into()),
+        };
+        let closed = match sent {
+            Ok(rows) => sink.finish(rows).await,
+            Err(Broken::Here(failure)) => sink.fail(&failure).await,
+            Err(Broken::There(error)) => Err(error),
+        };
+        if let Err(error) = closed {
+            debug!(%error, peer = %caller, "a bulk stream broke");
+        }
+    }
+
+    async fn send_part(&self, caller: &NodeId, part: &v1::FetchPart, sink: &mut BlockSink) -> Result<u64, Broken> {
+        let held = self.sessions.get(caller, session_id(&part.session_id)?)?;
+        let unknown = || Failure::new(Code::BadRequest, format!("session {} has no such part", held.id));
+        let (table, plan) = held.table(part.table_oid).ok_or_else(unknown)?;
+        let (from, to) = plan.range(part.part as usize).ok_or_else(unknown)?;
+        for column in &part.columns {
+            if !table.columns.iter().any(|known| known.name == *column && known.generated.is_empty()) {
+                return Err(Failure::new(Code::SchemaChanged, format!("{} has no column {column:?}", table.name)).into());
+            }
+        }
+        let format = if part.binary { CopyFormat::Binary } else { CopyFormat::Text };
+        let pages = (plan.starts.len() > 1).then_some(PageRange { from, to });
+        let statement = ddl::copy_out(&table.name, &part.columns, format, pages);
+        let reader = held.reader().await?;
+        let canceller = reader.canceller();
+        let copied = tokio::select! {
+            copied = copy_rows(&reader, &statement, part.binary, sink) => copied,
+            () = held.ended().cancelled() => Err(ended(&held).into()),
+        };
+        match copied {
+            Ok(rows) => {
+                held.give_back(reader);
+                Ok(rows)
+            }
+            Err(broken) => {
+                if let Err(error) = canceller.cancel().await {
+                    debug!(%error, "a COPY could not be cancelled; its connection ends anyway");
+                }
+                Err(broken)
+            }
+        }
+    }
+
+    async fn send_dump(&self, caller: &NodeId, request: &v1::FetchDump, sink: &mut BlockSink) -> Result<u64, Broken> {
+        let held = self.sessions.get(caller, session_id(&request.session_id)?)?;
+        // The version is the server's; a reader in the snapshot knows it.
+        let reader = held.reader().await?;
+        let programs = Programs::find(self.database.config(), reader.version().major()).await?;
+        held.give_back(reader);
+        let names = |tables: &[v1::TableName]| {
+            tables.iter().map(|table| TableName::new(&table.schema, &table.name)).collect::<Vec<_>>()
+        };
+        let (only, without) = (names(&request.only), names(&request.without));
+        let dump = DumpRequest {
+            snapshot: &held.snapshot,
+            only: &only,
+            without: &without,
+            schemas: &request.schemas,
+            op: held.op,
+        };
+        let mut dump = programs.dump_schema(&self.database, &dump)?;
+        let mut block = vec![0; BLOCK_BYTES];
+        loop {
+            let read = dump.read(&mut block).await.map_err(|error| {
+                Failure::new(Code::DumpFailed, "the output of pg_dump could not be read").caused_by(&error)
+            })?;
+            if read == 0 {
+                break;
+            }
+            sink.send(&block[..read]).await?;
+        }
+        dump.finish().await?;
+        Ok(0)
+    }
+}
+
+/// Gathers rows into blocks and sends them; returns how many rows.
+async fn copy_rows(
+    reader: &postgres::Session,
+    statement: &ddl::Statement,
+    binary: bool,
+    sink: &mut BlockSink,
+) -> Result<u64, Broken> {
+    let mut rows = copy::copy_out(reader, statement).await?;
+    let mut block = Vec::with_capacity(BLOCK_BYTES + (64 << 10));
+    let mut messages = 0u64;
+    while let Some(row) = rows.next().await {
+        let row = row?;
+        messages += 1;
+        block.extend_from_slice(&row);
+        if block.len() >= BLOCK_BYTES {
+            sink.send(&block).await?;
+            block.clear();
+        }
+    }
+    if !block.is_empty() {
+        sink.send(&block).await?;
+    }
+    // PostgreSQL sends one message a row; in binary one more, the trailer, and the header rides with the first.
+    Ok(if binary { messages.saturating_sub(1) } else { messages })
+}
+
+fn session_id(text: &str) -> Result<SessionId, Failure> {
+    text.parse().map_err(|error| Failure::new(Code::BadRequest, format!("{error}")))
+}
+
+fn ended(held: &Held) -> Failure {
+    let ended = || Failure::new(Code::SessionUnknown, format!("session {} has ended", held.id));
+    held.failure().cloned().unwrap_or_else(ended)
+}

@@ -1,0 +1,103 @@
+//! What operations make outside this schema, written down before it is made.
+//!
+//! A row is planned, then live once the thing is known to be there; it ends undone or kept. Whatever is neither
+//! after an operation's end must be looked at again: it may be there, and retain WAL for ever.
+
+use jiff::Timestamp;
+use serde_json::Value;
+use steep_protocol::ids::OperationId;
+use tokio_postgres::Row;
+
+use super::{Error, Store, row::operation};
+use crate::postgres::{connect::field, sql};
+
+/// Something an operation has made, or may have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Intent {
+    /// Grows with every intent of this node.
+    pub id: i64,
+    /// The operation, of this node or of a peer.
+    pub op_id: OperationId,
+    /// The step that made it.
+    pub step: String,
+    /// What it is: "slot".
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// All that is needed to undo it.
+    pub detail: Value,
+    /// It is known to be there; otherwise it may be.
+    pub is_live: bool,
+    /// When it was written down.
+    pub made_at: Timestamp,
+}
+
+/// Writes down what is about to be made, and returns the row's id.
+pub async fn plan(
+    store: &Store,
+    op: OperationId,
+    step: &str,
+    kind: &str,
+    name: &str,
+    detail: &Value,
+) -> Result<i64, Error> {
+    let sql = sql!("store/plan_intent.sql");
+    let row = store.one("write down an intent", sql, &[&op.uuid(), &step, &kind, &name, &detail]).await?;
+    Ok(field(&row, "id")?)
+}
+
+/// What was planned is there.
+pub async fn live(store: &Store, id: i64) -> Result<(), Error> {
+    mark(store, id, "live").await
+}
+
+/// What was planned or there is gone.
+pub async fn undone(store: &Store, id: i64) -> Result<(), Error> {
+    mark(store, id, "undone").await
+}
+
+async fn mark(store: &Store, id: i64, state: &str) -> Result<(), Error> {
+    store.execute("mark an intent", sql!("store/mark_intent.sql"), &[&id, &state]).await.map(drop)
+}
+
+/// Everything `op` made is there to stay.
+pub async fn keep(store: &Store, op: OperationId) -> Result<(), Error> {
+    store.execute("keep what was made", sql!("store/keep_intents.sql"), &[&op.uuid()]).await.map(drop)
+}
+
+/// What `op` made and kept is to be undone after all.
+pub async fn reopen(store: &Store, op: OperationId) -> Result<(), Error> {
+    store.execute("give up what was made", sql!("store/reopen_intents.sql"), &[&op.uuid()]).await.map(drop)
+}
+
+/// What `op` made, or may have, and neither undid nor kept; newest first.
+pub async fn pending(store: &Store, op: OperationId) -> Result<Vec<Intent>, Error> {
+    let rows = store.rows("read what was made", sql!("store/list_pending_intents.sql"), &[&op.uuid()]).await?;
+    rows.iter().map(read).collect()
+}
+
+/// Whether an operation other than `op` has something of this kind and name too, pending or kept.
+pub async fn used_by_others(store: &Store, op: OperationId, kind: &str, name: &str) -> Result<bool, Error> {
+    let sql = sql!("store/find_intent_of_others.sql");
+    let row = store.one("read what others made", sql, &[&op.uuid(), &kind, &name]).await?;
+    Ok(field(&row, "is_used")?)
+}
+
+/// Operations that have pending intents here, oldest first.
+pub async fn open_operations(store: &Store) -> Result<Vec<OperationId>, Error> {
+    let sql = sql!("store/list_operations_with_intents.sql");
+    store.rows("read what was made", sql, &[]).await?.iter().map(|row| operation(row, "op_id")).collect()
+}
+
+fn read(row: &Row) -> Result<Intent, Error> {
+    Ok(Intent {
+        id: field(row, "id")?,
+        op_id: operation(row, "op_id")?,
+        step: field(row, "step")?,
+        kind: field(row, "kind")?,
+        name: field(row, "name")?,
+        detail: field(row, "detail")?,
+        is_live: field::<&str>(row, "state")? == "live",
+        made_at: field(row, "made_at")?,
+    })
+}

@@ -1,0 +1,148 @@
+//! Brings schema `steep_repl` up to date: numbered texts under `agent/sql/store`, applied in order and remembered
+//! with their checksum. All that are missing are applied in one transaction, or none is.
+
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Error,
+    control::{LOCK_CLASS, doing},
+};
+use crate::postgres::{Session, connect::field, sql};
+
+/// The lock under which the schema is changed; held until the transaction ends.
+const LOCK: i32 = 2;
+
+struct Migration {
+    version: i32,
+    name: &'static str,
+    text: &'static str,
+}
+
+const MIGRATIONS: [Migration; 4] = [
+    Migration { version: 1, name: "schema", text: sql!("store/0001_schema.sql") },
+    Migration { version: 2, name: "nodes", text: sql!("store/0002_nodes.sql") },
+    Migration { version: 3, name: "operations", text: sql!("store/0003_operations.sql") },
+    Migration { version: 4, name: "audit", text: sql!("store/0004_audit.sql") },
+];
+
+impl Migration {
+    /// SHA-256 of its text, in hexadecimal.
+    fn checksum(&self) -> String {
+        // A checkout may have turned the line ends.
+        let digest = Sha256::digest(self.text.replace("\r\n", "\n"));
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+struct Applied {
+    version: i32,
+    name: String,
+    checksum: String,
+}
+
+/// Applies what is missing and returns how many migrations that were.
+///
+/// Fails with [`Error::TooNew`] when a newer agent has been here, and with [`Error::OtherHistory`] when a migration
+/// was applied that reads otherwise here; nothing is changed then.
+pub(super) async fn migrate(session: &Session) -> Result<usize, Error> {
+    session.begin().await?;
+    let migrated = migrate_within(session).await;
+    match &migrated {
+        Ok(_) => session.commit().await?,
+        // The error in hand says more than a failed rollback could; the session ends with it.
+        Err(_) => drop(session.rollback().await),
+    }
+    migrated
+}
+
+async fn migrate_within(session: &Session) -> Result<usize, Error> {
+    let locking = "select pg_catalog.pg_advisory_xact_lock($1::integer, $2::integer)";
+    session.one(doing("lock schema steep_repl"), locking, &[&LOCK_CLASS, &LOCK]).await?;
+    let row = session.one(doing("look for schema steep_repl"), sql!("store/find_schema.sql"), &[]).await?;
+    let applied = if field(&row, "has_migrations")? { applied(session).await? } else { Vec::new() };
+    let missing = missing(&applied, field(&row, "database")?)?;
+    for migration in missing {
+        let Migration { version, name, text } = migration;
+        session.batch(doing(format!("apply migration {version} ({name})")), text).await?;
+        let recording = doing("remember a migration");
+        let sql = sql!("store/record_migration.sql");
+        session.execute(recording, sql, &[version, name, &migration.checksum()]).await?;
+    }
+    Ok(missing.len())
+}
+
+async fn applied(session: &Session) -> Result<Vec<Applied>, Error> {
+    let rows = session.rows(doing("list the migrations"), sql!("store/list_migrations.sql"), &[]).await?;
+    let read = |row| {
+        Ok(Applied { version: field(row, "version")?, name: field(row, "name")?, checksum: field(row, "checksum")? })
+    };
+    rows.iter().map(read).collect()
+}
+
+/// What is left to apply after `applied`, which comes in order.
+fn missing(applied: &[Applied], database: &str) -> Result<&'static [Migration], Error> {
+    let known = MIGRATIONS.len() as i32;
+    if let Some(last) = applied.last()
+        && last.version > known
+    {
+        return Err(Error::TooNew { database: database.to_owned(), found: last.version, known });
+    }
+    for (at, there) in applied.iter().enumerate() {
+        let ours = &MIGRATIONS[at];
+        if (there.version, &there.checksum) != (ours.version, &ours.checksum()) {
+            let name = there.name.clone();
+            return Err(Error::OtherHistory { database: database.to_owned(), version: there.version, name });
+        }
+    }
+    Ok(&MIGRATIONS[applied.len()..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history(count: usize) -> Vec<Applied> {
+        let applied = |migration: &Migration| Applied {
+            version: migration.version,
+            name: migration.name.to_owned(),
+            checksum: migration.checksum(),
+        };
+        MIGRATIONS.iter().take(count).map(applied).collect()
+    }
+
+    #[test]
+    fn migrations_are_numbered_from_one_without_gaps() {
+        let numbers: Vec<_> = MIGRATIONS.iter().map(|migration| migration.version).collect();
+        assert_eq!(numbers, (1..=MIGRATIONS.len() as i32).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn only_what_was_not_applied_is_missing() {
+        for count in 0..=MIGRATIONS.len() {
+            let left = missing(&history(count), "shop").expect("a history of ours");
+            assert_eq!(left.len(), MIGRATIONS.len() - count);
+            assert!(left.first().is_none_or(|first| first.version == count as i32 + 1));
+        }
+    }
+
+    #[test]
+    fn a_schema_of_a_newer_agent_is_refused_with_both_versions() {
+        let mut newer = history(MIGRATIONS.len());
+        newer.push(Applied { version: 99, name: "later".to_owned(), checksum: String::new() });
+        match missing(&newer, "shop") {
+            Err(Error::TooNew { found: 99, known, .. }) => assert_eq!(known, MIGRATIONS.len() as i32),
+            _ => panic!("a newer schema was taken"),
+        }
+    }
+
+    #[test]
+    fn a_migration_that_reads_otherwise_is_refused_by_name() {
+        let mut other = history(2);
+        other[1].checksum = "0".repeat(64);
+        assert!(
+            matches!(missing(&other, "shop"), Err(Error::OtherHistory { version: 2, name, .. }) if name == "nodes")
+        );
+        let gap = history(3).split_off(1);
+        assert!(matches!(missing(&gap, "shop"), Err(Error::OtherHistory { version: 2, .. })));
+    }
+}

@@ -1,0 +1,80 @@
+//! How the node fares, measured once a second: what its headline tells the other agents.
+
+use jiff::Timestamp;
+use steep_protocol::{failure::Explain as _, v1};
+
+use crate::{
+    api::reply,
+    initialize::Rooms,
+    postgres::{Purpose, Session, slots, subscriptions},
+    store::nodes,
+};
+
+/// Looks at the node. `look` is kept from one look to the next.
+pub async fn headline(rooms: &Rooms, look: &mut Option<Session>) -> v1::NodeHeadline {
+    let mut headline = bare(rooms.me.as_str(), rooms.config.advertised());
+    headline.postgres_address = rooms.database.config().address();
+    if look.as_ref().is_none_or(Session::is_closed) {
+        match rooms.database.session(Purpose::Watch).await {
+            Ok(session) => *look = Some(session),
+            Err(error) => {
+                headline.health = "error".into();
+                headline.health_reason = error.to_string();
+                return headline;
+            }
+        }
+    }
+    let Some(session) = look else { return headline };
+    headline.postgres_version = session.version().to_string();
+    match measure(rooms, session, &mut headline).await {
+        Ok(()) => headline,
+        Err(reason) => {
+            *look = None;
+            v1::NodeHeadline { health: "error".into(), health_reason: reason, ..headline }
+        }
+    }
+}
+
+/// What can be said without PostgreSQL.
+pub fn bare(node_id: &str, address: &str) -> v1::NodeHeadline {
+    v1::NodeHeadline {
+        node_id: node_id.into(),
+        health: "error".into(),
+        health_reason: "PostgreSQL was not reached yet".into(),
+        agent_version: env!("CARGO_PKG_VERSION").into(),
+        address: address.into(),
+        as_of: Some(reply::timestamp(Timestamp::now())),
+        ..v1::NodeHeadline::default()
+    }
+}
+
+async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadline) -> Result<(), String> {
+    let own = nodes::own(&rooms.store).await.map_err(|error| error.explain().to_string())?;
+    headline.state = own.init_state.to_string();
+    headline.source_node = own.init_source_node.map(|node| node.to_string()).unwrap_or_default();
+    (headline.health, headline.health_reason) = ("ok".into(), String::new());
+    if let Some((op, progress)) = rooms.operations.current() {
+        headline.op_id = op.to_string();
+        headline.percent = Some(progress.overall_percent);
+        headline.eta_seconds = progress.eta_seconds;
+        headline.health = "busy".into();
+    }
+    let subscriptions = subscriptions::list(session).await.map_err(|error| error.to_string())?;
+    let ours: Vec<_> = subscriptions.iter().filter(|found| found.name.starts_with("steep_from_")).collect();
+    headline.lag_bytes = ours.iter().filter_map(|found| reply::lag(found)).reduce(|sum, lag| sum + lag);
+    let complain = |headline: &mut v1::NodeHeadline, reason: String| {
+        (headline.health, headline.health_reason) = ("error".into(), reason);
+    };
+    let at_rest = headline.op_id.is_empty();
+    if let Some(stopped) = ours.iter().find(|found| at_rest && !found.is_enabled) {
+        complain(headline, format!("STP-4201 subscription {} stopped with an error", stopped.name));
+    }
+    let slots = slots::list(session).await.map_err(|error| error.to_string())?;
+    if let Some(lost) = slots.iter().find(|slot| slot.name.starts_with("steep_") && slot.progress.is_lost()) {
+        complain(headline, format!("STP-4203 slot {} is lost", lost.name));
+    }
+    if own.init_state == steep_protocol::node::NodeState::Failed && at_rest {
+        complain(headline, "the last operation failed: steepctl op list".into());
+    }
+    nodes::set_health(&rooms.store, &headline.health, &headline.health_reason).await.map_err(|error| error.to_string())
+}

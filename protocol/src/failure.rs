@@ -1,0 +1,349 @@
+//! An error that keeps its meaning across the wire: code, message, causes, hint, retry.
+//!
+//! Rooms have small error enums of their own and implement [`Explain`]; at the door their errors become a
+//! [`Failure`]. Every [`Code`] has a hint, a longer explanation and an exit code; a new case is one line here.
+
+use std::{error::Error, fmt};
+
+use serde::{Deserialize, Serialize};
+
+use crate::v1;
+
+/// How steepctl ends for a family of failures; the numbers are its exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// 1: anything that has no family of its own.
+    General = 1,
+    /// 3: schemas differ.
+    Schema = 3,
+    /// 4: the operation was cancelled.
+    Cancelled = 4,
+    /// 5: a deadline passed.
+    Timeout = 5,
+    /// 6: nobody could be reached.
+    Connection = 6,
+    /// 7: the certificate does not allow it, or was refused.
+    Permission = 7,
+    /// 8: a check failed; nothing was changed.
+    Precondition = 8,
+    /// 9: something runs already, or the state does not allow it.
+    Conflict = 9,
+    /// 10: checksums or counts do not agree.
+    Integrity = 10,
+}
+
+macro_rules! codes {
+    ($($number:literal $name:ident $family:ident $retry:literal $title:literal $hint:literal)+) => {
+        /// What went wrong, as a number that stays the same for years: `STP-nnnn`.
+        ///
+        /// 1xxx agent, certificates and network; 2xxx what a preflight finds; 3xxx copying; 4xxx operations,
+        /// states and replication; 5xxx requests.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Code {
+            $(#[doc = $title] $name = $number),+
+        }
+
+        impl Code {
+            /// Every code there is, in order.
+            pub const ALL: &'static [Code] = &[$(Code::$name),+];
+
+            /// What it means, in a few words.
+            pub fn title(self) -> &'static str {
+                match self { $(Code::$name => $title),+ }
+            }
+
+            /// What to do, where the failure itself knows nothing better.
+            pub fn hint(self) -> &'static str {
+                match self { $(Code::$name => $hint),+ }
+            }
+
+            /// Its family, which decides steepctl's exit code.
+            pub fn family(self) -> Family {
+                match self { $(Code::$name => Family::$family),+ }
+            }
+
+            /// The same request may succeed later without any change.
+            pub fn is_retryable(self) -> bool {
+                match self { $(Code::$name => $retry),+ }
+            }
+        }
+    };
+}
+
+codes! {
+    1001 ConfigInvalid General false "the configuration is invalid" "mend the key named above, then: steep-agent config check --config FILE"
+    1002 StateDirUnwritable General false "the state directory cannot be written" "create the directory of node.state_dir and give it to the agent's user"
+    1003 ProtocolMismatch Connection false "two agents speak versions too far apart" "upgrade the older agent; neighbouring versions understand each other"
+    1101 CertificateRefused Permission false "a certificate was refused" "steepctl pki inspect FILE shows mesh, identity and validity; both ends need certificates from the same pki directory"
+    1102 IdentityMismatch Permission false "a certificate names somebody else" "give each agent the certificate issued for its own node: steepctl pki issue node NODE"
+    1103 CertificateExpired Permission false "a certificate has expired or is not valid yet" "steepctl pki issue node NODE (or operator NAME) makes a new one; check the clock of the machine"
+    1104 WrongMesh Permission false "a certificate belongs to another mesh" "use a certificate issued by this mesh's pki directory; steepctl pki inspect FILE shows the mesh"
+    1105 KeyFileOpen General false "a private key can be read by others" "chmod 600 FILE"
+    1106 CertificateUnusable General false "a certificate or key file cannot be used" "steepctl pki inspect FILE; issue it again if it is damaged"
+    1107 FileExists Precondition false "a file is already there and is never overwritten" "move the old file away first, or choose another --dir"
+    1108 NodeIdTaken Conflict false "two agents use one node id" "stop one of the two agents, or give it its own id, certificate and database"
+    1201 PeerUnreachable Connection true "an agent cannot be reached" "check that the agent runs (steep-agent run) and that its port is open for UDP and TCP"
+    1202 NoPeerConfigured Connection false "no agent to ask" "give --peer HOST:PORT or set STEEPCTL_PEER"
+    1203 PeerSilent Timeout true "an agent did not answer in time" "try again; steepctl status shows which nodes answer"
+    2000 PostgresUnreachable Connection true "PostgreSQL cannot be reached" "start PostgreSQL, or correct [postgres] in agent.toml; the agent retries by itself"
+    2001 VersionUnsupported Precondition false "this PostgreSQL version is not supported" "use PostgreSQL 15, 16, 17 or 18"
+    2002 WalLevel Precondition false "wal_level is not logical" "alter system set wal_level = logical; then restart PostgreSQL"
+    2003 NoFreeSlot Precondition false "no replication slot is free" "raise max_replication_slots and restart PostgreSQL, or drop slots nobody needs: select * from pg_replication_slots where not active"
+    2004 NoFreeWalSender Precondition false "no walsender is free" "raise max_wal_senders and restart PostgreSQL"
+    2005 WorkersTooFew Precondition false "too few logical replication workers" "raise max_logical_replication_workers and max_worker_processes, then restart PostgreSQL"
+    2006 OriginsTooFew Precondition false "too few replication origins are free" "use a smaller --parallel, or raise max_active_replication_origins (max_replication_slots before 18)"
+    2008 SlotWalLimit Precondition false "the source may discard WAL before the copy is done" "raise max_slot_wal_keep_size on the source"
+    2012 SameDatabase Precondition false "source and target are the same database" "point the target's agent at a database of its own"
+    2013 InRecovery Precondition false "the server is a standby" "use the primary: a standby cannot take part yet"
+    2014 EncodingDiffers Precondition false "the databases have different encodings" "create the target database with the source's encoding"
+    2015 TwoWayUnsupported Precondition false "PostgreSQL 15 cannot replicate both ways" "start it with --one-way, or upgrade the older server to 16 or later"
+    2101 ReplicationPrivilege Precondition false "the agent's role may not replicate" "alter role ROLE replication; (or superuser)"
+    2102 SelectPrivilege Precondition false "the agent's role may not read a table" "grant select on TABLE to ROLE; and usage on its schema"
+    2103 RowSecurity Precondition false "row security would hide rows" "alter role ROLE bypassrls; or leave the table out with --exclude"
+    2105 SubscribePrivilege Precondition false "the agent's role may not create subscriptions" "grant pg_create_subscription to ROLE; and create on the database (superuser on 15)"
+    2107 LoadPrivilege Precondition false "the agent's role may not load tables" "use a superuser for [postgres] user, or grant set on parameter session_replication_role and execute on the pg_replication_origin functions"
+    2110 PublishPrivilege Precondition false "the agent's role may not publish a table" "make the role owner of the table (or superuser) and grant create on the database"
+    2201 NoReplicaIdentity Precondition false "a table has no replica identity" "add a primary key, or alter table TABLE replica identity using index or full; or leave it out with --exclude"
+    2202 SchemaDiffers Schema false "a table differs between source and target" "make the target's table like the source's, or drop it there and let Steep create it"
+    2203 UnsupportedObject Precondition false "a table is of a kind that cannot be replicated" "alter table TABLE set logged for an unlogged table, or leave it out with --exclude"
+    2204 ObjectExists Precondition false "the target already has an object the source's schema would create" "drop it on the target, or use an empty target database"
+    2205 RoleMissing Precondition false "roles the source's schema needs are missing on the target" "create the roles on the target first: pg_dumpall --roles-only"
+    2206 ReferencedTableLeftOut Precondition false "a foreign key points at a table that is not selected" "select the referenced table too, or leave the referencing one out"
+    2207 NothingSelected Precondition false "no table is selected" "check --tables, --schemas and --exclude; steepctl node start --dry-run shows the plan"
+    2208 TableUnknown Precondition false "a table named does not exist on the source" "check the spelling; quote names as SQL would"
+    2209 LargeObjects Precondition false "the database holds large objects, which logical replication does not carry" "move them to bytea columns, or select the tables without them using --tables"
+    2210 ExtensionMissing Precondition false "an extension of the source is not available on the target" "install the extension's package beside the target's PostgreSQL"
+    2301 TargetNotEmpty Precondition false "the target is not empty" "empty the tables yourself, or start again with --force to have them emptied"
+    2303 LongTransaction Precondition true "a long transaction keeps the slot from being made" "wait for it or end it: select pg_terminate_backend(PID)"
+    2304 PreparedTransaction Precondition true "a prepared transaction keeps the slot from being made" "commit prepared or rollback prepared it first"
+    2401 DiskTooSmall Precondition false "the target's disk is too small" "free space or enlarge the disk; 1.3 times the source's size is needed"
+    2501 PgDumpMissing Precondition false "pg_dump or pg_restore cannot be used" "install the PostgreSQL client programs of the server's major version or later, and set postgres.bin_dir"
+    3001 ChunkDamaged Integrity true "a block of copied data arrived damaged" "start the operation again; if it repeats, check memory and network of both machines"
+    3002 CopyFailed General true "copying a table failed" "see the cause above; mend it, then start the node again"
+    3003 StreamBroken Connection true "the stream between the agents broke" "start the operation again once the agents reach each other"
+    3004 CountsDiffer Integrity false "row counts differ" "start the node again with --force; please report this with both agents' logs"
+    3101 SessionUnknown Conflict false "the source holds no such session" "start the operation again"
+    3102 SessionExpired Timeout true "the source let go of the session because nobody renewed it" "start the operation again; raise copy.session_lease for slow networks"
+    3103 DdlWaits Conflict true "a DDL on the source waits behind the copy" "run the DDL first, then start the node again; or set copy.on_blocked_ddl = \"wait\""
+    3104 SchemaChanged Schema false "a table changed on the source during the copy" "start the node again; run no DDL meanwhile"
+    3107 SnapshotLost General true "the source's snapshot is gone" "start the node again"
+    3201 RestoreFailed General false "pg_restore could not make the schema" "see the cause above; mend it on the source or the target, then start the node again"
+    3202 DumpFailed General false "pg_dump could not read the schema" "see the cause above"
+    4001 OperationRunning Conflict false "an operation already runs on the node" "steepctl op watch ID follows it; steepctl node cancel NODE stops it"
+    4002 IllegalState Conflict false "the node's state does not allow this" "steepctl node show NODE says what it can do"
+    4003 NothingRuns Conflict false "nothing runs on the node" "steepctl op list shows what ran"
+    4004 OperationUnknown General false "no such operation" "steepctl op list shows the operations"
+    4005 Interrupted General true "the agent ended while the operation ran" "it was cleaned up; start the node again"
+    4006 Cancelled Cancelled false "the operation was cancelled" "start the node again when ready"
+    4007 AmbiguousOperation General false "more than one operation begins like this" "give more of the id"
+    4101 ForeignDatabase Conflict false "the database belongs to another node" "point this agent at its own database; to give the database up: drop schema steep_repl cascade"
+    4102 StoreTooNew General false "the steep_repl schema was made by a newer agent" "upgrade this agent"
+    4103 StoreFailed General true "the agent could not read or write its own schema" "see the cause; check PostgreSQL's log"
+    4201 SubscriptionFailing General true "a subscription stopped with an error" "see PostgreSQL's log on the node; mend the row or table, then: alter subscription NAME enable"
+    4203 SlotLost General false "a replication slot was lost" "start the node again with --force"
+    4204 CatchUpStalled Timeout true "the target does not catch up" "see PostgreSQL's logs on both nodes: can the target's server reach the source's?"
+    5001 BadRequest General false "the request makes no sense" "see steepctl help"
+    5002 UnknownNode General false "no such node" "steepctl node list shows the nodes of the mesh"
+    5003 Denied Permission false "your certificate does not allow this" "ask for a certificate with a higher role: steepctl pki issue operator NAME --role ROLE"
+    5004 SourceIsTarget Precondition false "source and target are the same node" "name two different nodes"
+    5005 ShuttingDown Connection true "the agent is shutting down" "try again when it is back"
+    5006 Internal General false "something Steep did not expect" "please report this with the agent's log"
+    5007 Detached Timeout false "the wait ended before the operation did" "steepctl op watch ID"
+    5008 Usage General false "the command line makes no sense" "see --help"
+    5009 ConfirmationNeeded Precondition false "nobody confirmed that rows may be destroyed" "look at what would be destroyed with --dry-run, then add --confirm TARGET with the name of the target node"
+}
+
+impl Code {
+    /// The number behind `STP-`.
+    pub fn number(self) -> u16 {
+        self as u16
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "STP-{:04}", self.number())
+    }
+}
+
+impl std::str::FromStr for Code {
+    type Err = UnknownCode;
+    fn from_str(text: &str) -> Result<Self, UnknownCode> {
+        let digits = text.strip_prefix("STP-").or_else(|| text.strip_prefix("stp-")).unwrap_or(text);
+        digits
+            .parse::<u16>()
+            .ok()
+            .and_then(|number| Self::ALL.iter().copied().find(|code| code.number() == number))
+            .ok_or_else(|| UnknownCode(text.to_owned()))
+    }
+}
+
+impl Serialize for Code {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Code {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A text that is no code of this version.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no code this version knows")]
+pub struct UnknownCode(String);
+
+/// What went wrong, for whoever has to mend it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Stays the same for years.
+    pub code: Code,
+    /// What was tried and what went wrong, with names: lower case, no full stop.
+    pub message: String,
+    /// What lay beneath, outermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub causes: Vec<String>,
+    /// A command to type next, or what to change.
+    pub hint: String,
+    /// PostgreSQL's five letters, where PostgreSQL said no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sqlstate: Option<String>,
+    /// The same request may succeed later without any change.
+    pub retryable: bool,
+}
+
+impl Failure {
+    /// A failure with its code's own hint.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            causes: Vec::new(),
+            hint: code.hint().to_owned(),
+            sqlstate: None,
+            retryable: code.is_retryable(),
+        }
+    }
+
+    /// With a hint that knows more than the code's.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = hint.into();
+        self
+    }
+
+    /// With one more thing that lay beneath it.
+    #[must_use]
+    pub fn cause(mut self, cause: impl Into<String>) -> Self {
+        self.causes.push(cause.into());
+        self
+    }
+
+    /// With `error` and everything beneath it as causes.
+    #[must_use]
+    pub fn caused_by(mut self, error: &dyn Error) -> Self {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            let text = error.to_string();
+            if self.causes.last() != Some(&text) {
+                self.causes.push(text);
+            }
+            next = error.source();
+        }
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.code, self.message)
+    }
+}
+
+impl Error for Failure {}
+
+/// An error that can say what it means to an operator.
+pub trait Explain: Error + Sized {
+    /// Its code.
+    fn code(&self) -> Code;
+
+    /// A hint better than the code's own, where there is one.
+    fn better_hint(&self) -> Option<String> {
+        None
+    }
+
+    /// The failure to show and to send.
+    fn explain(&self) -> Failure {
+        let mut failure = Failure::new(self.code(), self.to_string());
+        if let Some(source) = self.source() {
+            failure = failure.caused_by(source);
+        }
+        match self.better_hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+impl From<&Failure> for v1::Failure {
+    fn from(failure: &Failure) -> Self {
+        Self {
+            code: failure.code.to_string(),
+            message: failure.message.clone(),
+            causes: failure.causes.clone(),
+            hint: failure.hint.clone(),
+            retryable: failure.retryable,
+            sqlstate: failure.sqlstate.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl From<v1::Failure> for Failure {
+    /// A code this version does not know becomes [`Code::Internal`], with the number kept in the message.
+    fn from(failure: v1::Failure) -> Self {
+        let (code, message) = match failure.code.parse() {
+            Ok(code) => (code, failure.message),
+            Err(_) => (Code::Internal, format!("{} {}", failure.code, failure.message)),
+        };
+        Self {
+            code,
+            message,
+            causes: failure.causes,
+            hint: failure.hint,
+            sqlstate: Some(failure.sqlstate).filter(|state| !state.is_empty()),
+            retryable: failure.retryable,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_a_title_and_a_hint_and_is_found_by_its_number() {
+        let mut last = 0;
+        for code in Code::ALL {
+            assert!(!code.title().is_empty() && !code.hint().is_empty(), "{code} lacks words");
+            assert!(code.number() > last, "{code} is out of order");
+            last = code.number();
+            assert_eq!(code.to_string().parse(), Ok(*code));
+        }
+    }
+
+    #[test]
+    fn a_failure_survives_the_wire() {
+        let failure = Failure::new(Code::TargetNotEmpty, "node_b is not empty").cause("public.orders holds 3 rows");
+        assert_eq!(Failure::from(v1::Failure::from(&failure)), failure);
+    }
+
+    #[test]
+    fn a_code_from_a_newer_version_is_kept_readable() {
+        let newer = v1::Failure { code: "STP-9999".into(), message: "new trouble".into(), ..Default::default() };
+        let failure = Failure::from(newer);
+        assert_eq!(failure.code, Code::Internal);
+        assert_eq!(failure.message, "STP-9999 new trouble");
+    }
+}

@@ -1,0 +1,119 @@
+//! What an operation can be: its status, its phases, and how an initialization copies.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$vdoc])* #[serde(rename = $word)] $variant),+
+        }
+
+        impl $name {
+            /// All of them, in order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The word for it in SQL, logs and JSON.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = BadWord;
+            fn from_str(text: &str) -> Result<Self, BadWord> {
+                Self::ALL.iter().copied().find(|w| w.as_str() == text)
+                    .ok_or_else(|| BadWord {
+                        word: text.to_owned(),
+                        known: Self::ALL.iter().map(|w| w.as_str()).collect(),
+                    })
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+/// A text that is none of the words expected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{word:?} is none of {}", known.join(", "))]
+pub struct BadWord {
+    word: String,
+    known: Vec<&'static str>,
+}
+
+words! {
+    /// How an operation fares.
+    OperationStatus {
+        /// Its agent is at work on it.
+        Running = "running",
+        /// It was told to stop and is cleaning up.
+        Cancelling = "cancelling",
+        /// It reached its goal.
+        Completed = "completed",
+        /// It gave up; the failure says why. What it had made was undone.
+        Failed = "failed",
+        /// It was told to stop; what it had made was undone.
+        Cancelled = "cancelled",
+        /// Its agent ended before it did.
+        Interrupted = "interrupted",
+    }
+}
+
+impl OperationStatus {
+    /// Nothing more will happen to it.
+    pub fn has_ended(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+}
+
+words! {
+    /// What an initialization is busy with; the words of the log event schema.
+    Phase {
+        /// Looking whether both nodes can do it.
+        Preflight = "preflight",
+        /// Locks, slot and exported snapshot on the source.
+        Snapshot = "snapshot",
+        /// Tables made on the target.
+        Schema = "schema",
+        /// Rows copied.
+        Copy = "copy",
+        /// Indexes, constraints, triggers.
+        Indexes = "indexes",
+        /// Sequences moved ahead.
+        Sequences = "sequences",
+        /// What changed meanwhile applied.
+        CatchingUp = "catching_up",
+        /// Counts compared.
+        Verify = "verify",
+    }
+}
+
+words! {
+    /// How a node is initialized.
+    InitMethod {
+        /// Steep picks, and says which and why.
+        Auto = "auto",
+        /// The agents stream the snapshot in parallel.
+        Direct = "direct",
+    }
+}
+
+words! {
+    /// What an operator's certificate allows.
+    Role {
+        /// May look.
+        Viewer = "viewer",
+        /// May run operations.
+        Operator = "operator",
+        /// May do everything.
+        Admin = "admin",
+    }
+}

@@ -1,0 +1,204 @@
+//! gRPC over an authenticated stream: a server for what arrives, channels for what we ask.
+//!
+//! The same services answer on QUIC streams and on TCP; health and reflection (v1 and v1alpha) are always
+//! among them. A [`Failure`] crosses as the details of a status and comes out whole.
+
+use std::{error::Error as StdError, io, sync::Arc, time::Duration};
+
+use futures::{StreamExt as _, future::BoxFuture};
+use hyper_util::rt::TokioIo;
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Code as GrpcCode, Status,
+    service::Routes,
+    transport::{Channel, Endpoint as Target, Server, Uri},
+};
+
+use super::{
+    endpoint::{self, Connection, RPC_STREAM, dial_tcp, refusal_in, tls_in},
+    identity::{Expect, Identity, alert_in},
+    io::Io,
+};
+use crate::{
+    failure::{Code, Explain, Failure, Family},
+    v1,
+};
+
+/// The largest message either side takes; rows never travel in messages.
+pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
+
+const REQUESTS_PER_CONNECTION: usize = 64;
+const HEADER_LIST_BYTES: u32 = 16 << 10;
+const WINDOW_BYTES: u32 = 1 << 20;
+
+/// A channel over which one peer is asked.
+pub type PeerChannel = Channel;
+
+/// Serves `routes`, with health and reflection beside them, on every stream of `arrivals` until `stop` is done.
+///
+/// Requests under way are finished before it returns.
+pub async fn serve(
+    routes: Routes,
+    arrivals: mpsc::Receiver<Io>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Box<dyn StdError + Send + Sync>> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    for service in ["steep.v1.Nodes", "steep.v1.Operations", "steep.v1.Peers"] {
+        health.set_service_status(service, tonic_health::ServingStatus::Serving).await;
+    }
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let routes = routes
+        .add_service(health_service)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?);
+    Server::builder()
+        .concurrency_limit_per_connection(REQUESTS_PER_CONNECTION)
+        .max_concurrent_streams(REQUESTS_PER_CONNECTION as u32)
+        .http2_max_header_list_size(HEADER_LIST_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(32))
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(ReceiverStream::new(arrivals).map(Ok::<_, io::Error>), stop)
+        .await?;
+    Ok(())
+}
+
+/// A channel on its own stream of an existing QUIC connection. Ends with the connection.
+pub async fn over(connection: &Connection) -> Result<PeerChannel, Failure> {
+    let connection = connection.clone();
+    connect("mesh", move || {
+        let connection = connection.clone();
+        Box::pin(async move { connection.open(RPC_STREAM).await })
+    })
+    .await
+}
+
+/// A channel over TCP to `address` (`host:port`), for steepctl and other clients that are no agents.
+///
+/// The handshake is done when this returns; the server's refusal of our certificate may still show only in
+/// the first answer, see [`failure_of`].
+pub async fn connect_tcp(address: &str, identity: &Arc<Identity>, expect: Expect) -> Result<PeerChannel, Failure> {
+    let (address, identity) = (address.to_owned(), Arc::clone(identity));
+    connect(&address.clone(), move || {
+        let (address, identity, expect) = (address.clone(), Arc::clone(&identity), expect.clone());
+        Box::pin(async move { dial_tcp(&address, &identity, expect).await })
+    })
+    .await
+}
+
+async fn connect(
+    name: &str,
+    dial: impl Fn() -> BoxFuture<'static, Result<Io, endpoint::Error>> + Send + Sync + 'static,
+) -> Result<PeerChannel, Failure> {
+    let target = Target::from_static("http://member.steep.internal")
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .http2_max_header_list_size(HEADER_LIST_BYTES);
+    let connector = tower::service_fn(move |_: Uri| {
+        let dialled = dial();
+        async move { dialled.await.map(TokioIo::new) }
+    });
+    target
+        .connect_with_connector(connector)
+        .await
+        .map_err(|error| transport_failure(&error).unwrap_or_else(|| unreachable(name, &error)))
+}
+
+fn unreachable(name: &str, error: &dyn StdError) -> Failure {
+    Failure::new(Code::PeerUnreachable, format!("cannot reach {name}")).caused_by(error)
+}
+
+/// Looks through an error and all beneath it for what the wire knows about it.
+fn transport_failure(error: &(dyn StdError + 'static)) -> Option<Failure> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<endpoint::Error>() {
+            return Some(error.explain());
+        }
+        if let Some(failure) = error.downcast_ref::<quinn::ConnectionError>().and_then(refusal_in) {
+            return Some(failure);
+        }
+        if let Some(failure) = alert_in(&error.to_string()) {
+            return Some(failure);
+        }
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            if let Some(failure) = tls_in(error) {
+                return Some(failure);
+            }
+            // tokio and quinn wrap their errors in I/O errors, whose `source` skips the error itself.
+            if let Some(failure) = error.get_ref().and_then(|inner| transport_failure(inner)) {
+                return Some(failure);
+            }
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// The failure as a gRPC status that carries it whole.
+pub fn status_of(failure: &Failure) -> Status {
+    let code = match (failure.code, failure.code.family()) {
+        (Code::UnknownNode | Code::OperationUnknown | Code::SessionUnknown, _) => GrpcCode::NotFound,
+        (Code::BadRequest | Code::Usage, _) => GrpcCode::InvalidArgument,
+        (Code::Internal, _) => GrpcCode::Internal,
+        (_, Family::Permission) => GrpcCode::PermissionDenied,
+        (_, Family::Connection) => GrpcCode::Unavailable,
+        (_, Family::Timeout) => GrpcCode::DeadlineExceeded,
+        (_, Family::Conflict) => GrpcCode::AlreadyExists,
+        (_, Family::Precondition | Family::Schema) => GrpcCode::FailedPrecondition,
+        (_, Family::Cancelled) => GrpcCode::Cancelled,
+        (_, Family::Integrity) => GrpcCode::DataLoss,
+        (_, Family::General) => GrpcCode::Unknown,
+    };
+    Status::with_details(code, failure.to_string(), v1::Failure::from(failure).encode_to_vec().into())
+}
+
+/// The failure in a status: the one its sender put there, or what a bare gRPC or transport error means.
+pub fn failure_of(status: &Status) -> Failure {
+    if let Ok(failure) = v1::Failure::decode(status.details())
+        && !failure.code.is_empty()
+    {
+        return failure.into();
+    }
+    if let Some(failure) = status.source().and_then(transport_failure) {
+        return failure;
+    }
+    let code = match status.code() {
+        GrpcCode::Unavailable => Code::PeerUnreachable,
+        GrpcCode::DeadlineExceeded | GrpcCode::Cancelled => Code::PeerSilent,
+        GrpcCode::PermissionDenied | GrpcCode::Unauthenticated => Code::Denied,
+        GrpcCode::InvalidArgument | GrpcCode::OutOfRange => Code::BadRequest,
+        GrpcCode::Unimplemented => Code::ProtocolMismatch,
+        // A connection that breaks under a request comes out of hyper as "unknown".
+        GrpcCode::Unknown if status.source().is_some() => Code::PeerUnreachable,
+        _ => Code::Internal,
+    };
+    let failure = Failure::new(code, code.title());
+    let failure = if status.message().is_empty() { failure } else { failure.cause(status.message()) };
+    match status.source() {
+        Some(source) => failure.caused_by(source),
+        None => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_comes_out_of_a_status_as_it_went_in() {
+        for code in Code::ALL {
+            let failure = Failure::new(*code, "tried and failed").cause("because").hint("do this");
+            assert_eq!(failure_of(&status_of(&failure)), failure);
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Two nodes and the words to talk about them: what specs are written in.
+//!
+//! [`Cluster`] starts nodes, a [`Node`] is asked and told things in SQL, [`Steepctl`] is an operator at its keyboard
+//! and [`Operation`] what they started. [`fault`] breaks parts on purpose, [`Inventory`] lists what a node holds so
+//! that leftovers show, [`ledger`] writes all the while and knows afterwards what must be there. [`until`] waits for
+//! a fact, never for a time. [`shop`] has tables to copy.
+//!
+//! Everything started is ended when its last [`Node`] drops, also when the spec fails; then the agents' last lines
+//! are shown. Every line an agent logged is held against the schema of log events. With `STEEP_KEEP=1` a failed
+//! spec's files stay where they are.
+
+mod background;
+mod cluster;
+pub mod fault;
+mod inventory;
+pub mod ledger;
+mod logs;
+mod node;
+mod operation;
+pub mod shop;
+mod steepctl;
+mod wait;
+
+pub use steep_protocol::node::NodeState;
+pub use xtask::cluster::server::Stop;
+
+pub use self::{
+    cluster::Cluster,
+    inventory::Inventory,
+    ledger::Ledger,
+    node::{Content, Node},
+    operation::Operation,
+    steepctl::{Outcome, Steepctl},
+    wait::{PATIENCE, until},
+};

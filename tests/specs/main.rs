@@ -1,0 +1,3 @@
+//! The specs: what Steep promises, one file a promise.
+
+mod harness;

@@ -1,0 +1,182 @@
+//! The command line: nouns, verbs, and the options they share.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use steep_protocol::failure::{Code, Failure};
+
+use crate::{
+    client::{Client, Files},
+    commands::{explain::ExplainArgs, node::NodeCommand, op::OpCommand, pki::PkiCommand},
+    output::{Color, Format, Output, Talk},
+    units,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  steepctl status                              how the mesh fares
+  steepctl node start node_b --from node_a     initialize node_b from node_a
+  steepctl op list                             what runs and what ran
+  steepctl explain STP-2201                    what an error code means
+
+Exit codes:
+  0 success            4 cancelled     7 permission      10 integrity
+  1 general error      5 timeout       8 precondition   130 detached
+  2 usage error        6 no agent      9 conflict
+  3 schemas differ";
+
+/// Ask any Steep agent about any node.
+#[derive(Debug, Parser)]
+// Clap takes doc comments of an enum's values into its help, and then spends a screen on options alone: those of
+// our value enums are plain comments.
+#[command(name = "steepctl", version, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do; without it, `status`.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// The nouns, and what needs none.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show how the mesh fares: every node on one screen (the default)
+    Status,
+    /// Look at nodes, initialize them, cancel what runs on them
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Look at operations, follow them, cancel them
+    #[command(subcommand)]
+    Op(OpCommand),
+    /// Make, issue and inspect certificates
+    #[command(subcommand)]
+    Pki(PkiCommand),
+    /// Say what an error code means and what to do (asks no agent)
+    Explain(ExplainArgs),
+    /// Print the version of steepctl and of the protocol it speaks
+    Version,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Agent to ask; repeat it to name others to try when one does not answer
+    #[arg(long = "peer", value_name = "HOST:PORT", env = "STEEPCTL_PEER", hide_env_values = true, value_delimiter = ',',
+          value_parser = peer, global = true)]
+    pub peers: Vec<String>,
+    /// Your certificate, as `steepctl pki issue operator` wrote it
+    #[arg(long, value_name = "FILE", env = "STEEPCTL_CERT", hide_env_values = true, global = true)]
+    pub cert: Option<PathBuf>,
+    /// Its key [default: the .key file beside the certificate]
+    #[arg(long, value_name = "FILE", env = "STEEPCTL_KEY", hide_env_values = true, global = true)]
+    pub key: Option<PathBuf>,
+    /// The mesh's root certificate [default: ca.pem beside the certificate]
+    #[arg(long, value_name = "FILE", env = "STEEPCTL_CA", hide_env_values = true, global = true)]
+    pub ca: Option<PathBuf>,
+    /// How data is printed
+    #[arg(
+        short,
+        long,
+        value_name = "FORMAT",
+        env = "STEEPCTL_OUTPUT",
+        hide_env_values = true,
+        default_value = "table",
+        global = true
+    )]
+    pub output: Format,
+    /// Give up after this long (30s, 5m); operations go on without you
+    #[arg(long, value_name = "DURATION", env = "STEEPCTL_TIMEOUT", hide_env_values = true, value_parser = units::parse_duration,
+          global = true)]
+    pub timeout: Option<Duration>,
+    /// Never ask questions; fail where an answer would be needed
+    #[arg(long, env = "STEEPCTL_NO_INPUT", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new(),
+          global = true)]
+    pub no_input: bool,
+    /// Print data, failures and questions only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Also say which agents were tried and which answered
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// When to use colours; NO_COLOR is respected
+    #[arg(long, value_name = "WHEN", default_value = "auto", global = true)]
+    pub color: Color,
+}
+
+impl Global {
+    /// How much to say on stderr.
+    pub fn talk(&self) -> Talk {
+        match (self.quiet, self.verbose) {
+            (true, _) => Talk::Quiet,
+            (_, true) => Talk::Verbose,
+            _ => Talk::Normal,
+        }
+    }
+
+    /// A client for the agents and with the certificate these options name.
+    pub fn client<'a>(&self, out: &'a Output) -> Result<Client<'a>, Failure> {
+        if self.peers.is_empty() {
+            return Err(Failure::new(Code::NoPeerConfigured, "no agent to ask: no --peer is given"));
+        }
+        let cert = self.cert.clone().ok_or_else(|| {
+            Failure::new(Code::CertificateUnusable, "no certificate to show to the agents: no --cert is given")
+                .hint("give --cert FILE or set STEEPCTL_CERT; steepctl pki issue operator NAME --role ROLE makes one")
+        })?;
+        let key = self.key.clone().unwrap_or_else(|| cert.with_extension("key"));
+        let ca = self.ca.clone().unwrap_or_else(|| cert.with_file_name("ca.pem"));
+        Client::new(&self.peers, Files { cert, key, ca }, self.timeout, out)
+    }
+}
+
+/// `host:port`, `[::1]:port`.
+fn peer(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let (host, port) = text.rsplit_once(':').ok_or("it has no port: HOST:PORT is expected")?;
+    if port.parse::<u16>().is_ok_and(|port| port != 0) {
+        match host {
+            "" => Err("it has no host: HOST:PORT is expected".into()),
+            host if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) => {
+                Err("an IPv6 address stands in brackets: [::1]:7432".into())
+            }
+            _ => Ok(text.to_owned()),
+        }
+    } else {
+        Err(format!("{port:?} is no port"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_peer_has_a_host_and_a_port() {
+        for good in ["node-a:7432", "10.0.0.1:7432", "[::1]:7432", " a:1"] {
+            assert!(peer(good).is_ok(), "{good}");
+        }
+        for bad in ["", "node_a", ":7432", "a:0", "a:70000", "a:b", "::1:7432", "10.0.0.1:"] {
+            assert!(peer(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_command_and_option_says_what_it_does() {
+        fn check(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{} has no help", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} --{} has no help", command.get_name(), argument.get_id());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+}

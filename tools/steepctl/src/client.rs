@@ -1,0 +1,272 @@
+//! Asks the agents: tries the peers in order, within a deadline, and remembers who answered.
+//!
+//! Everything asked here may be asked twice (an operation starts once, whoever hears of it first), so a
+//! request that one agent cannot serve goes to the next. The only file that knows how requests travel.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use steep_protocol::{
+    failure::{Code, Explain as _, Failure, Family},
+    v1::{self, nodes_client::NodesClient, operations_client::OperationsClient},
+    wire::{
+        identity::{Expect, Identity},
+        rpc::{self, MAX_MESSAGE_BYTES, PeerChannel},
+    },
+};
+use tokio::time::{Instant, timeout, timeout_at};
+use tonic::{Response, Status, Streaming};
+
+use crate::{
+    output::{Output, safe},
+    pki::inspect,
+    units,
+};
+
+/// How long one agent may take to let us in.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// How long one agent may take to answer, where nothing longer is known to be needed.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// Where the certificate files are.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// Our certificate with its chain.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The mesh's root.
+    pub ca: PathBuf,
+}
+
+/// A way to ask the mesh. Clones share nothing but the identity and the connection that answered last.
+#[derive(Debug, Clone)]
+pub struct Client<'a> {
+    peers: Vec<String>,
+    files: Files,
+    identity: Arc<Identity>,
+    deadline: Option<Instant>,
+    out: &'a Output,
+    current: Option<(usize, PeerChannel)>,
+}
+
+/// What one attempt at one agent came to.
+enum Attempt {
+    /// The agent said no: its word counts.
+    Refused(Failure),
+    /// The agent could not be asked, or not serve us now.
+    Elsewhere(Failure),
+}
+
+impl<'a> Client<'a> {
+    /// A client that has not connected yet.
+    ///
+    /// `limit` is for all that follows, together; without it each request has a limit of its own.
+    pub fn new(peers: &[String], files: Files, limit: Option<Duration>, out: &'a Output) -> Result<Self, Failure> {
+        debug_assert!(!peers.is_empty(), "the command line was checked for a peer");
+        let identity = Identity::load(&files.cert, &files.key, &files.ca).map_err(|error| error.explain())?;
+        Ok(Self {
+            peers: peers.to_vec(),
+            files,
+            identity: Arc::new(identity),
+            deadline: limit.map(|limit| Instant::now() + limit),
+            out,
+            current: None,
+        })
+    }
+
+    /// When the whole command must be done; nothing without `--timeout`.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// All nodes.
+    pub async fn list_nodes(&mut self) -> Result<v1::ListNodesReply, Failure> {
+        self.ask(ANSWER_LIMIT, async |channel| nodes(channel).list(v1::ListNodesRequest {}).await).await
+    }
+
+    /// One node.
+    pub async fn get_node(&mut self, node_id: &str) -> Result<v1::GetNodeReply, Failure> {
+        let request = v1::GetNodeRequest { node_id: node_id.to_owned() };
+        self.ask(ANSWER_LIMIT, async |channel| nodes(channel).get(request.clone()).await).await
+    }
+
+    /// Starts, or plans, an initialization; the answer may take as long as `limit`.
+    pub async fn start_node(
+        &mut self,
+        request: &v1::StartNodeRequest,
+        limit: Duration,
+    ) -> Result<v1::StartNodeReply, Failure> {
+        self.ask(limit, async |channel| nodes(channel).start(request.clone()).await).await
+    }
+
+    /// Cancels what runs on a node.
+    pub async fn cancel_node(&mut self, node_id: &str) -> Result<v1::CancelNodeReply, Failure> {
+        let request = v1::CancelNodeRequest { node_id: node_id.to_owned() };
+        self.ask(ANSWER_LIMIT, async |channel| nodes(channel).cancel(request.clone()).await).await
+    }
+
+    /// Operations of one node, or of all for an empty `node_id`.
+    pub async fn list_operations(&mut self, node_id: &str, limit: u32) -> Result<v1::ListOperationsReply, Failure> {
+        let request = v1::ListOperationsRequest { node_id: node_id.to_owned(), limit };
+        self.ask(ANSWER_LIMIT, async |channel| operations(channel).list(request.clone()).await).await
+    }
+
+    /// One operation, by its id or the beginning of it.
+    pub async fn get_operation(&mut self, op_id: &str) -> Result<v1::GetOperationReply, Failure> {
+        let request = v1::GetOperationRequest { op_id: op_id.to_owned() };
+        self.ask(ANSWER_LIMIT, async |channel| operations(channel).get(request.clone()).await).await
+    }
+
+    /// Asks an operation to stop and clean up.
+    pub async fn cancel_operation(&mut self, op_id: &str) -> Result<v1::CancelOperationReply, Failure> {
+        let request = v1::CancelOperationRequest { op_id: op_id.to_owned() };
+        self.ask(ANSWER_LIMIT, async |channel| operations(channel).cancel(request.clone()).await).await
+    }
+
+    /// The events of an operation after a cursor.
+    pub async fn watch(&mut self, op_id: &str, after: u64) -> Result<Events, Failure> {
+        let request = v1::WatchOperationRequest { op_id: op_id.to_owned(), after };
+        self.ask(ANSWER_LIMIT, async |channel| operations(channel).watch(request.clone()).await).await.map(Events)
+    }
+
+    /// Forgets the connection, so that the next request makes a new one.
+    pub fn hang_up(&mut self) {
+        self.current = None;
+    }
+
+    /// Asks one peer after the other until one answers for itself.
+    async fn ask<R>(
+        &mut self,
+        limit: Duration,
+        call: impl AsyncFn(PeerChannel) -> Result<Response<R>, Status>,
+    ) -> Result<R, Failure> {
+        let first = self.current.as_ref().map_or(0, |(at, _)| *at);
+        let mut missed = Vec::new();
+        let count = self.peers.len();
+        for at in (0..count).map(|step| (first + step) % count) {
+            let patience = Instant::now() + limit + CONNECT_LIMIT;
+            let patience = self.deadline.map_or(patience, |deadline| deadline.min(patience));
+            let attempt = match timeout_at(patience, self.ask_one(at, &call)).await {
+                Ok(Ok(reply)) => return Ok(reply),
+                Ok(Err(attempt)) => attempt,
+                Err(_) => Attempt::Elsewhere(self.silence(at, limit)),
+            };
+            self.current = None;
+            match attempt {
+                Attempt::Refused(failure) => return Err(failure),
+                Attempt::Elsewhere(failure) => {
+                    self.out.detail(&format!("{}: {}", self.peers[at], safe(&failure.message)));
+                    missed.push((at, failure));
+                }
+            }
+            if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                break;
+            }
+        }
+        Err(self.nobody_answered(missed))
+    }
+
+    async fn ask_one<R>(
+        &mut self,
+        at: usize,
+        call: &impl AsyncFn(PeerChannel) -> Result<Response<R>, Status>,
+    ) -> Result<R, Attempt> {
+        let channel = match &self.current {
+            Some((current, channel)) if *current == at => channel.clone(),
+            _ => {
+                let connecting = rpc::connect_tcp(&self.peers[at], &self.identity, Expect::AnyNode);
+                let connected = timeout(CONNECT_LIMIT, connecting).await;
+                let connected = connected.unwrap_or_else(|_| Err(self.no_connection(at)));
+                let channel = connected.map_err(Attempt::Elsewhere)?;
+                self.current = Some((at, channel.clone()));
+                channel
+            }
+        };
+        match call(channel).await {
+            Ok(reply) => Ok(reply.into_inner()),
+            Err(status) => {
+                let failure = rpc::failure_of(&status);
+                let elsewhere = match failure.code.family() {
+                    Family::Connection => true,
+                    // A refused certificate shows in the first answer; another agent may be set up better.
+                    Family::Permission => status.details().is_empty(),
+                    Family::Timeout => true,
+                    _ => false,
+                };
+                Err(if elsewhere { Attempt::Elsewhere(failure) } else { Attempt::Refused(failure) })
+            }
+        }
+    }
+
+    fn no_connection(&self, at: usize) -> Failure {
+        let limit = units::duration(CONNECT_LIMIT);
+        Failure::new(Code::PeerUnreachable, format!("cannot reach {}: no answer within {limit}", self.peers[at]))
+    }
+
+    fn silence(&self, at: usize, limit: Duration) -> Failure {
+        let peer = &self.peers[at];
+        match self.deadline {
+            Some(deadline) if deadline <= Instant::now() => {
+                Failure::new(Code::PeerSilent, format!("{peer} did not answer before --timeout"))
+            }
+            _ => Failure::new(Code::PeerSilent, format!("{peer} did not answer within {}", units::duration(limit))),
+        }
+    }
+
+    /// The one failure for all peers that could not serve us.
+    fn nobody_answered(&self, mut missed: Vec<(usize, Failure)>) -> Failure {
+        let refused = missed.iter().any(|(_, failure)| failure.code.family() == Family::Permission);
+        if refused && let Some(failure) = self.own_certificate_has_expired() {
+            return failure;
+        }
+        if missed.len() == 1 {
+            return missed.remove(0).1;
+        }
+        // What an agent said of our certificate helps more than that others are down.
+        let code = missed
+            .iter()
+            .map(|(_, failure)| failure.code)
+            .find(|code| code.family() == Family::Permission)
+            .or_else(|| missed.first().map(|(_, failure)| failure.code))
+            .unwrap_or(Code::PeerUnreachable);
+        let failure =
+            Failure::new(code, format!("none of {} could be asked", units::counted(missed.len() as u64, "agent")));
+        missed.into_iter().fold(failure, |failure, (at, why)| {
+            let peer = &self.peers[at];
+            let reason = why.causes.into_iter().fold(why.message, |text, cause| format!("{text}: {cause}"));
+            failure.cause(if reason.contains(peer) { reason } else { format!("{peer}: {reason}") })
+        })
+    }
+
+    /// TLS tells a refused client little; our own file says whether time is the reason.
+    fn own_certificate_has_expired(&self) -> Option<Failure> {
+        let inspected = inspect::file(&self.files.cert).ok()?;
+        let now = jiff::Timestamp::now();
+        let what = match inspected.validity_at(now) {
+            inspect::Validity::Valid { .. } => return None,
+            inspect::Validity::NotYet { from } => format!("is not valid before {}", units::date_time(from)),
+            inspect::Validity::Expired { since } => format!("expired at {}", units::date_time(since)),
+        };
+        let message = format!("your certificate {} {what}", self.files.cert.display());
+        Some(Failure::new(Code::CertificateExpired, message))
+    }
+}
+
+fn nodes(channel: PeerChannel) -> NodesClient<PeerChannel> {
+    NodesClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+fn operations(channel: PeerChannel) -> OperationsClient<PeerChannel> {
+    OperationsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// The events of an operation as they arrive.
+#[derive(Debug)]
+pub struct Events(Streaming<v1::OperationEvent>);
+
+impl Events {
+    /// The next event; nothing when the agent has no more to say. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<v1::OperationEvent>, Failure> {
+        self.0.message().await.map_err(|status| rpc::failure_of(&status))
+    }
+}

@@ -1,0 +1,43 @@
+//! `steepctl node …`
+
+pub mod cancel;
+pub mod list;
+pub mod plan;
+pub mod progress;
+pub mod show;
+pub mod start;
+
+use clap::Subcommand;
+use steep_protocol::failure::Failure;
+
+use crate::{
+    cli::Global,
+    output::{Output, exit_code::Exit},
+};
+
+/// The verbs of `node`.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// List the nodes of the mesh
+    List,
+    /// Show one node: state, subscriptions, slots, last failure
+    Show(show::ShowArgs),
+    /// Initialize a node from another, and follow it until it replicates
+    #[command(alias = "init")]
+    Start(Box<start::StartArgs>),
+    /// Cancel what runs on a node, and wait until all is cleaned up
+    Cancel(cancel::CancelArgs),
+    /// Show how far the operation on a node has come
+    Progress(progress::ProgressArgs),
+}
+
+/// Does what the verb says.
+pub async fn run(command: NodeCommand, global: &Global, out: &Output) -> Result<Exit, Failure> {
+    match command {
+        NodeCommand::List => list::run(global, out).await,
+        NodeCommand::Show(args) => show::run(&args, global, out).await,
+        NodeCommand::Start(args) => start::run(&args, global, out).await,
+        NodeCommand::Cancel(args) => cancel::run(&args, global, out).await,
+        NodeCommand::Progress(args) => progress::run(&args, global, out).await,
+    }
+}

@@ -1,0 +1,327 @@
+//! `steepctl node start`
+
+use std::time::Duration;
+
+use clap::{Args, builder::PossibleValuesParser};
+use steep_protocol::{
+    failure::{Code, Failure, Family},
+    ids::{NodeId, OperationId},
+    names::{TableName, parse_table},
+    operation::InitMethod,
+    v1,
+    wire::compress::{BadCompression, Compression},
+};
+
+use super::plan;
+use crate::{
+    cli::Global,
+    client::Client,
+    follow::{self, FollowArgs, ending},
+    output::{Output, exit_code::Exit, json, progress::Subject, safe},
+    units,
+};
+
+/// The preflight of a start asks both databases; with many tables that takes its time.
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// A dry run also counts the target's rows.
+const PLAN_LIMIT: Duration = Duration::from_secs(600);
+
+const EXAMPLES: &str = "\
+Both nodes are checked first; nothing is changed before all checks pass. The
+operation lives in the agents: steepctl only watches it.
+
+Examples:
+  steepctl node start node_b --from node_a --dry-run
+  steepctl node start node_b --from node_a
+  steepctl node start node_b --from node_a --tables sales.orders,sales.items
+  steepctl node start node_b --from node_a --force --confirm node_b";
+
+/// Arguments of `node start`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct StartArgs {
+    /// The node to initialize
+    pub target: NodeId,
+    /// The node to initialize it from
+    #[arg(long, value_name = "SOURCE")]
+    pub from: NodeId,
+    /// How to copy; auto picks, and says which and why
+    #[arg(long, default_value = "auto", value_parser = methods())]
+    pub method: String,
+    /// Streams at once, 1 to 16 [default: copy.parallel of the target's agent]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub parallel: Option<u32>,
+    /// Replicate from source to target only, not back
+    #[arg(long)]
+    pub one_way: bool,
+    /// Only these tables, as schema.table; commas between them
+    #[arg(long, value_name = "TABLES", value_parser = tables)]
+    pub tables: Vec<Tables>,
+    /// Only tables of these schemas; commas between them
+    #[arg(long, value_name = "SCHEMAS", value_parser = schemas)]
+    pub schemas: Vec<Schemas>,
+    /// Never these tables, whatever else selects them
+    #[arg(long, value_name = "TABLES", value_parser = tables)]
+    pub exclude: Vec<Tables>,
+    /// Check and show the plan; change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Empty the target's tables first if they hold rows
+    #[arg(long)]
+    pub force: bool,
+    /// The target's name once more, to confirm --force without being asked
+    #[arg(long, value_name = "TARGET", requires = "force")]
+    pub confirm: Option<NodeId>,
+    /// Copy at most so many bytes a second: 50MB, 50MiB, 50000
+    #[arg(long, value_name = "RATE", value_parser = units::parse_rate)]
+    pub max_rate: Option<u64>,
+    /// How rows travel: auto, none, lz4, zstd or zstd:LEVEL (-7 to 19)
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = compression)]
+    pub compress: String,
+    /// Print the operation's id and return; do not watch
+    #[arg(long)]
+    pub detach: bool,
+    /// How to watch.
+    #[command(flatten)]
+    pub follow: FollowArgs,
+}
+
+/// Tables named on the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tables(Vec<TableName>);
+
+/// Schemas named on the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Schemas(Vec<String>);
+
+fn methods() -> PossibleValuesParser {
+    PossibleValuesParser::new(InitMethod::ALL.iter().map(|method| method.as_str()))
+}
+
+fn tables(text: &str) -> Result<Tables, String> {
+    split(text)
+        .map(|name| parse_table(name.trim()).map_err(|error| error.to_string()))
+        .collect::<Result<_, _>>()
+        .map(Tables)
+}
+
+fn schemas(text: &str) -> Result<Schemas, String> {
+    // A schema is what stands before a table's dot: quoted and folded by the same rule.
+    let parse = |name: &str| match parse_table(&format!("{}.t", name.trim())) {
+        Ok(table) => Ok(table.schema),
+        Err(_) => Err(format!("{name:?} names no schema: double quotes are needed where SQL needs them")),
+    };
+    split(text).map(parse).collect::<Result<_, _>>().map(Schemas)
+}
+
+/// The pieces between commas that stand in no double quotes.
+fn split(text: &str) -> impl Iterator<Item = &str> {
+    let mut is_quoted = false;
+    text.split(move |c| {
+        is_quoted ^= c == '"';
+        c == ',' && !is_quoted
+    })
+}
+
+/// Checked here, sent as typed.
+fn compression(text: &str) -> Result<String, BadCompression> {
+    text.parse::<Compression>().map(|_| text.to_owned())
+}
+
+/// Starts an initialization and follows it to its end, or plans it.
+pub async fn run(args: &StartArgs, global: &Global, out: &Output) -> Result<Exit, Failure> {
+    let mut client = global.client(out)?;
+    if args.dry_run {
+        return dry_run(args, &mut client, out).await;
+    }
+    if args.force {
+        confirm_destruction(args, &mut client, global, out).await?;
+    }
+    let op_id = OperationId::generate().to_string();
+    let request = request(args, op_id.clone(), false);
+    let reply = client.start_node(&request, START_LIMIT).await.map_err(|failure| match failure.code.family() {
+        // Nobody said no: perhaps only the answer was lost.
+        Family::Timeout | Family::Connection => {
+            let hint = format!("{}; it may have started all the same: steepctl op show {op_id}", failure.hint);
+            failure.hint(hint)
+        }
+        _ => failure,
+    })?;
+    if let Some(failure) = plan::failed(&reply, args.target.as_str(), args.from.as_str()) {
+        out.talk(&plan::checks(&reply.checks, false, out.glyphs()));
+        return Err(failure);
+    }
+    // The agents may know this start under the id of whoever asked first with the same request.
+    let op_id = if reply.op_id.is_empty() { op_id } else { reply.op_id.clone() };
+    if args.detach {
+        if out.is_json() {
+            out.json(&json::message("StartNodeReply", &reply))?;
+        } else {
+            out.talk(&opening(args, &reply, out));
+            out.data(&op_id)?;
+        }
+        return Ok(Exit::Success);
+    }
+    out.talk(&format!("op {} runs in the agents; Ctrl-C detaches, it does not stop it", safe(&op_id)));
+    out.talk(&opening(args, &reply, out));
+    out.via(&reply.served_by);
+    let subject = Subject { op_id, target: args.target.to_string(), source: args.from.to_string() };
+    let followed = follow::until_ended(&client, out, &subject, args.follow, !global.no_input).await?;
+    ending::conclude(out, followed, ending::Wanted::Completion)
+}
+
+/// `init node_b <- node_a, method direct`, and what the checks found.
+fn opening(args: &StartArgs, reply: &v1::StartNodeReply, out: &Output) -> String {
+    let glyphs = out.glyphs();
+    let why = if reply.method_reason.is_empty() { String::new() } else { format!(" ({})", safe(&reply.method_reason)) };
+    let ways = if args.one_way { "   one way" } else { "" };
+    let init = format!("init {} {} {}", args.target, glyphs.from, args.from);
+    let line = format!("{init}   method {}{why}{ways}", safe(&reply.method));
+    if reply.checks.is_empty() { line } else { format!("{line}\n{}", plan::checks(&reply.checks, false, glyphs)) }
+}
+
+async fn dry_run(args: &StartArgs, client: &mut Client<'_>, out: &Output) -> Result<Exit, Failure> {
+    let reply = client.start_node(&request(args, OperationId::generate().to_string(), true), PLAN_LIMIT).await?;
+    if out.is_json() {
+        out.json(&json::message("StartNodeReply", &reply))?;
+    } else {
+        let why =
+            if reply.method_reason.is_empty() { String::new() } else { format!(" ({})", safe(&reply.method_reason)) };
+        if !reply.method.is_empty() {
+            out.data(&format!("Method    {}{why}", safe(&reply.method)))?;
+        }
+        out.data(&plan::checks(&reply.checks, true, out.glyphs()))?;
+        out.data(&format!("\n{}", plan::tables(&reply.tables, args.target.as_str())))?;
+        out.talk("nothing was changed");
+        out.via(&reply.served_by);
+    }
+    match plan::failed(&reply, args.target.as_str(), args.from.as_str()) {
+        Some(failure) => Err(failure),
+        None => Ok(Exit::Success),
+    }
+}
+
+/// Shows what `--force` would destroy, and goes on only if that is confirmed with the target's name.
+async fn confirm_destruction(
+    args: &StartArgs,
+    client: &mut Client<'_>,
+    global: &Global,
+    out: &Output,
+) -> Result<(), Failure> {
+    let target = &args.target;
+    let refused = |message: String| {
+        Failure::new(Code::ConfirmationNeeded, message).hint(format!(
+            "steepctl node start {target} --from {} --dry-run shows what it holds; then add --confirm {target}",
+            args.from
+        ))
+    };
+    match &args.confirm {
+        Some(name) if name != target => {
+            return Err(refused(format!("--confirm names {name}, but {target} would be emptied")));
+        }
+        None if global.no_input || !out.can_ask() => {
+            return Err(refused(format!("--force would empty tables on {target}, and nobody can be asked")));
+        }
+        _ => {}
+    }
+    let plan = client.start_node(&request(args, OperationId::generate().to_string(), true), PLAN_LIMIT).await?;
+    if let Some(failure) = plan::failed(&plan, target.as_str(), args.from.as_str()) {
+        return Err(failure);
+    }
+    out.say(&plan::destruction(&plan.tables, target.as_str()));
+    if args.confirm.is_some() {
+        return Ok(());
+    }
+    match out.ask("Type the node name to continue: ") {
+        Some(answer) if answer == target.as_str() => Ok(()),
+        Some(answer) if !answer.is_empty() => Err(refused(format!("{answer:?} is not {target}; nothing was changed"))),
+        _ => Err(refused("nothing was typed; nothing was changed".into())),
+    }
+}
+
+fn request(args: &StartArgs, op_id: String, dry_run: bool) -> v1::StartNodeRequest {
+    let names = |lists: &[Tables]| -> Vec<v1::TableName> {
+        let all = lists.iter().flat_map(|list| &list.0);
+        all.map(|table| v1::TableName { schema: table.schema.clone(), name: table.name.clone() }).collect()
+    };
+    v1::StartNodeRequest {
+        target: args.target.to_string(),
+        source: args.from.to_string(),
+        op_id,
+        method: args.method.clone(),
+        selection: Some(v1::Selection {
+            tables: names(&args.tables),
+            schemas: args.schemas.iter().flat_map(|list| list.0.clone()).collect(),
+            exclude: names(&args.exclude),
+        }),
+        one_way: args.one_way,
+        parallel: args.parallel.unwrap_or(0),
+        force: args.force,
+        dry_run,
+        max_rate: args.max_rate.unwrap_or(0),
+        compress: args.compress.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        start: StartArgs,
+    }
+
+    fn parse(line: &str) -> Result<v1::StartNodeRequest, clap::Error> {
+        let words = std::iter::once("start").chain(line.split_whitespace());
+        Line::try_parse_from(words).map(|line| request(&line.start, "0192".into(), false))
+    }
+
+    #[test]
+    fn a_request_says_what_the_command_line_says() {
+        let asked = parse(
+            "node_b --from node_a --one-way --parallel 8 --max-rate 50MiB --compress zstd:3 --force --confirm node_b \
+             --tables a,Sales.Orders --tables \"x,y\".z --schemas s,\"T\" --exclude b",
+        )
+        .expect("a good line");
+        let selection = asked.selection.expect("always sent");
+        let names: Vec<String> = selection.tables.iter().map(|t| format!("{}|{}", t.schema, t.name)).collect();
+        assert_eq!(names, ["public|a", "sales|orders", "x,y|z"]);
+        assert_eq!(selection.schemas, ["s", "T"]);
+        assert_eq!(selection.exclude.len(), 1);
+        assert_eq!((asked.parallel, asked.max_rate, asked.compress.as_str()), (8, 52_428_800, "zstd:3"));
+        assert!(asked.one_way && asked.force && !asked.dry_run);
+    }
+
+    #[test]
+    fn nothing_said_means_the_agents_choose() {
+        let asked = parse("node_b --from node_a").expect("a good line");
+        assert_eq!(
+            (asked.parallel, asked.max_rate, asked.method.as_str(), asked.compress.as_str()),
+            (0, 0, "auto", "auto")
+        );
+    }
+
+    #[test]
+    fn a_line_that_makes_no_sense_is_refused_before_anybody_is_asked() {
+        for bad in [
+            "node_b",
+            "--from node_a",
+            "Node_B --from node_a",
+            "node_b --from node_a --parallel 0",
+            "node_b --from node_a --parallel 17",
+            "node_b --from node_a --max-rate fast",
+            "node_b --from node_a --compress zstd:99",
+            "node_b --from node_a --compress gzip",
+            "node_b --from node_a --method magic",
+            "node_b --from node_a --tables a,,b",
+            "node_b --from node_a --tables a.b.c",
+            "node_b --from node_a --schemas a.b",
+            "node_b --from node_a --confirm node_b",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

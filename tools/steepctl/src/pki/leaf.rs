@@ -1,0 +1,166 @@
+//! Certificates for nodes and operators: one URI that says who they are, and the key usage that goes with it.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use rcgen::{ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType};
+use steep_protocol::{
+    ids::NodeId,
+    operation::Role,
+    wire::identity::{PeerId, Who},
+};
+
+use super::{
+    Error, Lifetime,
+    authority::{self, Class},
+    files::{self, NewFile},
+    params,
+};
+
+/// For whom a certificate is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum For {
+    /// A node's agent.
+    Node {
+        /// Its id.
+        node: NodeId,
+        /// DNS names and IP addresses for people and foreign clients; they authorize nothing.
+        names: Vec<String>,
+    },
+    /// Somebody who runs steepctl.
+    Operator {
+        /// Obeys the rule of node ids: it stands in logs and audit rows.
+        name: NodeId,
+        /// What they may do.
+        role: Role,
+    },
+}
+
+impl For {
+    fn class(&self) -> Class {
+        match self {
+            Self::Node { .. } => Class::Nodes,
+            Self::Operator { .. } => Class::Operators,
+        }
+    }
+
+    fn common_name(&self) -> &str {
+        match self {
+            Self::Node { node, .. } => node.as_str(),
+            Self::Operator { name, .. } => name.as_str(),
+        }
+    }
+
+    /// How its files are called, without the ending.
+    fn file_stem(&self) -> String {
+        match self {
+            Self::Node { node, .. } => node.to_string(),
+            Self::Operator { name, .. } => format!("operator-{name}"),
+        }
+    }
+
+    /// For how long where nobody says: the more it may do, the sooner it ends.
+    fn usual_days(&self) -> u32 {
+        match self {
+            Self::Node { .. } => 365,
+            Self::Operator { role: Role::Viewer, .. } => 90,
+            Self::Operator { role: Role::Operator | Role::Admin, .. } => 30,
+        }
+    }
+}
+
+/// When a certificate should be good; what is not said is chosen.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Times {
+    /// Days from now.
+    pub days: Option<u32>,
+    /// The first moment.
+    pub not_before: Option<Timestamp>,
+    /// The last moment.
+    pub not_after: Option<Timestamp>,
+}
+
+/// What was issued.
+#[derive(Debug)]
+pub struct Issued {
+    /// Who the certificate says they are.
+    pub peer: PeerId,
+    /// Certificate and chain.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// When it is good.
+    pub lifetime: Lifetime,
+    /// It ends earlier than asked, together with the authority.
+    pub is_shortened: bool,
+}
+
+/// Issues a certificate from the authorities in `dir`, and writes it there with its key.
+///
+/// Fails with [`Error::Exists`] if either file is there; then nothing is written.
+pub fn issue(dir: &Path, whom: &For, times: Times, now: Timestamp) -> Result<Issued, Error> {
+    let stem = whom.file_stem();
+    let (cert_path, key_path) = (dir.join(format!("{stem}.pem")), dir.join(format!("{stem}.key")));
+    files::refuse_existing([cert_path.as_path(), key_path.as_path()])?;
+    let authority = authority::open(dir, whom.class(), now)?;
+
+    let peer = PeerId {
+        mesh: authority.mesh.clone(),
+        who: match whom {
+            For::Node { node, .. } => Who::Node(node.clone()),
+            For::Operator { name, role } => Who::Operator { role: *role, name: name.to_string() },
+        },
+    };
+    let usual = Lifetime::of_days(times.days.unwrap_or(whom.usual_days()), now);
+    let mut lifetime =
+        Lifetime { from: times.not_before.unwrap_or(usual.from), until: times.not_after.unwrap_or(usual.until) };
+    let is_shortened = lifetime.until > authority.until;
+    lifetime.until = lifetime.until.min(authority.until);
+    if lifetime.from >= lifetime.until {
+        return Err(Error::Times(format!(
+            "a certificate cannot end at {} when it begins at {}",
+            lifetime.until, lifetime.from
+        )));
+    }
+
+    let mut params = params(whom.common_name(), lifetime);
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.subject_alt_names = vec![SanType::URI(name(&peer.uri())?)];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    if let For::Node { names, .. } = whom {
+        params.extended_key_usages.insert(0, ExtendedKeyUsagePurpose::ServerAuth);
+        for text in names {
+            params.subject_alt_names.push(alternative_name(text)?);
+        }
+    }
+    let failed = |source| Error::Signing { what: format!("the certificate of {peer}"), source };
+    let key = KeyPair::generate().map_err(failed)?;
+    let cert = params.signed_by(&key, &authority.issuer).map_err(failed)?;
+    files::write_all(&[
+        NewFile::key(key_path.clone(), key.serialize_pem()),
+        NewFile::certificate(cert_path.clone(), format!("{}{}", cert.pem(), authority.pem)),
+    ])?;
+    Ok(Issued { peer, cert: cert_path, key: key_path, lifetime, is_shortened })
+}
+
+fn alternative_name(text: &str) -> Result<SanType, Error> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(SanType::IpAddress(address));
+    }
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    let is_dns = text.len() <= 253 && text.strip_prefix("*.").unwrap_or(text).split('.').all(label);
+    if is_dns { Ok(SanType::DnsName(name(text)?)) } else { Err(Error::Name(text.to_owned())) }
+}
+
+fn name(text: &str) -> Result<rcgen::string::Ia5String, Error> {
+    text.try_into().map_err(|_| Error::Name(text.to_owned()))
+}

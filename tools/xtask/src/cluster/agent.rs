@@ -1,0 +1,196 @@
+//! One agent: its configuration, its process, whether it is ready.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Mutex,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::server::{DATABASE, Server, USER};
+use crate::process::{self, Signal};
+
+/// An agent and its place on disk and network.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Agent {
+    pub node_id: String,
+    /// The steep-agent program.
+    pub program: PathBuf,
+    pub config: PathBuf,
+    pub state_dir: PathBuf,
+    /// Where it writes its log; a restart appends.
+    pub log: PathBuf,
+    /// host:port for its peers and steepctl.
+    pub address: String,
+    /// host:port of /livez, /readyz and /healthz.
+    pub http: String,
+    /// Held when we are its parent, so that its end is noticed.
+    #[serde(skip)]
+    child: Mutex<Option<Child>>,
+}
+
+/// Whether an agent shall outlive the process that starts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// In its own process group: it lives on when we and our terminal are gone.
+    OfItsOwn,
+    /// Ends with a signal to our process group.
+    WithUs,
+}
+
+impl Agent {
+    /// An agent of `node_id` that keeps everything in `home`. Makes nothing.
+    pub fn new(node_id: &str, program: &Path, home: &Path, port: u16, http_port: u16) -> Self {
+        Self {
+            node_id: node_id.to_owned(),
+            program: program.to_owned(),
+            config: home.join("agent.toml"),
+            state_dir: home.join("state"),
+            log: home.join("agent.log"),
+            address: format!("127.0.0.1:{port}"),
+            http: format!("127.0.0.1:{http_port}"),
+            child: Mutex::new(None),
+        }
+    }
+
+    /// Writes agent.toml: this node, its certificates in `pki`, its server, all its `peers`, and `extra` lines.
+    pub fn configure(&self, pki: &Path, server: &Server, peers: &[(&str, &str)], extra: &str) -> Result<()> {
+        let Self { node_id, address, http, .. } = self;
+        let state_dir = text(&self.state_dir);
+        let [cert, key, ca] =
+            [format!("{node_id}.pem"), format!("{node_id}.key"), "ca.pem".into()].map(|name| text(&pki.join(name)));
+        let (host, bin_dir) = (text(&server.socket), text(&server.bin_dir));
+        let (port, conninfo) = (server.port, quoted(&server.conninfo()));
+        let peers: String = peers
+            .iter()
+            .map(|(id, address)| format!("\n[[mesh.peers]]\nid = {id:?}\naddress = {address:?}\n"))
+            .collect();
+        let toml = format!(
+            "[node]\nid = {node_id:?}\nstate_dir = {state_dir}\n\n\
+             [mesh]\nlisten = {address:?}\n{peers}\n\
+             [pki]\ncert = {cert}\nkey = {key}\nca = {ca}\n\n\
+             [postgres]\nhost = {host}\nport = {port}\ndbname = {DATABASE:?}\nuser = {USER:?}\nbin_dir = {bin_dir}\n\n\
+             [replication]\nconninfo = {conninfo}\n\n\
+             [http]\nlisten = {http:?}\n{extra}\n"
+        );
+        fs::create_dir_all(&self.state_dir)?;
+        fs::write(&self.config, toml).with_context(|| format!("cannot write {}", self.config.display()))
+    }
+
+    /// Starts the process; [`Agent::becomes_ready`] says when it serves.
+    pub fn start(&self, life: Life) -> Result<()> {
+        if let Some(pid) = self.pid() {
+            bail!("the agent of {} runs already (pid {pid})", self.node_id);
+        }
+        let log = File::options().create(true).append(true).open(&self.log)?;
+        let mut command = Command::new(&self.program);
+        command.args(["run", "--config"]).arg(&self.config).current_dir("/").stdin(Stdio::null());
+        command.stdout(log.try_clone()?).stderr(log);
+        if life == Life::OfItsOwn {
+            process::detach(&mut command);
+        }
+        let child = command.spawn().with_context(|| format!("cannot run {}", self.program.display()))?;
+        fs::write(self.pid_file(), child.id().to_string())?;
+        *self.child.lock().expect("nobody panics while holding it") = Some(child);
+        Ok(())
+    }
+
+    /// Waits until the agent says that it is ready.
+    pub fn becomes_ready(&self, within: Duration) -> Result<()> {
+        let mut last = String::from("nothing");
+        let ready = process::wait_for("it is not ready", within, || {
+            if self.pid().is_none() {
+                bail!("it ended");
+            }
+            match self.get("/readyz") {
+                Ok((200, _)) => Ok(Some(())),
+                Ok((status, body)) => {
+                    last = format!("{status} {}", body.trim());
+                    Ok(None)
+                }
+                Err(error) => {
+                    last = error.to_string();
+                    Ok(None)
+                }
+            }
+        });
+        ready.with_context(|| {
+            let log = process::tail(&self.log, 15);
+            format!("the agent of {}: /readyz said last: {last}; its log ends:\n{log}", self.node_id)
+        })
+    }
+
+    /// Status and body of one of its HTTP pages.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        let address: SocketAddr = self.http.parse().context("the agent's HTTP address")?;
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.http)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let status = answer.split(' ').nth(1).and_then(|word| word.parse().ok()).context("no HTTP answer")?;
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned();
+        Ok((status, body))
+    }
+
+    /// The agent's process, if it is alive and really ours.
+    pub fn pid(&self) -> Option<u32> {
+        if let Some(child) = self.child.lock().expect("nobody panics while holding it").as_mut() {
+            // Takes its exit status, so that no zombie stays.
+            let _ = child.try_wait();
+        }
+        let pid = fs::read_to_string(self.pid_file()).ok()?.trim().parse().ok()?;
+        process::command_line(pid)?.contains(&*self.config.to_string_lossy()).then_some(pid)
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.config.with_file_name("agent.pid")
+    }
+
+    /// Sends `signal` to the agent; fails when it does not run.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = self.pid().with_context(|| format!("the agent of {} does not run", self.node_id))?;
+        process::signal(pid, signal);
+        Ok(())
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill(&self) -> Result<()> {
+        self.signal(Signal::Kill)?;
+        self.is_gone(Duration::from_secs(10))
+    }
+
+    /// SIGTERM, and waits for it to drain.
+    pub fn stop(&self) -> Result<()> {
+        self.signal(Signal::Terminate)?;
+        self.is_gone(Duration::from_secs(60))
+    }
+
+    fn is_gone(&self, within: Duration) -> Result<()> {
+        let what = format!("the end of the agent of {}", self.node_id);
+        process::wait_for(&what, within, || Ok(self.pid().is_none().then_some(())))
+    }
+
+    /// Makes sure that it does not run any more: asks first, then insists.
+    pub fn end(&self, patience: Duration) {
+        if self.signal(Signal::Terminate).is_ok() && self.is_gone(patience).is_err() {
+            let _ = self.kill();
+        }
+    }
+}
+
+/// A path as a TOML string.
+fn text(path: &Path) -> String {
+    quoted(&path.display().to_string())
+}
+
+/// A TOML basic string; JSON's escapes are a part of TOML's.
+fn quoted(value: &str) -> String {
+    serde_json::Value::from(value).to_string()
+}
