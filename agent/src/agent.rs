@@ -187,7 +187,7 @@ async fn watch_vitals(rooms: &Rooms, facts: &watch::Sender<Facts>) {
     let mut was_well = true;
     loop {
         tick.tick().await;
-        let headline = vitals::headline(rooms, &mut look).await;
+        let (headline, is_serving) = vitals::headline(rooms, &mut look).await;
         let is_well = headline.health != "error";
         match (was_well, is_well) {
             (true, false) => warn!(event = "agent.unwell", reason = headline.health_reason.as_str(), "the node is not well"),
@@ -195,7 +195,10 @@ async fn watch_vitals(rooms: &Rooms, facts: &watch::Sender<Facts>) {
             _ => {}
         }
         was_well = is_well;
-        facts.send_modify(|facts| facts.headline = headline);
+        facts.send_modify(|facts| {
+            facts.headline = headline;
+            facts.is_serving = is_serving;
+        });
     }
 }
 

@@ -150,6 +150,18 @@ impl Cleanup {
         intents::keep(&self.store, op).await.map_err(|error| error.explain())
     }
 
+    /// Drops the origins of the load sessions: once the rows are in and sent past, nobody needs them, and a server
+    /// has few.
+    pub async fn drop_origins(&self, op: OperationId) -> Result<(), Failure> {
+        let pending = intents::pending(&self.store, op).await.map_err(|error| error.explain())?;
+        let session = self.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
+        for intent in pending.iter().filter(|intent| intent.kind == "origin") {
+            origins::drop(&session, &intent.name).await.map_err(|error| error.explain())?;
+            intents::undone(&self.store, intent.id).await.map_err(|error| error.explain())?;
+        }
+        Ok(())
+    }
+
     /// What the operation made, even what was kept, is to be undone after all.
     pub async fn reopen(&self, op: OperationId) -> Result<(), Failure> {
         intents::reopen(&self.store, op).await.map_err(|error| error.explain())

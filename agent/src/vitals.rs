@@ -10,8 +10,8 @@ use crate::{
     store::nodes,
 };
 
-/// Looks at the node. `look` is kept from one look to the next.
-pub async fn headline(rooms: &Rooms, look: &mut Option<Session>) -> v1::NodeHeadline {
+/// Looks at the node; says whether PostgreSQL answered. `look` is kept from one look to the next.
+pub async fn headline(rooms: &Rooms, look: &mut Option<Session>) -> (v1::NodeHeadline, bool) {
     let mut headline = bare(rooms.me.as_str(), rooms.config.advertised());
     headline.postgres_address = rooms.database.config().address();
     if look.as_ref().is_none_or(Session::is_closed) {
@@ -20,17 +20,17 @@ pub async fn headline(rooms: &Rooms, look: &mut Option<Session>) -> v1::NodeHead
             Err(error) => {
                 headline.health = "error".into();
                 headline.health_reason = error.to_string();
-                return headline;
+                return (headline, false);
             }
         }
     }
-    let Some(session) = look else { return headline };
+    let Some(session) = look else { return (headline, false) };
     headline.postgres_version = session.version().to_string();
     match measure(rooms, session, &mut headline).await {
-        Ok(()) => headline,
+        Ok(()) => (headline, true),
         Err(reason) => {
             *look = None;
-            v1::NodeHeadline { health: "error".into(), health_reason: reason, ..headline }
+            (v1::NodeHeadline { health: "error".into(), health_reason: reason, ..headline }, false)
         }
     }
 }

@@ -36,9 +36,10 @@ pub async fn serve(listener: TcpListener, peers: Peers, stop: CancellationToken)
 }
 
 async fn ready(State(peers): State<Peers>, Query(asked): Query<HashMap<String, String>>) -> (StatusCode, String) {
-    let headline = peers.facts().headline;
+    let facts = peers.facts();
+    let headline = facts.headline;
     let not_ready = |why: String| (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
-    if headline.postgres_version.is_empty() || headline.health == "error" {
+    if !facts.is_serving {
         return not_ready(headline.health_reason);
     }
     match asked.get("state") {

@@ -378,7 +378,9 @@ impl Direct {
             }
         }
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
-        subscribe::check_running(&look, &self.subscription).await
+        subscribe::check_running(&look, &self.subscription).await?;
+        // Whatever was loaded under them has been sent past the way back by now.
+        self.rooms.cleanup.drop_origins(context.op).await
     }
 }
 

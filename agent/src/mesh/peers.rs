@@ -48,6 +48,8 @@ pub struct Facts {
     pub database: String,
     /// How the node fares.
     pub headline: v1::NodeHeadline,
+    /// PostgreSQL answers, and so can the agent.
+    pub is_serving: bool,
 }
 
 #[derive(Debug, Clone)]

@@ -344,7 +344,9 @@ pub fn drop_subscription(name: &str) -> Statement {
 
 /// `CREATE_REPLICATION_SLOT`, for a replication connection: makes the slot and exports what it begins after.
 pub(super) fn create_exporting_slot(slot: &SlotName) -> Statement {
-    let sql = format!("create_replication_slot {} logical pgoutput (snapshot 'export')", quote_identifier(slot.as_str()));
+    // The replication grammar knows its keywords in capitals only.
+    let name = quote_identifier(slot.as_str());
+    let sql = format!("CREATE_REPLICATION_SLOT {name} LOGICAL pgoutput (SNAPSHOT 'export')");
     let creating = doing(format!("create slot {}", slot.as_str())).privilege(Code::ReplicationPrivilege);
     Statement::new(sql, creating.limit(Code::NoFreeSlot))
 }

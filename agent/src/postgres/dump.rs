@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     process::{ExitStatus, Stdio},
+    sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll},
 };
 
@@ -129,14 +130,10 @@ impl Programs {
         if request.entries.is_empty() {
             return Ok(());
         }
-        let list = request.archive.with_extension(format!("{}.list", list_number()));
-        let written = tokio::fs::write(&list, write_list(request.entries.iter().copied())).await;
+        let list = ListFile::beside(request.archive);
+        let written = tokio::fs::write(&list.0, write_list(request.entries.iter().copied())).await;
         written.map_err(|source| restoring("write the list for pg_restore", source))?;
-        let restored = self.restore_list(database, request, &list).await;
-        if let Err(error) = tokio::fs::remove_file(&list).await {
-            tracing::debug!(path = %list.display(), error = &error as &dyn std::error::Error, "list not removed");
-        }
-        restored
+        self.restore_list(database, request, &list.0).await
     }
 
     async fn restore_list(&self, database: &Database, request: &RestoreRequest<'_>, list: &Path) -> Result<(), Error> {
@@ -309,11 +306,23 @@ async fn usual_directories() -> Vec<PathBuf> {
     directories
 }
 
-/// Names of lists that are in use at the same time must differ.
-fn list_number() -> u64 {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static LISTS: AtomicU64 = AtomicU64::new(0);
-    LISTS.fetch_add(1, Ordering::Relaxed)
+/// A list for pg_restore; goes with its owner, however that ends.
+struct ListFile(PathBuf);
+
+impl ListFile {
+    fn beside(archive: &Path) -> Self {
+        static LISTS: AtomicU64 = AtomicU64::new(0);
+        // Several restores of one archive may run at once.
+        Self(archive.with_extension(format!("{}.list", LISTS.fetch_add(1, Ordering::Relaxed))))
+    }
+}
+
+impl Drop for ListFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0) {
+            tracing::debug!(path = %self.0.display(), error = &error as &dyn std::error::Error, "list not removed");
+        }
+    }
 }
 
 fn gather_complaints(stderr: ChildStderr) -> JoinHandle<Vec<String>> {
@@ -334,7 +343,7 @@ fn complaints<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
     let lines: Vec<&str> = lines.collect();
     let beginning = lines.iter().position(|line| line.contains("error:") || line.contains("ERROR:")).unwrap_or(0);
     let shorten = |line: &&str| escape_controls(&line.chars().take(300).collect::<String>());
-    lines[beginning..].iter().take(COMPLAINTS).map(shorten).collect()
+    lines[beginning..].iter().filter(|line| !line.trim().is_empty()).take(COMPLAINTS).map(shorten).collect()
 }
 
 async fn ended(program: &'static str, status: ExitStatus, stderr: Option<JoinHandle<Vec<String>>>) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use std::{borrow::Cow, fmt, io, path::PathBuf, time::Duration};
 
 use steep_protocol::{
     failure::{Code, Explain, Failure},
-    names::escape_controls,
+    names::{escape_controls, readable_identifier},
 };
 
 use tokio_postgres::error::{DbError, Severity};
@@ -232,7 +232,13 @@ impl Explain for Error {
 
     fn better_hint(&self) -> Option<String> {
         match self {
-            Self::Refused { .. } => Some("correct [postgres] in agent.toml, or let the user in: pg_hba.conf".to_owned()),
+            Self::Refused { dbname, .. } => Some(match self.sqlstate() {
+                Some("3D000") => {
+                    let dbname = readable_identifier(dbname);
+                    format!("create the database: create database {dbname}; or correct postgres.dbname in agent.toml")
+                }
+                _ => "correct [postgres] in agent.toml, or let the user in: pg_hba.conf".to_owned(),
+            }),
             Self::Passfile { .. } => Some("correct postgres.passfile in agent.toml".to_owned()),
             Self::PassfileOpen { path } => Some(format!("chmod 600 {}", path.display())),
             Self::StillInUse { pid, .. } if *pid != 0 => Some(format!("select pg_terminate_backend({pid})")),
@@ -381,6 +387,7 @@ impl Doing {
             "42501" => self.privilege,
             "2F003" => Code::SubscribePrivilege,
             "53400" => self.limit,
+            "42710" => Code::ObjectExists,
             "53100" => Code::DiskTooSmall,
             "72000" => Code::SnapshotLost,
             "57014" => Code::Cancelled,

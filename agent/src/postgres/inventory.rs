@@ -108,6 +108,14 @@ pub async fn created_since(
     identify(session, new.iter().map(|found| (found.class_id, found.object_id))).await
 }
 
+async fn event_triggers(session: &Session, functions: &[u32]) -> Result<Vec<CreatedObject>, Error> {
+    let looking = doing("look for event triggers");
+    let rows = session.rows(looking, sql!("catalog/list_event_triggers.sql"), &[&functions]).await?;
+    let objects = rows.iter().map(|row| Ok((field(row, "class_id")?, field(row, "object_id")?)));
+    let objects = objects.collect::<Result<Vec<_>, Error>>()?;
+    identify(session, objects.into_iter()).await
+}
+
 async fn identify(session: &Session, objects: impl Iterator<Item = (u32, u32)>) -> Result<Vec<CreatedObject>, Error> {
     let (classes, oids): (Vec<u32>, Vec<u32>) = objects.unzip();
     let naming = doing("read what objects are called");
@@ -126,8 +134,8 @@ async fn identify(session: &Session, objects: impl Iterator<Item = (u32, u32)>) 
 
 /// Drops exactly these objects, as far as nothing else depends on them, and says what remains.
 ///
-/// An object that is gone is fine; one that was renamed since is somebody's and remains. Goes over the list until a
-/// pass drops nothing more. No transaction may be open; what a pass dropped stays dropped after an error.
+/// An object that is gone is fine; one that was renamed since is somebody's and remains. Event triggers go with their
+/// functions. Goes over the list until a pass drops nothing more. No transaction may be open; what a pass dropped stays dropped after an error.
 pub async fn drop_objects(session: &Session, objects: &[CreatedObject]) -> Result<Vec<Remaining>, Error> {
     session.run(&ddl::set_session("lock_timeout", LOCK_TIMEOUT)).await?;
     let remaining = drop_in_passes(session, objects).await;
@@ -139,6 +147,9 @@ pub async fn drop_objects(session: &Session, objects: &[CreatedObject]) -> Resul
 
 async fn drop_in_passes(session: &Session, objects: &[CreatedObject]) -> Result<Vec<Remaining>, Error> {
     let mut left = objects.to_vec();
+    // pg_restore makes event triggers last, in a transaction of their own; one that calls our function is ours.
+    let functions: Vec<u32> = objects.iter().filter(|o| o.kind == "function").map(|o| o.object_id).collect();
+    left.extend(event_triggers(session, &functions).await?);
     loop {
         let now = identify(session, left.iter().map(|object| (object.class_id, object.object_id))).await?;
         let now: HashMap<_, _> = now.into_iter().map(|object| ((object.class_id, object.object_id), object)).collect();

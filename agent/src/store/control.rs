@@ -225,7 +225,7 @@ async fn establish(
 ) -> Result<(Session, Identity), Error> {
     let session = database.session(Purpose::Control).await?;
     identity::look(&session, owner, expected).await?;
-    take_lock(&session, owner).await?;
+    take_lock(&session, owner, expected.is_some()).await?;
     let applied = migrate::migrate(&session).await?;
     let identity = identity::claim(&session, owner).await?;
     nodes::ensure_own(&session, owner).await?;
@@ -235,7 +235,7 @@ async fn establish(
     Ok((session, identity))
 }
 
-async fn take_lock(session: &Session, owner: &Owner) -> Result<(), Error> {
+async fn take_lock(session: &Session, owner: &Owner, held_before: bool) -> Result<(), Error> {
     let until = Instant::now() + LOCK_PATIENCE;
     loop {
         let taking = doing("take the agent's lock");
@@ -247,7 +247,7 @@ async fn take_lock(session: &Session, owner: &Owner) -> Result<(), Error> {
         if Instant::now() >= until
             && let Some(holder) = holder(session).await?
         {
-            return Err(Error::Taken { node: owner.node.clone(), holder });
+            return Err(Error::Taken { node: owner.node.clone(), holder, held_before });
         }
         sleep(Duration::from_millis(100)).await;
     }

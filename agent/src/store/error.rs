@@ -78,6 +78,9 @@ pub enum Error {
         node: NodeId,
         /// The other one.
         holder: Holder,
+        /// This agent held the database before its connection was lost: then the other one may be nobody but
+        /// that connection, which the server has not missed yet.
+        held_before: bool,
     },
     /// An operation keeps the target busy.
     #[error("operation {op_id} ({kind}) already runs on {target}")]
@@ -216,6 +219,7 @@ impl Explain for Error {
         failure.code = self.code();
         failure.retryable = match self {
             Self::Postgres(error) => error.is_retryable(),
+            Self::Taken { held_before, .. } => *held_before,
             Self::OtherHistory { .. } | Self::Missing(_) | Self::Unreadable { .. } => false,
             _ => self.code().is_retryable(),
         };

@@ -1,10 +1,10 @@
 //! Whose database this is. A database keeps the node id of its first agent, and refuses any other.
 
-use std::fmt;
+use std::{fmt, num::ParseIntError};
 
 use steep_protocol::ids::{MeshName, NodeId};
 
-use super::{Error, control::doing};
+use super::{Error, control::doing, migrate};
 use crate::postgres::{Session, connect::field, sql};
 
 /// Who the agent is.
@@ -16,13 +16,24 @@ pub struct Owner {
     pub mesh: MeshName,
 }
 
-/// Which database on which server, worldwide: no two live databases share it.
+/// Which database on which server, worldwide. Only a physical copy of the server shares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The server's, given when its data directory was made. Physical copies share it.
+    /// The server's, given when its data directory was made.
     pub system_identifier: u64,
     /// The database's name.
     pub database: String,
+}
+
+impl Identity {
+    pub(super) fn parse(system_identifier: &str, database: String) -> Result<Self, Error> {
+        // PostgreSQL has no unsigned type: what passes the middle is shown with a sign.
+        let signed: i64 = system_identifier.parse().map_err(|error: ParseIntError| Error::Unreadable {
+            what: "system_identifier".to_owned(),
+            source: error.into(),
+        })?;
+        Ok(Self { system_identifier: signed.cast_unsigned(), database })
+    }
 }
 
 impl fmt::Display for Identity {
@@ -35,18 +46,16 @@ impl fmt::Display for Identity {
 ///
 /// `expected` is what the database was when this agent last held it.
 pub(super) async fn look(session: &Session, owner: &Owner, expected: Option<&Identity>) -> Result<(), Error> {
-    let looking = doing("look for schema steep_repl");
-    let row = session.one(looking, sql!("store/find_schema.sql"), &[]).await?;
-    let found = identity(field(&row, "system_identifier")?, field(&row, "database")?)?;
-    if field(&row, "in_recovery")? {
-        return Err(Error::Standby { database: found.database });
+    let found = migrate::find(session).await?;
+    if found.in_recovery {
+        return Err(Error::Standby { database: found.database.database });
     }
     if let Some(expected) = expected
-        && *expected != found
+        && *expected != found.database
     {
-        return Err(Error::Moved { node: owner.node.clone(), recorded: expected.clone(), found });
+        return Err(Error::Moved { node: owner.node.clone(), recorded: expected.clone(), found: found.database });
     }
-    if field(&row, "has_identity")? {
+    if found.has_identity {
         compare(session, owner).await?;
     }
     Ok(())
@@ -64,7 +73,7 @@ pub(super) async fn claim(session: &Session, owner: &Owner) -> Result<Identity, 
 async fn compare(session: &Session, owner: &Owner) -> Result<Option<Identity>, Error> {
     let reading = doing("read the node's identity");
     let row = session.one(reading, sql!("store/read_identity.sql"), &[]).await?;
-    let found = identity(field(&row, "system_identifier")?, field(&row, "database")?)?;
+    let found = Identity::parse(field(&row, "system_identifier")?, field(&row, "database")?)?;
     let Some(node) = field::<Option<String>>(&row, "node_id")? else { return Ok(None) };
     let mesh: String = field(&row, "mesh")?;
     if node != owner.node.as_str() || mesh != owner.mesh.as_str() {
@@ -76,18 +85,9 @@ async fn compare(session: &Session, owner: &Owner) -> Result<Option<Identity>, E
             mesh: owner.mesh.to_string(),
         });
     }
-    let recorded = identity(field(&row, "recorded_system_identifier")?, field(&row, "recorded_database")?)?;
+    let recorded = Identity::parse(field(&row, "recorded_system_identifier")?, field(&row, "recorded_database")?)?;
     if recorded != found {
         return Err(Error::Moved { node: owner.node.clone(), recorded, found });
     }
     Ok(Some(found))
-}
-
-fn identity(system_identifier: &str, database: String) -> Result<Identity, Error> {
-    // PostgreSQL has no unsigned type: what passes the middle is shown with a sign.
-    let signed: i64 = system_identifier.parse().map_err(|error: std::num::ParseIntError| Error::Unreadable {
-        what: "system_identifier".to_owned(),
-        source: error.into(),
-    })?;
-    Ok(Identity { system_identifier: signed.cast_unsigned(), database })
 }

@@ -6,6 +6,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Error,
     control::{LOCK_CLASS, doing},
+    identity::Identity,
 };
 use crate::postgres::{Session, connect::field, sql};
 
@@ -40,6 +41,28 @@ struct Applied {
     checksum: String,
 }
 
+/// How far the schema is there, and what it is in.
+pub(super) struct Found {
+    /// The server is a standby.
+    pub(super) in_recovery: bool,
+    /// The database, as it is.
+    pub(super) database: Identity,
+    /// The table that says whose it is exists.
+    pub(super) has_identity: bool,
+    has_migrations: bool,
+}
+
+/// Looks how far the schema is there.
+pub(super) async fn find(session: &Session) -> Result<Found, Error> {
+    let row = session.one(doing("look for schema steep_repl"), sql!("store/find_schema.sql"), &[]).await?;
+    Ok(Found {
+        in_recovery: field(&row, "in_recovery")?,
+        database: Identity::parse(field(&row, "system_identifier")?, field(&row, "database")?)?,
+        has_identity: field(&row, "has_identity")?,
+        has_migrations: field(&row, "has_migrations")?,
+    })
+}
+
 /// Applies what is missing and returns how many migrations that were.
 ///
 /// Fails with [`Error::TooNew`] when a newer agent has been here, and with [`Error::OtherHistory`] when a migration
@@ -58,9 +81,9 @@ pub(super) async fn migrate(session: &Session) -> Result<usize, Error> {
 async fn migrate_within(session: &Session) -> Result<usize, Error> {
     let locking = "select pg_catalog.pg_advisory_xact_lock($1::integer, $2::integer)";
     session.one(doing("lock schema steep_repl"), locking, &[&LOCK_CLASS, &LOCK]).await?;
-    let row = session.one(doing("look for schema steep_repl"), sql!("store/find_schema.sql"), &[]).await?;
-    let applied = if field(&row, "has_migrations")? { applied(session).await? } else { Vec::new() };
-    let missing = missing(&applied, field(&row, "database")?)?;
+    let found = find(session).await?;
+    let applied = if found.has_migrations { applied(session).await? } else { Vec::new() };
+    let missing = missing(&applied, &found.database.database)?;
     for migration in missing {
         let Migration { version, name, text } = migration;
         session.batch(doing(format!("apply migration {version} ({name})")), text).await?;

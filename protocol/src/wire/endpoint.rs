@@ -20,6 +20,7 @@ use quinn::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
+    io::AsyncBufReadExt as _,
     net::{TcpListener, TcpStream, lookup_host},
     sync::{Semaphore, mpsc},
     time::timeout,
@@ -341,10 +342,18 @@ pub(super) async fn dial_tcp(address: &str, identity: &Identity, expect: Expect)
         let found = resolve(address).await?;
         let stream = TcpStream::connect(&found[..]).await.map_err(|error| unreachable(error.to_string()))?;
         stream.set_nodelay(true).map_err(|error| unreachable(error.to_string()))?;
-        connector.connect(name, stream).await.map_err(|error| match verdict.get().cloned().or_else(|| tls_in(&error)) {
+        let refused = |error: io::Error| match verdict.get().cloned().or_else(|| tls_in(&error)) {
             Some(failure) => Error::Refused { address: address.to_owned(), failure },
             None => unreachable(error.to_string()),
-        })
+        };
+        let mut stream = connector.connect(name, stream).await.map_err(refused)?;
+        // In TLS 1.3 we are done before the server has judged our certificate. Its first words (HTTP/2 settings, or
+        // an alert) say what it thinks; left to HTTP/2, an alert would come out as "connection closed".
+        match stream.fill_buf().await {
+            Ok([]) => Err(unreachable("it closed the connection".into())),
+            Ok(_) => Ok(stream),
+            Err(error) => Err(refused(error)),
+        }
     });
     let stream = shaken.await.map_err(|_| unreachable(format!("no answer in {} s", HANDSHAKE_LIMIT.as_secs())))??;
     let peer = peer_in(stream.get_ref().1.peer_certificates())

@@ -15,7 +15,7 @@ use std::{
 };
 
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, ServerConfig,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, ServerConfig,
     SignatureScheme,
     client::{
         Resumption,
@@ -337,12 +337,6 @@ pub(super) fn explain_alert(alert: u8) -> Failure {
     Failure::new(code, format!("the other end refused our certificate: {text}"))
 }
 
-/// The alert in a text: HTTP/2 keeps the words of a TLS error and loses the error itself.
-pub(super) fn alert_in(text: &str) -> Option<Failure> {
-    let name = text.strip_prefix("received fatal alert: ")?;
-    (0..=u8::MAX).find(|alert| format!("{:?}", AlertDescription::from(*alert)) == name).map(explain_alert)
-}
-
 /// The one crypto provider.
 pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
@@ -558,18 +552,6 @@ impl ServerCertVerifier for ServerVerifier {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_alert_is_found_again_in_the_words_of_its_error() {
-        for (alert, code) in [
-            (AlertDescription::CertificateExpired, Code::CertificateExpired),
-            (AlertDescription::UnknownCA, Code::CertificateRefused),
-        ] {
-            let text = rustls::Error::AlertReceived(alert).to_string();
-            assert_eq!(alert_in(&text).map(|failure| failure.code), Some(code), "{text}");
-        }
-        assert!(alert_in("connection reset by peer").is_none());
-    }
 
     #[test]
     fn an_identity_reads_back_from_its_uri_and_nothing_else_is_one() {

@@ -18,7 +18,7 @@ use tonic::{
 
 use super::{
     endpoint::{self, Connection, RPC_STREAM, dial_tcp, refusal_in, tls_in},
-    identity::{Expect, Identity, alert_in},
+    identity::{Expect, Identity},
     io::Io,
 };
 use crate::{
@@ -84,8 +84,7 @@ pub async fn over(connection: &Connection) -> Result<PeerChannel, Failure> {
 
 /// A channel over TCP to `address` (`host:port`), for steepctl and other clients that are no agents.
 ///
-/// The handshake is done when this returns; the server's refusal of our certificate may still show only in
-/// the first answer, see [`failure_of`].
+/// The handshake is done, and both certificates were judged, when this returns.
 pub async fn connect_tcp(address: &str, identity: &Arc<Identity>, expect: Expect) -> Result<PeerChannel, Failure> {
     let (address, identity) = (address.to_owned(), Arc::clone(identity));
     connect(&address.clone(), move || {
@@ -125,9 +124,6 @@ fn transport_failure(error: &(dyn StdError + 'static)) -> Option<Failure> {
             return Some(error.explain());
         }
         if let Some(failure) = error.downcast_ref::<quinn::ConnectionError>().and_then(refusal_in) {
-            return Some(failure);
-        }
-        if let Some(failure) = alert_in(&error.to_string()) {
             return Some(failure);
         }
         if let Some(error) = error.downcast_ref::<io::Error>() {
@@ -174,6 +170,8 @@ pub fn failure_of(status: &Status) -> Failure {
     }
     let code = match status.code() {
         GrpcCode::Unavailable => Code::PeerUnreachable,
+        // A request that never left because its connection broke comes out of hyper as "cancelled".
+        GrpcCode::Cancelled if status.source().is_some() => Code::PeerUnreachable,
         GrpcCode::DeadlineExceeded | GrpcCode::Cancelled => Code::PeerSilent,
         GrpcCode::PermissionDenied | GrpcCode::Unauthenticated => Code::Denied,
         GrpcCode::InvalidArgument | GrpcCode::OutOfRange => Code::BadRequest,

@@ -57,11 +57,11 @@ fn status_shows_each_node_once_and_a_next_command_for_each_problem() {
     let ended = mesh.run(&format!("--peer {}", agent.address)).succeeds();
     let expected = "\
 Mesh acme   3 nodes   1 operation running   served by node_a
-NODE             PG    STATE         SOURCE  PROGRESS         LAG  HEALTH  SEEN
-node_a           18.4  SYNCHRONIZED  -       -                  -  ok      now
-node_b           18.4  COPYING       node_a  78.4% 14:03        -  busy    now
-node_c\\u{1b}[2J  18.4  FAILED        -       -            4.0 KiB  error   never
-! node_c\\u{1b}[2J: STP-4203 the slot for node_c was lost
+NODE    PG    STATE         SOURCE  PROGRESS         LAG  HEALTH  SEEN
+node_a  18.4  SYNCHRONIZED  -       -                  -  ok      now
+node_b  18.4  COPYING       node_a  78.4% 14:03        -  busy    now
+node_c  18.4  FAILED        -       -            4.0 KiB  error   never
+! node_c: STP-4203 the slot for node_c\\u{1b}[2J was lost
   next: start the node again with --force
 ";
     assert_eq!(ended.stdout.replace("  1s\n", "  now\n"), expected);

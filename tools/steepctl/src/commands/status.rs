@@ -17,7 +17,7 @@ use crate::{
     units,
 };
 
-const BAR_WIDTH: usize = 8;
+const BAR_WIDTH: usize = 6;
 /// Agents speak of their nodes every second; what is older than this is marked with `~`.
 const FRESH_SECONDS: u64 = 5;
 
@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(progress(&running, None), "");
         running.op_id = "0192".into();
         assert_eq!(progress(&running, None), "78.4% 14:03");
-        assert_eq!(progress(&running, Some(&glyphs::ASCII)), "[####..] 78.4% 14:03");
+        assert_eq!(progress(&running, Some(&glyphs::ASCII)), "[###.] 78.4% 14:03");
     }
 
     #[test]

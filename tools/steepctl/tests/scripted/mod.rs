@@ -316,7 +316,7 @@ impl Nodes for Played {
             health_reason: "slot lost".into(),
             lag_bytes: Some(4096),
             as_of: None,
-            ..headline("node_c\u{1b}[2J", "failed", "error")
+            ..headline("node_c", "failed", "error")
         };
         let nodes = vec![failed, copying, headline("node_a", "synchronized", "ok")];
         Ok(Response::new(v1::ListNodesReply { served_by: "node_a".into(), mesh: "acme".into(), nodes }))
@@ -329,7 +329,7 @@ impl Nodes for Played {
             return Err(rpc::status_of(&failure));
         }
         let is_failed = asked.starts_with("node_c");
-        let failure = Failure::new(Code::SlotLost, "the slot for node_c was lost").cause("wal_removed");
+        let failure = Failure::new(Code::SlotLost, "the slot for node_c\u{1b}[2J was lost").cause("wal_removed");
         let running = self.0.began.lock().expect("no panic").is_some();
         Ok(Response::new(v1::GetNodeReply {
             served_by: "node_a".into(),

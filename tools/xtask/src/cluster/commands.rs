@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use super::{Cluster, Options, agent::Life, down, server::Stop};
+use super::{Cluster, Options, agent::Life, down, place, server::Stop};
 use crate::{
     say,
     workspace::{Binaries, Profile},
@@ -122,6 +122,7 @@ pub fn run(command: Command) -> Result<()> {
 }
 
 fn up(up: &Up) -> Result<()> {
+    place::refuse_taken(&up.at.dir)?;
     let binaries = Binaries::built(Profile::from_flag(up.at.release))?;
     let options = Options::new(&up.at.dir, up.nodes, &up.pg, binaries).set("fsync", if up.fsync { "on" } else { "off" });
     say::step(format!("starting {} nodes in {}", up.nodes, options.dir.display()));

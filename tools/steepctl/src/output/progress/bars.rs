@@ -34,6 +34,7 @@ pub struct Bars {
     area: MultiProgress,
     lines: Vec<ProgressBar>,
     last: Option<v1::Progress>,
+    is_paused: bool,
 }
 
 impl Bars {
@@ -46,6 +47,7 @@ impl Bars {
             area: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()),
             lines: Vec::new(),
             last: None,
+            is_paused: false,
         }
     }
 
@@ -75,20 +77,22 @@ impl Bars {
 
     /// Takes the bars away.
     pub fn pause(&mut self) {
-        self.lines.clear();
-        // A terminal that cannot be written to shows no bars either.
+        // In this order: a bar that ends while the area is shown leaves its last line behind.
         let _ = self.area.clear();
         self.area.set_draw_target(ProgressDrawTarget::hidden());
+        self.lines.clear();
+        self.is_paused = true;
     }
 
     /// Draws the bars again.
     pub fn resume(&mut self) {
         self.area = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        self.is_paused = false;
         self.draw();
     }
 
     fn draw(&mut self) {
-        let Some(progress) = &self.last else { return };
+        let Some(progress) = self.last.as_ref().filter(|_| !self.is_paused) else { return };
         let width = Term::stderr().size_checked().map_or(USUAL_WIDTH, |(_, width)| usize::from(width));
         let screen = screen(progress, &self.subject, self.glyphs, width);
         while self.lines.len() > screen.len() {

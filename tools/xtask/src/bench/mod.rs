@@ -1,0 +1,118 @@
+//! `cargo x bench copy`: how long a copy takes, side by side with what one would use instead.
+//!
+//! All contenders run in one go on the same two servers with the same settings, fsync on. The target is made
+//! anew before each run, the source cleaned of what the last one left and read once. Time counts from the first
+//! command to the data being there with its indexes; that it is all there is checked afterwards.
+
+mod arena;
+mod contender;
+mod data;
+mod report;
+mod watch;
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+
+use self::{
+    arena::Arena,
+    contender::{Contender, Measured},
+    data::Set,
+};
+use crate::{
+    postgres::Postgres,
+    say,
+    workspace::{Binaries, Profile},
+};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Initialize a node, against native copy_data, pg_dump | pg_restore and pgcopydb
+    Copy(Arguments),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Size of the data: pgbench's scale, 100 is 1.5 GB; the other sets grow with it
+    #[arg(long, default_value_t = 100)]
+    scale: u32,
+    /// What to copy
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "pgbench")]
+    set: Vec<Set>,
+    /// Streams (ours), sync workers (native), table jobs (pgcopydb)
+    #[arg(long, default_value_t = 4)]
+    workers: u32,
+    /// PostgreSQL major version of both ends
+    #[arg(long, default_value_t = 18)]
+    pg: u32,
+    /// Only these contenders
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Contender>,
+    /// How often each runs; the median counts
+    #[arg(long, default_value_t = 1)]
+    runs: usize,
+    /// Where the nodes' files go [default: a temporary folder]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Release build (the default, and the only one that means anything)
+    #[arg(long)]
+    release: bool,
+}
+
+/// Debian's pgcopydb speaks to PostgreSQL 15 at most, so it meets ours on that.
+const PGCOPYDB_VERSION: u32 = 15;
+
+pub fn run(Command::Copy(arguments): Command) -> Result<()> {
+    if arguments.runs == 0 || arguments.scale == 0 {
+        bail!("--runs and --scale are 1 or more");
+    }
+    say::heading("bench copy");
+    let binaries = Binaries::built(Profile::Release)?;
+    let wanted = |contender: Contender| arguments.only.is_empty() || arguments.only.contains(&contender);
+    let mut fights = vec![(arguments.pg, Contender::ON_ANY.into_iter().filter(|it| wanted(*it)).collect::<Vec<_>>())];
+    let with_pgcopydb: Vec<_> = Contender::PGCOPYDB.into_iter().filter(|it| wanted(*it)).collect();
+    if !with_pgcopydb.is_empty() {
+        if contender::pgcopydb_is_here() && Postgres::installed(PGCOPYDB_VERSION)?.is_some() {
+            let ours = wanted(Contender::Ours).then_some(Contender::Ours);
+            fights.push((PGCOPYDB_VERSION, ours.into_iter().chain(with_pgcopydb).collect()));
+        } else {
+            say::step("pgcopydb is left out: it and PostgreSQL 15 are not both installed");
+        }
+    }
+    fights.retain(|(_, contenders)| !contenders.is_empty());
+    for set in arguments.set.iter().flat_map(|set| set.parts()) {
+        for (version, contenders) in &fights {
+            fight(&arguments, &binaries, set, *version, contenders)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets `contenders` copy one set of data between two servers of `version`, in turn, and prints what came of it.
+fn fight(
+    arguments: &Arguments,
+    binaries: &Binaries,
+    set: Set,
+    version: u32,
+    contenders: &[Contender],
+) -> Result<()> {
+    let fallback = || std::env::temp_dir().join(format!("steep-bench-{}", std::process::id()));
+    let dir = arguments.dir.clone().unwrap_or_else(fallback);
+    let arena = Arena::open(&dir, version, arguments.workers, binaries.clone())?;
+    let title = format!("{set} (scale {}) on PostgreSQL {}", arguments.scale, arena.source().version);
+    say::heading(&title);
+    let size = arena.fill(set, arguments.scale)?;
+    let mut all: Vec<(Contender, Vec<Measured>)> = contenders.iter().map(|it| (*it, Vec::new())).collect();
+    for round in 1..=arguments.runs {
+        for (contender, results) in &mut all {
+            arena.reset()?;
+            let measured = contender.run(&arena)?;
+            arena.is_complete()?;
+            let round = if arguments.runs > 1 { format!(" (round {round})") } else { String::new() };
+            say::good(format!("{contender}{round}: {}", say::seconds(measured.taken)));
+            results.push(measured);
+        }
+    }
+    report::print(&title, size, arguments.workers, &all);
+    Ok(())
+}
