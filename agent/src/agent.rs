@@ -24,14 +24,14 @@ use crate::{
     api::{Door, http},
     cleanup::Cleanup,
     config::Config,
-    initialize::Rooms,
     lifecycle::NodeEvent,
     mesh::{Facts, Peers},
     operations::Operations,
     postgres::{Database, PostgresConfig},
+    rooms::Rooms,
     session::Sessions,
     snapshot::send::Sender,
-    store::{self, Actor, Owner, Store, nodes},
+    store::{self, Actor, Owner, Store, nodes, steps::StepStatus},
     telemetry, vitals,
 };
 
@@ -118,7 +118,7 @@ async fn live(
         me: config.node.id.clone(),
         config: Arc::clone(config),
         sessions: Sessions::new(database.clone(), cleanup.clone(), config.copy.clone()),
-        operations: Operations::new(store.clone()),
+        operations: Operations::new(store.clone(), &config.node.state_dir),
         store,
         database,
         peers: peers.clone(),
@@ -150,7 +150,9 @@ async fn reach_postgres(database: &Database, owner: &Owner, facts: &watch::Sende
         }
         let pause = pauses.next().unwrap_or(Duration::from_secs(10));
         warn!(
-            event = "agent.waiting", error = telemetry::failure(&failure), details.retry_ms = pause.as_millis() as u64,
+            event = "agent.waiting",
+            error = telemetry::failure(&failure),
+            details.retry_ms = pause.as_millis() as u64,
             "PostgreSQL is not ready for this agent yet; trying again"
         );
         facts.send_modify(|facts| facts.headline.health_reason = failure.message.clone());
@@ -168,16 +170,22 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
         let mut why = Failure::new(Code::Interrupted, "the agent ended while the operation ran")
             .hint(format!("steepctl node start {} --from {}", unfinished.target, unfinished.source));
         if let Err(failure) = rooms.cleanup.undo(op).await {
-            why = why.cause(format!("not everything could be cleaned up yet, it will be tried again: {}", failure.message));
+            why = why
+                .cause(format!("not everything could be cleaned up yet, it will be tried again: {}", failure.message));
         }
         if nodes::own(&rooms.store).await.map_err(explain)?.init_state.is_active() {
             nodes::advance(&rooms.store, NodeEvent::Failed, Some(op), &actor).await.map_err(explain)?;
         }
         nodes::set_source(&rooms.store, None).await.map_err(explain)?;
+        for step in store::steps::list(&rooms.store, op).await.map_err(explain)? {
+            if step.status == StepStatus::Running {
+                store::steps::mark(&rooms.store, op, &step.name, StepStatus::Failed).await.map_err(explain)?;
+            }
+        }
         store::operations::finish(&rooms.store, op, OperationStatus::Failed, Some(&why)).await.map_err(explain)?;
     }
     // What peers had this node make for them; their operations cannot go on without the lost session.
-    rooms.cleanup.sweep(&[]).await
+    rooms.cleanup.sweep(|_| false).await
 }
 
 async fn watch_vitals(rooms: &Rooms, facts: &watch::Sender<Facts>) {
@@ -190,7 +198,9 @@ async fn watch_vitals(rooms: &Rooms, facts: &watch::Sender<Facts>) {
         let (headline, is_serving) = vitals::headline(rooms, &mut look).await;
         let is_well = headline.health != "error";
         match (was_well, is_well) {
-            (true, false) => warn!(event = "agent.unwell", reason = headline.health_reason.as_str(), "the node is not well"),
+            (true, false) => {
+                warn!(event = "agent.unwell", reason = headline.health_reason.as_str(), "the node is not well")
+            }
             (false, true) => info!(event = "agent.well", "the node is well again"),
             _ => {}
         }
@@ -207,9 +217,8 @@ async fn janitor(rooms: &Rooms) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let mut running = rooms.sessions.operations();
-        running.extend(rooms.operations.running());
-        if let Err(failure) = rooms.cleanup.sweep(&running).await {
+        let is_running = |op| rooms.sessions.serves(op) || rooms.operations.is_running(op);
+        if let Err(failure) = rooms.cleanup.sweep(is_running).await {
             warn!(event = "agent.cleanup", error = telemetry::failure(&failure), "the janitor could not look");
         }
     }

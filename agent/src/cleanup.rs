@@ -196,9 +196,14 @@ impl Cleanup {
     }
 
     /// Undoes what operations that have ended left behind; for start-up and the janitor.
-    pub async fn sweep(&self, still_running: &[OperationId]) -> Result<(), Failure> {
+    ///
+    /// `is_running` is asked after the rows were read: whatever writes rows counts as running before its first.
+    pub async fn sweep(&self, is_running: impl Fn(OperationId) -> bool) -> Result<(), Failure> {
         let open = intents::open_operations(&self.store).await.map_err(|error| error.explain())?;
-        for op in open.into_iter().filter(|op| !still_running.contains(op)) {
+        for op in open {
+            if is_running(op) {
+                continue;
+            }
             info!(event = "agent.cleanup", op_id = %op, "cleaning up after an operation that ended early");
             if let Err(failure) = self.undo(op).await {
                 warn!(event = "agent.cleanup", op_id = %op, error = telemetry::failure(&failure), "will be tried again");
@@ -242,7 +247,8 @@ impl Cleanup {
         added: &[Member],
     ) -> Result<(), Failure> {
         let explain = |error: postgres::Error| error.explain();
-        let shared = intents::used_by_others(&self.store, op, "publication", name).await.map_err(|error| error.explain())?;
+        let shared =
+            intents::used_by_others(&self.store, op, "publication", name).await.map_err(|error| error.explain())?;
         if shared || !publications::exists(session, name).await.map_err(explain)? {
             return Ok(());
         }
@@ -250,7 +256,8 @@ impl Cleanup {
             return session.run(&ddl::drop_publication(name)).await.map_err(explain);
         }
         let held = publications::tables(session, name).await.map_err(explain)?;
-        let members: Vec<_> = added.iter().filter(|member| held.iter().any(|table| table.name == member.table)).map(Into::into).collect();
+        let members: Vec<_> =
+            added.iter().filter(|member| held.iter().any(|table| table.name == member.table)).map(Into::into).collect();
         match ddl::remove_from_publication(name, &members) {
             Some(statement) => session.run(&statement).await.map_err(explain),
             None => Ok(()),
@@ -299,4 +306,3 @@ async fn drop_objects(session: &Session, created: &[CreatedObject]) -> Result<()
         }
     }
 }
-

@@ -75,7 +75,9 @@ impl Explain for Error {
 
     fn better_hint(&self) -> Option<String> {
         match self {
-            Self::Unreadable { .. } => Some("give the file with --config FILE; deploy/agent.example.toml is a start".into()),
+            Self::Unreadable { .. } => {
+                Some("give the file with --config FILE; deploy/agent.example.toml is a start".into())
+            }
             Self::Identity(error) => error.better_hint(),
             Self::NotMine { id, .. } => Some(format!("steepctl pki issue node {id}")),
             _ => None,
@@ -478,11 +480,17 @@ mod tests {
     fn an_error_names_file_key_and_reason() {
         let cases = [
             ("[node]\nid = \"Node A\"\n", "agent.toml: line 2, in [node]: \"Node A\" is no node name"),
-            (&LEAST.replace("[mesh]", "[mesh]\nlisten = \"10.0.0.7\""), "agent.toml: mesh.listen: \"10.0.0.7\" has no port"),
+            (
+                &LEAST.replace("[mesh]", "[mesh]\nlisten = \"10.0.0.7\""),
+                "agent.toml: mesh.listen: \"10.0.0.7\" has no port",
+            ),
             (&LEAST.replace("[mesh]", "[mesh]\nsneeds = []"), "unknown field `sneeds`"),
             (&format!("{LEAST}[copy]\nparallel = 17\n"), "agent.toml: copy.parallel: 17 is not between 1 and 16"),
             (&format!("{LEAST}[copy]\npart_size = \"many\"\n"), "\"many\" is no size"),
-            (&format!("{LEAST}[replication]\nconninfo = \"password=x\"\n"), "replication.conninfo: it holds a password"),
+            (
+                &format!("{LEAST}[replication]\nconninfo = \"password=x\"\n"),
+                "replication.conninfo: it holds a password",
+            ),
             (&format!("{LEAST}[http]\nlisten = \"0.0.0.0:80\"\n"), "not a loopback address"),
             (
                 &LEAST.replace("[pki]", "[[mesh.peers]]\nid = \"node_a\"\naddress = \"x:1\"\n[pki]"),
@@ -526,7 +534,11 @@ mod tests {
         }
         let known: BTreeSet<_> = KEYS.iter().map(|key| (*key).to_owned()).collect();
         assert_eq!(documented, known);
-        let all: String = example.lines().map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line)).map(|line| format!("{line}\n")).collect();
+        let all: String = example
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+            .map(|line| format!("{line}\n"))
+            .collect();
         Config::parse(&all, Path::new("agent.example.toml")).expect("the example with every key uncommented parses");
     }
 

@@ -4,21 +4,29 @@
 //! Reading order, top down; every arrow between rooms points down this list (`cargo x check` holds it):
 //!
 //! * [`agent`] wires everything and tells the life story of one run.
-//! * [`api`] is the door: parse, authorize, call, reply.
-//! * [`initialize`] holds the recipe by which a node comes to be synchronized, and its preflight.
+//! * [`api`] is the door: parse, authorize, call, reply. [`vitals`] measures how the node fares.
+//! * [`initialize`] holds the recipe by which a node comes to be synchronized, and its preflight; [`rooms`] is what
+//!   it works with.
 //! * [`snapshot`] moves a database as blocks; [`operations`] runs long work as steps that can be undone.
-//! * [`cleanup`] knows every side effect and how it is undone.
-//! * [`session`] is what this node holds open for a peer; [`store`] is what the agent remembers.
-//! * [`postgres`] is everything said to the local PostgreSQL; [`mesh`] the other agents; [`lifecycle`] the
-//!   states of a node; [`config`] every key of `agent.toml`; [`telemetry`] the log.
+//! * [`session`] is what this node holds open for a peer; [`cleanup`] knows every side effect and how it is undone;
+//!   [`parts`] cuts tables.
+//! * [`store`] is what the agent remembers; [`mesh`] the other agents; [`postgres`] everything said to the local
+//!   PostgreSQL.
+//! * [`lifecycle`] is the states of a node; [`config`] every key of `agent.toml`; [`telemetry`] the log.
 
 pub mod agent;
 pub mod api;
-pub mod cleanup;
+pub mod vitals;
+
 pub mod initialize;
+pub mod rooms;
+
 pub mod operations;
-pub mod session;
 pub mod snapshot;
+
+pub mod cleanup;
+pub mod parts;
+pub mod session;
 
 pub mod mesh;
 pub mod postgres;
@@ -27,4 +35,3 @@ pub mod store;
 pub mod config;
 pub mod lifecycle;
 pub mod telemetry;
-pub mod vitals;

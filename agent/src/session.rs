@@ -32,11 +32,11 @@ use tracing::{error, info, warn};
 use crate::{
     cleanup::{Cleanup, Effect, Member},
     config::{self, OnBlockedDdl},
+    parts::{self, TablePlan},
     postgres::{
         self, Database, Purpose, Session as Connection, activity, ddl, publications, replication, slots,
         tables::{self, Table, TableKind},
     },
-    snapshot::plan::{self, TablePlan},
     telemetry,
 };
 
@@ -54,6 +54,8 @@ pub struct OpenRequest {
     pub part_bytes: u64,
     /// Every table of the database: the shared publication serves.
     pub whole_database: bool,
+    /// As many streams will read at once; 0: one.
+    pub parallel: u32,
 }
 
 /// A session that is open.
@@ -170,13 +172,28 @@ pub struct Sessions {
     cleanup: Cleanup,
     settings: Arc<config::Copy>,
     open: Arc<DashMap<SessionId, Open>>,
+    /// Operations whose session opens, is open, or ends: the janitor leaves them alone.
+    served: Arc<DashMap<OperationId, Stage>>,
     opening: Arc<AsyncMutex<()>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Serving,
+    Ended,
 }
 
 impl Sessions {
     /// None are open yet.
     pub fn new(database: Database, cleanup: Cleanup, settings: config::Copy) -> Self {
-        Self { database, cleanup, settings: Arc::new(settings), open: Arc::default(), opening: Arc::default() }
+        Self {
+            database,
+            cleanup,
+            settings: Arc::new(settings),
+            open: Arc::default(),
+            served: Arc::default(),
+            opening: Arc::default(),
+        }
     }
 
     /// How long a session lives without being renewed.
@@ -184,9 +201,14 @@ impl Sessions {
         self.settings.session_lease
     }
 
-    /// Operations with an open session, which the janitor leaves alone.
+    /// Operations with an open session.
     pub fn operations(&self) -> Vec<OperationId> {
         self.open.iter().map(|open| open.held.op).collect()
+    }
+
+    /// Whether a session for `op` opens or is open.
+    pub fn serves(&self, op: OperationId) -> bool {
+        self.served.get(&op).is_some_and(|stage| *stage == Stage::Serving)
     }
 
     /// Opens a session for `target`. One operation has at most one.
@@ -195,10 +217,14 @@ impl Sessions {
     pub async fn open(&self, target: &NodeId, request: OpenRequest) -> Result<Arc<Held>, Failure> {
         // One at a time: two targets may need the same publication.
         let _turn = self.opening.lock().await;
-        if self.open.iter().any(|open| open.held.op == request.op) {
-            return Err(Failure::new(Code::OperationRunning, format!("operation {} already has a session", request.op)));
-        }
         let op = request.op;
+        match self.served.get(&op).map(|stage| *stage) {
+            None => self.served.insert(op, Stage::Serving),
+            Some(Stage::Serving) => {
+                return Err(Failure::new(Code::OperationRunning, format!("operation {op} already has a session")));
+            }
+            Some(Stage::Ended) => return Err(already_ended(op)),
+        };
         let explain = |error: postgres::Error| error.explain();
         let look = self.database.session(Purpose::Watch).await.map_err(explain)?;
         let agreed = tables_as_agreed(&look, &request.tables).await?;
@@ -210,7 +236,10 @@ impl Sessions {
         // Under the locks nothing can change any more; now look again.
         let found = tables_as_agreed(&look, &request.tables).await?;
         if let Some((then, _)) = agreed.iter().zip(&found).find(|(then, now)| then.columns != now.columns) {
-            return Err(Failure::new(Code::SchemaChanged, format!("table {} changed while the session opened", then.name)));
+            return Err(Failure::new(
+                Code::SchemaChanged,
+                format!("table {} changed while the session opened", then.name),
+            ));
         }
         let slot = slot_name(target, op);
         let effect = Effect::Slot { name: slot.clone() };
@@ -227,10 +256,14 @@ impl Sessions {
         let snapshot = keeper.export_snapshot().await.map_err(explain)?;
         let lsn = exported.lsn;
         exported.release();
+        let idle = match self.settings.on_blocked_ddl {
+            OnBlockedDdl::Fail => Vec::new(),
+            OnBlockedDdl::Wait => self.readers_with_locks(op, request.parallel, &snapshot, &found).await?,
+        };
 
         let part_bytes = if request.part_bytes == 0 { self.settings.part_size } else { request.part_bytes };
         let tables = found.into_iter().map(|table| {
-            let parts = plan::parts(table.heap_pages, part_bytes);
+            let parts = parts::cut(table.heap_pages, part_bytes);
             (table, parts)
         });
         let held = Arc::new(Held {
@@ -244,12 +277,17 @@ impl Sessions {
             tables: tables.collect(),
             database: self.database.clone(),
             keeper: AsyncMutex::new(Some(keeper)),
-            idle: Mutex::default(),
+            idle: Mutex::new(idle),
             renewed: Mutex::new(Instant::now()),
             retained_bytes: AtomicU64::new(0),
             failure: OnceLock::new(),
             ended: CancellationToken::new(),
         });
+        // The target may have given up while the slot was made; then nobody would ever close this session.
+        if !self.serves(op) {
+            held.release().await;
+            return Err(already_ended(op));
+        }
         info!(event = "slot.created", op_id = %op, slot, lsn = %lsn, peer = %target, session = %held.id, "session opened");
         let watch = AbortOnDropHandle::new(tokio::spawn(self.clone().watch(Arc::clone(&held))));
         self.open.insert(held.id, Open { held: Arc::clone(&held), _watch: watch });
@@ -269,6 +307,7 @@ impl Sessions {
 
     /// Ends the session of `op`, whatever it still holds. What it made is kept or undone by the caller.
     pub async fn end(&self, op: OperationId) {
+        self.served.insert(op, Stage::Ended);
         let id = self.open.iter().find(|open| open.held.op == op).map(|open| open.held.id);
         if let Some((_, open)) = id.and_then(|id| self.open.remove(&id)) {
             open.held.ended.cancel();
@@ -292,6 +331,29 @@ impl Sessions {
         let names: Vec<_> = tables.iter().map(|table| table.name.clone()).collect();
         keeper.run(&ddl::lock_access_share(&names)).await.map_err(explain)?;
         Ok(keeper)
+    }
+
+    /// Readers that hold their locks before any DDL can wait: one that asks later would stand behind the DDL, which
+    /// stands behind the keeper, which stays until that very reader is done.
+    async fn readers_with_locks(
+        &self,
+        op: OperationId,
+        parallel: u32,
+        snapshot: &str,
+        tables: &[Table],
+    ) -> Result<Vec<Connection>, Failure> {
+        let explain = |error: postgres::Error| error.explain();
+        let patience = format!("{}ms", self.settings.slot_timeout.as_millis());
+        let names: Vec<_> = tables.iter().map(|table| table.name.clone()).collect();
+        let mut readers = Vec::new();
+        for _ in 0..parallel.clamp(1, 16) {
+            let reader = self.database.session(Purpose::CopyOut(op)).await.map_err(explain)?;
+            reader.begin_snapshot(snapshot).await.map_err(explain)?;
+            reader.run(&ddl::set_local("lock_timeout", &patience)).await.map_err(explain)?;
+            reader.run(&ddl::lock_access_share(&names)).await.map_err(explain)?;
+            readers.push(reader);
+        }
+        Ok(readers)
     }
 
     async fn watch(self, held: Arc<Held>) {
@@ -348,6 +410,13 @@ impl Sessions {
         match self.settings.on_blocked_ddl {
             OnBlockedDdl::Fail => Err(Failure::new(Code::DdlWaits, text)),
             OnBlockedDdl::Wait => {
+                let pids: Vec<_> = waiting.iter().map(|waiter| waiter.pid).collect();
+                let behind = activity::waiting_behind(look, &pids).await.unwrap_or_default();
+                let ours = format!("-{}", held.op.short());
+                if behind.iter().any(|waiter| waiter.application.ends_with(&ours)) {
+                    let text = format!("{text}; and the copy itself now waits behind that");
+                    return Err(Failure::new(Code::DdlWaits, text));
+                }
                 if !std::mem::replace(told_waiting, true) {
                     warn!(event = "snapshot.ddl_waits", op_id = %held.op, table, "{text}");
                 }
@@ -358,16 +427,26 @@ impl Sessions {
 
     async fn expire(&self, held: &Held) {
         let lease = self.settings.session_lease.as_secs();
-        held.fail(Failure::new(Code::SessionExpired, format!("{} did not renew its session for {lease} s", held.target))).await;
+        held.fail(Failure::new(
+            Code::SessionExpired,
+            format!("{} did not renew its session for {lease} s", held.target),
+        ))
+        .await;
         // Removing it drops this very task at its next await; what is left to do belongs to another.
-        let (cleanup, open, op, id) = (self.cleanup.clone(), Arc::clone(&self.open), held.op, held.id);
+        let (cleanup, open, served) = (self.cleanup.clone(), Arc::clone(&self.open), Arc::clone(&self.served));
+        let (op, id) = (held.op, held.id);
         tokio::spawn(async move {
             open.remove(&id);
+            served.insert(op, Stage::Ended);
             if let Err(failure) = cleanup.undo(op).await {
                 warn!(event = "agent.cleanup", op_id = %op, error = telemetry::failure(&failure), "will be tried again");
             }
         });
     }
+}
+
+fn already_ended(op: OperationId) -> Failure {
+    Failure::new(Code::SessionUnknown, format!("the session of operation {op} was ended before it was open"))
 }
 
 /// The name of the slot a source keeps for `target`.
@@ -389,7 +468,8 @@ pub async fn publish(
     let explain = |error: postgres::Error| error.explain();
     let exists = publications::exists(look, publication).await.map_err(explain)?;
     let held = if exists { publications::tables(look, publication).await.map_err(explain)? } else { Vec::new() };
-    let added: Vec<_> = members.iter().filter(|member| !held.iter().any(|table| table.name == member.table)).cloned().collect();
+    let added: Vec<_> =
+        members.iter().filter(|member| !held.iter().any(|table| table.name == member.table)).cloned().collect();
     let effect = Effect::Publication { name: publication.to_owned(), created: !exists, added: added.clone() };
     let refs: Vec<_> = added.iter().map(Into::into).collect();
     let statement = if exists {
@@ -414,8 +494,12 @@ async fn tables_as_agreed(look: &Connection, wanted: &[(u32, TableName)]) -> Res
     let mut tables = Vec::with_capacity(found.len());
     for (oid, name) in wanted {
         match found.iter().find(|table| table.oid == *oid && table.name == *name) {
-            Some(table) if matches!(table.kind, TableKind::Plain | TableKind::Partitioned) => tables.push(table.clone()),
-            _ => return Err(Failure::new(Code::SchemaChanged, format!("table {name} is not what it was a moment ago"))),
+            Some(table) if matches!(table.kind, TableKind::Plain | TableKind::Partitioned) => {
+                tables.push(table.clone())
+            }
+            _ => {
+                return Err(Failure::new(Code::SchemaChanged, format!("table {name} is not what it was a moment ago")));
+            }
         }
     }
     Ok(tables)

@@ -1,12 +1,10 @@
 //! How the node fares, measured once a second: what its headline tells the other agents.
 
-use jiff::Timestamp;
-use steep_protocol::{failure::Explain as _, v1};
+use steep_protocol::{failure::Explain as _, node::NodeState, time, v1};
 
 use crate::{
-    api::reply,
-    initialize::Rooms,
     postgres::{Purpose, Session, slots, subscriptions},
+    rooms::Rooms,
     store::nodes,
 };
 
@@ -43,7 +41,7 @@ pub fn bare(node_id: &str, address: &str) -> v1::NodeHeadline {
         health_reason: "PostgreSQL was not reached yet".into(),
         agent_version: env!("CARGO_PKG_VERSION").into(),
         address: address.into(),
-        as_of: Some(reply::timestamp(Timestamp::now())),
+        as_of: Some(time::now()),
         ..v1::NodeHeadline::default()
     }
 }
@@ -61,7 +59,7 @@ async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadli
     }
     let subscriptions = subscriptions::list(session).await.map_err(|error| error.to_string())?;
     let ours: Vec<_> = subscriptions.iter().filter(|found| found.name.starts_with("steep_from_")).collect();
-    headline.lag_bytes = ours.iter().filter_map(|found| reply::lag(found)).reduce(|sum, lag| sum + lag);
+    headline.lag_bytes = ours.iter().filter_map(|found| found.lag_bytes()).reduce(|sum, lag| sum + lag);
     let complain = |headline: &mut v1::NodeHeadline, reason: String| {
         (headline.health, headline.health_reason) = ("error".into(), reason);
     };
@@ -73,7 +71,7 @@ async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadli
     if let Some(lost) = slots.iter().find(|slot| slot.name.starts_with("steep_") && slot.progress.is_lost()) {
         complain(headline, format!("STP-4203 slot {} is lost", lost.name));
     }
-    if own.init_state == steep_protocol::node::NodeState::Failed && at_rest {
+    if own.init_state == NodeState::Failed && at_rest {
         complain(headline, "the last operation failed: steepctl op list".into());
     }
     nodes::set_health(&rooms.store, &headline.health, &headline.health_reason).await.map_err(|error| error.to_string())

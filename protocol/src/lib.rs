@@ -1,8 +1,8 @@
 //! The words Steep's agents use, and how they travel.
 //!
 //! Reading order: [`ids`], [`lsn`] and [`names`] are the small words; [`node`] and [`operation`] say what
-//! nodes and long work can be; [`failure`] is an error that keeps its meaning across the wire; [`version`]
-//! is the rule two agents agree by; [`wire`] is how all of it travels. [`v1`] holds the generated messages.
+//! nodes and long work can be; [`failure`] is an error that keeps its meaning across the wire; [`time`] the time
+//! of day in messages; [`version`] is the rule two agents agree by; [`wire`] is how all of it travels. [`v1`] holds the generated messages.
 //!
 //! Knows no PostgreSQL client, no terminal and no command line.
 
@@ -14,6 +14,7 @@ pub mod node;
 pub mod operation;
 
 pub mod failure;
+pub mod time;
 pub mod version;
 
 pub mod wire;

@@ -5,7 +5,10 @@ use xtask::{
     process::Signal,
 };
 
-use crate::{node::Node, wait::PATIENCE};
+use crate::{
+    node::Node,
+    wait::{PATIENCE, until},
+};
 
 impl Node {
     /// The agent dies as in a crash.
@@ -43,6 +46,61 @@ impl Node {
     /// A frozen agent goes on.
     pub fn thaw_agent(&self) {
         self.parts().agent.signal(Signal::Continue).expect("the agent runs");
+    }
+
+    /// The agent's configuration file.
+    pub fn agent_toml(&self) -> std::path::PathBuf {
+        self.parts().agent.config.clone()
+    }
+
+    /// The agent stops, reads its configuration as `edit` changes it, and is ready again.
+    pub fn reconfigure_agent(&self, edit: impl FnOnce(String) -> String) {
+        let path = self.agent_toml();
+        let toml = std::fs::read_to_string(&path).expect("the agent is configured");
+        if self.agent_runs() {
+            self.stop_agent();
+        }
+        std::fs::write(&path, edit(toml)).expect("a file can be written");
+        self.start_agent();
+    }
+
+    /// The next operation on this node stands still after `step` has done its work; see [`Node::is_held`].
+    pub fn hold_after(&self, step: &str) {
+        let _ = std::fs::remove_file(self.state_file("held"));
+        std::fs::write(self.state_file("hold"), step).expect("the state directory can be written");
+    }
+
+    /// Waits until the operation stands where [`Node::hold_after`] wants it.
+    pub async fn is_held(&self) {
+        until(&format!("{} stands still", self.id()), PATIENCE * 2, async || match self.state_file("held").exists() {
+            true => Ok(()),
+            false => Err(self.state().await.map_or_else(|reason| reason, |state| state.to_string())),
+        })
+        .await;
+    }
+
+    /// A held operation goes on.
+    pub fn let_go(&self) {
+        std::fs::remove_file(self.state_file("held")).expect("something is held");
+    }
+
+    /// The next operation on this node fails after `step` has done its work.
+    pub fn fail_after(&self, step: &str) {
+        std::fs::write(self.state_file("fail"), step).expect("the state directory can be written");
+    }
+
+    fn state_file(&self, name: &str) -> std::path::PathBuf {
+        self.parts().agent.state_dir.join(name)
+    }
+
+    /// A client program of the server's version, pointed at the server.
+    pub fn program(&self, name: &str) -> std::process::Command {
+        self.parts().server.client(name)
+    }
+
+    /// The server's data directory.
+    pub fn data_directory(&self) -> &std::path::Path {
+        &self.parts().server.data
     }
 
     /// PostgreSQL stops.

@@ -19,6 +19,7 @@ mod node;
 mod operation;
 pub mod shop;
 mod steepctl;
+mod stray;
 mod wait;
 
 pub use steep_protocol::node::NodeState;
@@ -31,5 +32,6 @@ pub use self::{
     node::{Content, Node},
     operation::Operation,
     steepctl::{Outcome, Steepctl},
+    stray::Stray,
     wait::{PATIENCE, until},
 };

@@ -26,10 +26,8 @@ fn violation(line: &str) -> Option<String> {
         Ok(event) => event,
         Err(error) => return Some(format!("not JSON ({error})")),
     };
-    let errors: Vec<String> = validator()
-        .iter_errors(&event)
-        .map(|error| format!("{}: {error}", error.instance_path()))
-        .collect();
+    let errors: Vec<String> =
+        validator().iter_errors(&event).map(|error| format!("{}: {error}", error.instance_path())).collect();
     (!errors.is_empty()).then(|| errors.join("; "))
 }
 

@@ -150,9 +150,8 @@ impl Node {
 
     /// What `table` holds; equal on two nodes when every row is.
     pub async fn content(&self, table: &str) -> Content {
-        let query = format!(
-            "select count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0)::text from {table} t"
-        );
+        let query =
+            format!("select count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0)::text from {table} t");
         let rows = self.rows(&query).await;
         Content { rows: rows[0].get(0), hash: rows[0].get(1) }
     }

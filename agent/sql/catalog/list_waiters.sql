@@ -3,6 +3,7 @@
 select a.pid                                                                     as pid,
        pg_catalog.left(coalesce(a.query, ''), 200)                               as query,
        coalesce(a.usename::text, '')                                             as user_name,
+       coalesce(a.application_name, '')                                          as application,
        coalesce(n.nspname::text, '')                                             as schema_name,
        coalesce(c.relname::text, '')                                             as table_name,
        coalesce(l.mode, '')                                                      as mode,

@@ -16,7 +16,7 @@ use tonic::Request;
 use tracing::warn;
 
 use crate::{
-    initialize::Rooms,
+    rooms::Rooms,
     store::{Actor, audit},
     telemetry,
 };
@@ -102,7 +102,9 @@ pub fn admit<T>(request: &Request<T>, rpc: Rpc) -> Result<Caller, (String, Failu
         (Allowed::Nodes, Who::Node(_)) if caller.through.is_none() => Ok(caller),
         (Allowed::Nodes, _) => denied("it is for agents alone"),
         (Allowed::From(least), Who::Operator { role, .. }) if role >= least => Ok(caller),
-        (Allowed::From(least), _) => denied(&format!("it needs the certificate of an operator with role {least} or higher")),
+        (Allowed::From(least), _) => {
+            denied(&format!("it needs the certificate of an operator with role {least} or higher"))
+        }
     }
 }
 

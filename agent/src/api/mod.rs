@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tonic::{Request, Status, service::Routes};
 
 use self::authorize::{Caller, Rpc};
-use crate::{initialize::Rooms, mesh::Peers};
+use crate::{mesh::Peers, rooms::Rooms};
 
 /// What every service needs: the peers, and the rooms once PostgreSQL was reached.
 #[derive(Debug, Clone)]
@@ -41,7 +41,9 @@ impl Door {
     /// All services.
     pub fn routes(&self) -> Routes {
         Routes::new(NodesServer::new(nodes::Service(self.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES))
-            .add_service(OperationsServer::new(operations::Service(self.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES))
+            .add_service(
+                OperationsServer::new(operations::Service(self.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            )
             .add_service(PeersServer::new(peers::Service(self.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES))
     }
 

@@ -2,6 +2,7 @@
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
+    time,
     v1::{
         CancelNodeReply, CancelNodeRequest, GetNodeReply, GetNodeRequest, ListNodesReply, ListNodesRequest,
         StartNodeReply, StartNodeRequest, nodes_client::NodesClient, nodes_server::Nodes,
@@ -118,8 +119,8 @@ impl Service {
         let Some(rooms) = rooms else { return Ok(reply) };
         let Ok(session) = rooms.database.session(Purpose::Watch).await else { return Ok(reply) };
         let own = nodes::own(&rooms.store).await.map_err(|error| error.explain())?;
-        reply.init_started_at = own.init_started_at.map(reply::timestamp);
-        reply.init_completed_at = own.init_completed_at.map(reply::timestamp);
+        reply.init_started_at = own.init_started_at.map(time::message);
+        reply.init_completed_at = own.init_completed_at.map(time::message);
         let subscriptions = subscriptions::list(&session).await.map_err(|error| error.explain())?;
         reply.subscriptions = subscriptions.iter().map(reply::subscription).collect();
         let slots = slots::list(&session).await.map_err(|error| error.explain())?;

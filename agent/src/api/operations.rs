@@ -6,6 +6,7 @@ use futures::{Stream, StreamExt as _};
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::OperationId,
+    time,
     v1::{
         CancelOperationReply, CancelOperationRequest, GetOperationReply, GetOperationRequest, ListOperationsReply,
         ListOperationsRequest, OperationEvent, WatchOperationRequest, operation_event::What,
@@ -106,7 +107,11 @@ impl Operations for Service {
                 let live = rooms.operations.progress(row.op_id);
                 let progress = match live {
                     Some(progress) => Some(progress),
-                    None => progress::load(&rooms.store).await.map_err(explain)?.filter(|last| last.op_id == row.op_id).map(|last| reply::progress(&last)),
+                    None => progress::load(&rooms.store)
+                        .await
+                        .map_err(explain)?
+                        .filter(|last| last.op_id == row.op_id)
+                        .map(|last| reply::progress(&last)),
                 };
                 let steps = steps::list(&rooms.store, row.op_id).await.map_err(explain)?;
                 Ok(Response::new(GetOperationReply {
@@ -155,9 +160,16 @@ impl Operations for Service {
                 let actor = caller.actor();
                 rooms.operations.cancel(row.op_id, &actor).await.map_err(|failure| status_of(&failure))?;
                 let target = row.target.to_string();
-                audit::append(&rooms.store, &actor, "operation.cancel", &target, Some(row.op_id), &serde_json::json!({}))
-                    .await
-                    .map_err(explain)?;
+                audit::append(
+                    &rooms.store,
+                    &actor,
+                    "operation.cancel",
+                    &target,
+                    Some(row.op_id),
+                    &serde_json::json!({}),
+                )
+                .await
+                .map_err(explain)?;
                 Ok(Response::new(CancelOperationReply { served_by: self.0.me(), op_id: row.op_id.to_string() }))
             }
         }
@@ -177,7 +189,7 @@ impl Service {
         if caller.through.is_some() {
             return Ok(Found::At(Owner::Me));
         }
-        let (answers, _) = self
+        let (answers, silent) = self
             .0
             .peers
             .ask_all(ALL_LIMIT, |channel| {
@@ -190,7 +202,14 @@ impl Service {
             .await;
         match answers.first() {
             Some(reply) => self.0.owner(&reply.served_by, caller).await.map(Found::At),
-            None => Ok(Found::At(Owner::Me)),
+            None if silent.is_empty() => Ok(Found::At(Owner::Me)),
+            None => {
+                let silent: Vec<_> = silent.iter().map(ToString::to_string).collect();
+                let failure = runner::unknown(text).cause(format!("{} did not answer", silent.join(", ")));
+                Err(status_of(
+                    &Failure { code: Code::PeerUnreachable, ..failure }.hint("try again, or ask those nodes' agents"),
+                ))
+            }
         }
     }
 }
@@ -209,18 +228,14 @@ fn event(told: Told) -> OperationEvent {
     match told {
         Told::Milestone(event) => OperationEvent {
             cursor: event.cursor,
-            at: Some(reply::timestamp(event.at)),
+            at: Some(time::message(event.at)),
             what: Some(What::Milestone(reply::milestone(event.milestone))),
         },
-        Told::Progress(progress) => OperationEvent {
-            cursor: 0,
-            at: Some(reply::timestamp(jiff::Timestamp::now())),
-            what: Some(What::Progress(progress)),
-        },
-        Told::Ended(row) => OperationEvent {
-            cursor: 0,
-            at: Some(reply::timestamp(jiff::Timestamp::now())),
-            what: Some(What::Ended(reply::operation(&row, None))),
-        },
+        Told::Progress(progress) => {
+            OperationEvent { cursor: 0, at: Some(time::now()), what: Some(What::Progress(progress)) }
+        }
+        Told::Ended(row) => {
+            OperationEvent { cursor: 0, at: Some(time::now()), what: Some(What::Ended(reply::operation(&row, None))) }
+        }
     }
 }

@@ -66,7 +66,7 @@ impl Peers for Service {
     }
 
     async fn examine(&self, request: Request<v1::ExamineRequest>) -> Answer<v1::ExamineReply> {
-        self.admit(&request).await?;
+        let caller = self.admit(&request).await?;
         let request = request.into_inner();
         let wanted = Wanted {
             selection: selection_of(&request.selection.unwrap_or_default()),
@@ -74,7 +74,7 @@ impl Peers for Service {
             parallel: request.parallel,
             force: false,
         };
-        reply(preflight::examine_source(&*self.0.rooms()?, &wanted).await)
+        reply(preflight::examine_source(&*self.0.rooms()?, caller.node(), &wanted).await)
     }
 
     async fn open_session(&self, request: Request<v1::OpenSessionRequest>) -> Answer<v1::OpenSessionReply> {
@@ -86,10 +86,20 @@ impl Peers for Service {
             tables: request
                 .tables
                 .iter()
-                .map(|table| (table.oid, table.table.as_ref().map(table_name).unwrap_or_else(|| preflight::table_name(&v1::TableName::default()))))
+                .map(|table| {
+                    (
+                        table.oid,
+                        table
+                            .table
+                            .as_ref()
+                            .map(table_name)
+                            .unwrap_or_else(|| preflight::table_name(&v1::TableName::default())),
+                    )
+                })
                 .collect(),
             part_bytes: request.part_bytes,
             whole_database: request.whole_database,
+            parallel: request.parallel,
         };
         let conninfo = subscribe::own_conninfo(&rooms).map_err(|failure| status_of(&failure))?;
         let held = rooms.sessions.open(caller.node(), open).await.map_err(|failure| status_of(&failure))?;
@@ -109,7 +119,6 @@ impl Peers for Service {
             conninfo,
             tables: tables.collect(),
             lease_seconds: rooms.sessions.lease().as_secs(),
-            server_version_num: 0,
         }))
     }
 

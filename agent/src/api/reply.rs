@@ -1,18 +1,12 @@
 //! Rows and findings as messages.
 
-use jiff::Timestamp;
-use steep_protocol::{ids::NodeId, v1};
+use steep_protocol::{ids::NodeId, time, v1};
 
 use crate::{
     operations::Milestone,
     postgres::{slots::Slot, subscriptions::Subscription},
     store::{operations::Operation, progress::InitProgress, steps::OperationStep},
 };
-
-/// The time of day as messages carry it.
-pub fn timestamp(at: Timestamp) -> prost_types::Timestamp {
-    prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() }
-}
 
 /// An operation; `progress` where it is known.
 pub fn operation(row: &Operation, progress: Option<v1::Progress>) -> v1::Operation {
@@ -25,8 +19,8 @@ pub fn operation(row: &Operation, progress: Option<v1::Progress>) -> v1::Operati
         status: row.status.as_str().into(),
         step: row.step.clone().unwrap_or_default(),
         started_by: row.started_by.clone(),
-        started_at: Some(timestamp(row.started_at)),
-        ended_at: row.ended_at.map(timestamp),
+        started_at: Some(time::message(row.started_at)),
+        ended_at: row.ended_at.map(time::message),
         failure: row.failure.as_ref().map(Into::into),
         progress,
     }
@@ -37,8 +31,8 @@ pub fn step(row: &OperationStep) -> v1::OperationStep {
     v1::OperationStep {
         name: row.name.clone(),
         status: row.status.as_str().into(),
-        started_at: row.started_at.map(timestamp),
-        ended_at: row.ended_at.map(timestamp),
+        started_at: row.started_at.map(time::message),
+        ended_at: row.ended_at.map(time::message),
     }
 }
 
@@ -79,15 +73,9 @@ pub fn subscription(found: &Subscription) -> v1::SubscriptionView {
         name: found.name.clone(),
         source_node: found.name.strip_prefix("steep_from_").unwrap_or_default().into(),
         enabled: found.is_enabled,
-        lag_bytes: lag(found),
+        lag_bytes: found.lag_bytes(),
         apply_errors: found.apply_errors,
     }
-}
-
-/// Bytes received but not yet applied and confirmed; `None` while no worker runs.
-pub fn lag(found: &Subscription) -> Option<u64> {
-    let (received, confirmed) = (found.received_lsn?, found.latest_end_lsn?);
-    Some(received.0.saturating_sub(confirmed.0))
 }
 
 /// A slot of this node; `peers` tell for whom Steep keeps it.

@@ -18,14 +18,12 @@ use tokio::{sync::watch, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-use super::{
-    Rooms,
-    preflight::{TargetTables, Wanted},
-};
+use super::preflight::{TargetTables, Wanted};
 use crate::{
     lifecycle::NodeEvent,
     mesh::Source,
     operations::{Context, Milestone, Recipe, Work},
+    rooms::Rooms,
     snapshot::indexes::Builder,
     store::{ledger, nodes},
     telemetry,
@@ -98,7 +96,8 @@ pub fn recipe(plan: &DirectPlan) -> Recipe<Direct> {
         .step("catch up", Phase::CatchingUp, |direct, context| direct.catch_up(context).boxed());
     if both_ways {
         // Undo: the source drops its subscription.
-        recipe = recipe.step("replicate back", Phase::CatchingUp, |direct, context| direct.replicate_back(context).boxed());
+        recipe =
+            recipe.step("replicate back", Phase::CatchingUp, |direct, context| direct.replicate_back(context).boxed());
     }
     recipe.step("verify", Phase::Verify, |direct, context| direct.verify(context).boxed())
 }

@@ -7,12 +7,14 @@ use std::{collections::BTreeMap, path::Path};
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
+    ids::NodeId,
     names::TableName,
     v1,
 };
 
-use super::{Rooms, findings::Findings, subscribe};
+use super::{findings::Findings, subscribe};
 use crate::{
+    parts::PAGE_BYTES,
     postgres::{
         self, Purpose, Session, activity, catalog,
         catalog::{RoleFacts, ServerFacts},
@@ -22,7 +24,7 @@ use crate::{
         subscriptions,
         tables::{self, Column, Table, TableKind},
     },
-    snapshot::plan::PAGE_BYTES,
+    rooms::Rooms,
 };
 
 /// A transaction older than this is worth a word: it keeps the slot from being made.
@@ -50,7 +52,7 @@ fn explain(error: postgres::Error) -> Failure {
 }
 
 /// Facts and findings about this node as the source.
-pub async fn examine_source(rooms: &Rooms, wanted: &Wanted) -> Result<v1::ExamineReply, Failure> {
+pub async fn examine_source(rooms: &Rooms, target: &NodeId, wanted: &Wanted) -> Result<v1::ExamineReply, Failure> {
     let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
     let server = catalog::server_facts(&session).await.map_err(explain)?;
     let role = catalog::role_facts(&session).await.map_err(explain)?;
@@ -58,6 +60,7 @@ pub async fn examine_source(rooms: &Rooms, wanted: &Wanted) -> Result<v1::Examin
     check_state(rooms, &mut findings).await?;
     check_server(&mut findings, &server, wanted);
     check_publisher(&mut findings, &server, &role);
+    check_pairs_only(&session, &mut findings, target.as_str(), wanted).await?;
     let selected = tables::select(&session, &wanted.selection).await.map_err(explain)?;
     check_selection(&mut findings, &wanted.selection, &selected);
     check_tables(&mut findings, &selected.tables, &role);
@@ -75,6 +78,7 @@ pub async fn examine_source(rooms: &Rooms, wanted: &Wanted) -> Result<v1::Examin
             0
         }
     };
+    let schemas = catalog::schemas(&session).await.map_err(explain)?;
     let oids: Vec<u32> = selected.tables.iter().map(|table| table.oid).collect();
     let of_tables = (!wanted.selection.is_whole_database()).then_some(&oids[..]);
     Ok(v1::ExamineReply {
@@ -82,11 +86,13 @@ pub async fn examine_source(rooms: &Rooms, wanted: &Wanted) -> Result<v1::Examin
         system_identifier: server.system_identifier,
         database: server.database.clone(),
         encoding: server.encoding.clone(),
+        max_slot_wal_keep_bytes: server.max_slot_wal_keep_bytes,
         checks: findings.into_checks(),
         tables: selected.tables.iter().map(source_table).collect(),
         roles: catalog::roles_needed(&session, of_tables).await.map_err(explain)?,
         extensions: catalog::extensions(&session).await.map_err(explain)?,
         pg_dump_major,
+        schemas: schemas.into_iter().map(|schema| v1::SourceSchema { oid: schema.oid, name: schema.name }).collect(),
     })
 }
 
@@ -120,6 +126,8 @@ pub async fn examine_target(
     if !wanted.one_way {
         check_publisher(&mut findings, &server, &role);
     }
+    check_pairs_only(&session, &mut findings, source, wanted).await?;
+    check_wal_kept(&mut findings, source, facts);
     let name = subscribe::name_for(source);
     let duplicate = subscriptions::find(&session, &name).await.map_err(explain)?.is_some();
     findings.must(!duplicate, Code::IllegalState, "no subscription from the source yet", || {
@@ -152,13 +160,36 @@ fn check_server(findings: &mut Findings, server: &ServerFacts, wanted: &Wanted) 
     findings.must(u64::from(server.block_size) == PAGE_BYTES, Code::VersionUnsupported, "page size", || {
         format!("the server was built with pages of {} bytes; {PAGE_BYTES} are supported", server.block_size)
     });
-    findings.must(!server.is_in_recovery, Code::InRecovery, "the server is a primary", || "the server is a standby".into());
+    findings
+        .must(!server.is_in_recovery, Code::InRecovery, "the server is a primary", || "the server is a standby".into());
     findings.must(
         wanted.one_way || server.version.has_origin_filter(),
         Code::TwoWayUnsupported,
         "origin filters as far as needed",
-        || format!("PostgreSQL {} cannot filter by origin: rows would bounce between the nodes for ever", server.version),
+        || {
+            format!(
+                "PostgreSQL {} cannot filter by origin: rows would bounce between the nodes for ever",
+                server.version
+            )
+        },
     );
+}
+
+/// Both ways, each node sends only what was written on it: a third node would silently miss the second one's changes.
+async fn check_pairs_only(
+    session: &Session,
+    findings: &mut Findings,
+    other: &str,
+    wanted: &Wanted,
+) -> Result<(), Failure> {
+    let allowed = subscribe::name_for(other);
+    let subscriptions = subscriptions::list(session).await.map_err(explain)?;
+    let third = subscriptions.iter().find(|found| found.name.starts_with("steep_from_") && found.name != allowed);
+    findings.must(wanted.one_way || third.is_none(), Code::PairsOnly, "no third node in a two-way pair", || {
+        let third = third.map(|found| found.name.clone()).unwrap_or_default();
+        format!("the node already replicates with another one ({third}), whose changes would not reach {other}")
+    });
+    Ok(())
 }
 
 /// What a node needs that others subscribe to.
@@ -174,12 +205,18 @@ fn check_publisher(findings: &mut Findings, server: &ServerFacts, role: &RoleFac
     findings.must(used < all, Code::NoFreeWalSender, "a walsender is free", || {
         format!("all {all} walsenders are in use (max_wal_senders)")
     });
-    findings.must(role.is_superuser || role.may_replicate, Code::ReplicationPrivilege, "the role may replicate", || {
-        format!("role {} has no replication privilege", role.name)
-    });
-    findings.must(role.is_superuser || role.may_create_in_database, Code::PublishPrivilege, "the role may publish", || {
-        format!("role {} may not create in the database, which a publication needs", role.name)
-    });
+    findings.must(
+        role.is_superuser || role.may_replicate,
+        Code::ReplicationPrivilege,
+        "the role may replicate",
+        || format!("role {} has no replication privilege", role.name),
+    );
+    findings.must(
+        role.is_superuser || role.may_create_in_database,
+        Code::PublishPrivilege,
+        "the role may publish",
+        || format!("role {} may not create in the database, which a publication needs", role.name),
+    );
 }
 
 /// What a node needs that subscribes and loads.
@@ -193,8 +230,9 @@ fn check_subscriber(findings: &mut Findings, server: &ServerFacts, role: &RoleFa
     findings.must(free >= needed, Code::OriginsTooFew, "replication origins are free", || {
         format!("{free} replication origins are free, {needed} are needed for {} streams", wanted.parallel)
     });
-    findings.must(role.may_create_subscription, Code::SubscribePrivilege, "the role may subscribe", || {
-        format!("role {} may not create subscriptions", role.name)
+    // Others may from 16 on, but only with a password in the connection string, which Steep never stores.
+    findings.must(role.is_superuser, Code::SubscribePrivilege, "the role may subscribe", || {
+        format!("role {} is no superuser, which a subscription without a stored password needs", role.name)
     });
     let may_load = role.is_superuser || role.may_set_replication_role && role.may_use_origins;
     findings.must(may_load, Code::LoadPrivilege, "the role may load without triggers", || {
@@ -202,13 +240,7 @@ fn check_subscriber(findings: &mut Findings, server: &ServerFacts, role: &RoleFa
     });
 }
 
-fn check_pair(
-    findings: &mut Findings,
-    source: &str,
-    server: &ServerFacts,
-    facts: &v1::ExamineReply,
-    wanted: &Wanted,
-) {
+fn check_pair(findings: &mut Findings, source: &str, server: &ServerFacts, facts: &v1::ExamineReply, wanted: &Wanted) {
     findings.must(server.encoding == facts.encoding, Code::EncodingDiffers, "encodings are the same", || {
         format!("this database is {}, that of {source} is {}", server.encoding, facts.encoding)
     });
@@ -219,7 +251,21 @@ fn check_pair(
     }
     if !wanted.one_way && server.wal_level != "logical" {
         // Told by check_publisher as well; here it says why a target needs it.
-        findings.warn(Code::WalLevel, "both ways need wal_level = logical on the target too", "or start it with --one-way");
+        findings.warn(
+            Code::WalLevel,
+            "both ways need wal_level = logical on the target too",
+            "or start it with --one-way",
+        );
+    }
+}
+
+/// WAL written while the tables are copied must be kept until they are; nobody knows how much that will be, but a
+/// limit below the data's own size is a gamble.
+fn check_wal_kept(findings: &mut Findings, source: &str, facts: &v1::ExamineReply) {
+    let size: u64 = facts.tables.iter().map(|table| table.bytes).sum();
+    if let Some(limit) = facts.max_slot_wal_keep_bytes.filter(|limit| *limit < size) {
+        let text = format!("{source} keeps at most {limit} bytes of WAL for a slot, the data are {size} bytes");
+        findings.warn(Code::SlotWalLimit, text, Code::SlotWalLimit.hint());
     }
 }
 
@@ -236,7 +282,11 @@ fn check_selection(findings: &mut Findings, selection: &Selection, selected: &Se
             true => format!("partition {partition} is selected without {root}"),
             false => format!("partition {partition} is left out of {root}"),
         };
-        findings.error(Code::UnsupportedObject, text, format!("select {} instead: partitions go with their table", cut.root));
+        findings.error(
+            Code::UnsupportedObject,
+            text,
+            format!("select {} instead: partitions go with their table", cut.root),
+        );
     }
     for table in &selected.extension_tables {
         let text = format!("{table} belongs to an extension; its rows are not copied");
@@ -261,7 +311,11 @@ fn check_tables(findings: &mut Findings, tables: &[Table], role: &RoleFacts) {
             }
             (_, true) => {
                 let hint = format!("alter table {} set logged; or leave it out: --exclude {}", name, shell_word(name));
-                told.push((Code::UnsupportedObject, format!("{name} is unlogged: its changes are never replicated"), hint));
+                told.push((
+                    Code::UnsupportedObject,
+                    format!("{name} is unlogged: its changes are never replicated"),
+                    hint,
+                ));
                 continue;
             }
             (TableKind::Plain | TableKind::Partitioned, false) => {}
@@ -279,7 +333,9 @@ fn check_tables(findings: &mut Findings, tables: &[Table], role: &RoleFacts) {
             told.push((Code::PublishPrivilege, format!("role {} does not own {name}", role.name), hint));
         }
         if table.kind == TableKind::Plain && !table.has_replica_identity {
-            let text = format!("{name} has no primary key or replica identity: its updates and deletes would fail once published");
+            let text = format!(
+                "{name} has no primary key or replica identity: its updates and deletes would fail once published"
+            );
             let hint = format!(
                 "alter table {name} add primary key (…); or alter table {name} replica identity full; or --exclude {}",
                 shell_word(name)
@@ -292,11 +348,19 @@ fn check_tables(findings: &mut Findings, tables: &[Table], role: &RoleFacts) {
         findings.error(code, text, hint);
     }
     if more > 0 {
-        findings.warn(Code::UnsupportedObject, format!("{more} more tables have findings like these"), "mend these first");
+        findings.warn(
+            Code::UnsupportedObject,
+            format!("{more} more tables have findings like these"),
+            "mend these first",
+        );
     }
 }
 
-async fn check_references(session: &Session, findings: &mut Findings, selected: &Selected<Table>) -> Result<(), Failure> {
+async fn check_references(
+    session: &Session,
+    findings: &mut Findings,
+    selected: &Selected<Table>,
+) -> Result<(), Failure> {
     let oids: Vec<u32> = selected.tables.iter().map(|table| table.oid).collect();
     for key in catalog::foreign_keys(session, &oids).await.map_err(explain)? {
         if !oids.contains(&key.references_oid) {
@@ -349,7 +413,10 @@ fn differences(source: &str, theirs: &v1::SourceTable, ours: &Table) -> Vec<Stri
         match ours.columns.iter().find(|own| own.name == column.name) {
             None => told.push(format!("column {} ({}) is missing here", column.name, column.r#type)),
             Some(own) if own.type_name != column.r#type => {
-                told.push(format!("column {} is {} here and {} on {source}", column.name, own.type_name, column.r#type));
+                told.push(format!(
+                    "column {} is {} here and {} on {source}",
+                    column.name, own.type_name, column.r#type
+                ));
             }
             Some(own) if own.generated != column.generated => {
                 told.push(format!("column {} is generated on one node only", column.name));
@@ -360,7 +427,8 @@ fn differences(source: &str, theirs: &v1::SourceTable, ours: &Table) -> Vec<Stri
             Some(_) => {}
         }
     }
-    let fills_itself = |own: &Column| !own.not_null || own.has_default || !own.generated.is_empty() || !own.identity.is_empty();
+    let fills_itself =
+        |own: &Column| !own.not_null || own.has_default || !own.generated.is_empty() || !own.identity.is_empty();
     for own in ours.columns.iter().filter(|own| !theirs.columns.iter().any(|column| column.name == own.name)) {
         if !fills_itself(own) {
             told.push(format!("column {} exists here only and must be filled", own.name));
@@ -385,7 +453,9 @@ async fn check_empty(
     let text = format!("{} tables hold {all} rows ({})", counted.len(), told.join(", "));
     match (counted.is_empty(), wanted.force) {
         (true, _) => findings.must(true, Code::TargetNotEmpty, "the target is empty", String::new),
-        (false, true) => findings.warn(Code::TargetNotEmpty, format!("{text}; they will be deleted"), "--force was given"),
+        (false, true) => {
+            findings.warn(Code::TargetNotEmpty, format!("{text}; they will be deleted"), "--force was given")
+        }
         (false, false) => findings.error(Code::TargetNotEmpty, text, Code::TargetNotEmpty.hint()),
     }
     Ok(counted)

@@ -9,7 +9,7 @@ use steep_protocol::{
 };
 use tracing::info;
 
-use super::{Rooms, preflight, subscribe};
+use super::{preflight, subscribe};
 use crate::{
     lifecycle::NodeEvent,
     postgres::{
@@ -20,6 +20,7 @@ use crate::{
         slots,
         tables::{self, TableKind},
     },
+    rooms::Rooms,
     session::Held,
     store::{Actor, audit, nodes},
 };
@@ -30,7 +31,8 @@ fn explain(error: postgres::Error) -> Failure {
 
 /// Exact row counts of the session's tables, inside its snapshot.
 pub async fn count_rows(held: &Held) -> Result<Vec<v1::TableRows>, Failure> {
-    let plain: Vec<_> = held.tables.iter().map(|(table, _)| table).filter(|table| table.kind == TableKind::Plain).collect();
+    let plain: Vec<_> =
+        held.tables.iter().map(|(table, _)| table).filter(|table| table.kind == TableKind::Plain).collect();
     let reader = held.reader().await?;
     let names: Vec<_> = plain.iter().map(|table| table.name.clone()).collect();
     let counts = rows::count(&reader, &names).await.map_err(explain)?;
@@ -104,7 +106,6 @@ pub async fn subscribe_back(
 
 /// Ends the target's operation here: what it made stays, or is undone.
 pub async fn close(rooms: &Rooms, target: &NodeId, op: OperationId, keep: bool, reason: &str) -> Result<(), Failure> {
-    rooms.sessions.end(op).await;
     let actor = Actor::node(target);
     let action = if keep { "session.keep" } else { "session.undo" };
     let detail = serde_json::json!({ "reason": reason });
@@ -112,9 +113,12 @@ pub async fn close(rooms: &Rooms, target: &NodeId, op: OperationId, keep: bool, 
         .await
         .map_err(|error| error.explain())?;
     if keep {
+        // Kept before the session ends: what belongs to no session and is not kept, the janitor takes away.
         rooms.cleanup.keep(op).await?;
+        rooms.sessions.end(op).await;
         become_member(rooms, op, &actor).await?;
     } else {
+        rooms.sessions.end(op).await;
         // The target may have died between our keeping and its own: what it then gives up must go all the same.
         rooms.cleanup.reopen(op).await?;
         rooms.cleanup.undo(op).await?;

@@ -11,7 +11,6 @@ use steep_protocol::{
 };
 
 use super::{
-    Rooms,
     direct::{Direct, DirectPlan, recipe},
     findings::verdict,
     preflight::{self, TargetTables, Wanted, table_name},
@@ -20,8 +19,9 @@ use super::{
 use crate::{
     lifecycle::{self, NodeEvent},
     mesh::Source,
+    parts::{self, PAGE_BYTES},
     postgres::selection::Selection,
-    snapshot::plan::{self, PAGE_BYTES},
+    rooms::Rooms,
     store::{Actor, nodes, operations::NewOperation},
 };
 
@@ -114,14 +114,9 @@ fn plan_of(rooms: &Rooms, request: &v1::StartNodeRequest) -> Result<(OperationId
         return Err(bad(format!("--parallel {parallel} is not between 1 and 16")));
     }
     let selection = request.selection.clone().unwrap_or_default();
-    let wanted = Wanted {
-        selection: selection_of(&selection),
-        one_way: request.one_way,
-        parallel,
-        force: request.force,
-    };
-    let plan =
-        DirectPlan { source, wanted, selection, max_rate: request.max_rate, compress: compression.to_string() };
+    let wanted =
+        Wanted { selection: selection_of(&selection), one_way: request.one_way, parallel, force: request.force };
+    let plan = DirectPlan { source, wanted, selection, max_rate: request.max_rate, compress: compression.to_string() };
     Ok((op, plan))
 }
 
@@ -143,7 +138,7 @@ fn planned_tables(rooms: &Rooms, facts: &v1::ExamineReply, here: &TargetTables) 
             table: table.table.clone(),
             rows_estimate: table.rows_estimate,
             bytes: table.bytes,
-            parts: plan::parts(pages, rooms.config.copy.part_size).starts.len() as u32,
+            parts: parts::cut(pages, rooms.config.copy.part_size).starts.len() as u32,
             format: if is_binary(table) { "binary".into() } else { "text".into() },
         })
     };

@@ -9,7 +9,7 @@ use std::{
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     lsn::Lsn,
-    names::TableName,
+    names::{TableName, quote_identifier},
     v1::{self, bulk_request::Want},
 };
 use tokio::{
@@ -30,18 +30,19 @@ use crate::{
     cleanup::{Effect, Member},
     lifecycle::NodeEvent,
     operations::Context,
+    parts::TablePlan,
     postgres::{
-        self, Purpose, catalog,
-        ddl::OriginFilter,
+        self, Purpose, Session, catalog,
+        ddl::{self, OriginFilter},
         dump::{Programs, RestoreRequest, Section},
-        inventory, replication,
+        inventory::{self, CreatedObject},
+        replication,
         sequences::{self, NewPosition, SequenceScope},
         slots,
     },
     session::{publish, slot_name},
     snapshot::{
         indexes::{Builder, Owned},
-        plan::TablePlan,
         receive::{CopyJob, TableJob, copy_tables},
     },
     store::ledger,
@@ -73,6 +74,7 @@ impl Direct {
             one_way: self.plan.wanted.one_way,
             part_bytes: 0,
             whole_database: self.plan.wanted.selection.is_whole_database(),
+            parallel: self.plan.wanted.parallel,
         };
         let effect = Effect::PeerSession { node: self.plan.source.clone() };
         let opened = self.source.open_session(request);
@@ -99,7 +101,8 @@ impl Direct {
     /// Tables that were here before, by their outermost names.
     fn kept_tables(&self) -> Vec<Member> {
         let there = |table: &&v1::SourceTable| {
-            !table.is_partition && table.table.as_ref().is_some_and(|name| self.here.existing.contains_key(&table_name(name)))
+            !table.is_partition
+                && table.table.as_ref().is_some_and(|name| self.here.existing.contains_key(&table_name(name)))
         };
         let member = |table: &v1::SourceTable| Member {
             table: table.table.as_ref().map(table_name).expect("a table has its name"),
@@ -109,31 +112,29 @@ impl Direct {
     }
 
     async fn create_missing_tables(&mut self, context: &Context) -> Result<(), Failure> {
-        let names: Vec<TableName> = self.facts.tables.iter().filter_map(|table| table.table.as_ref().map(table_name)).collect();
+        let names: Vec<TableName> =
+            self.facts.tables.iter().filter_map(|table| table.table.as_ref().map(table_name)).collect();
         let missing: Vec<_> = names.iter().filter(|name| !self.here.existing.contains_key(name)).cloned().collect();
         if missing.is_empty() {
             return Ok(());
         }
         let session = self.rooms.database.session(Purpose::Ddl(context.op)).await.map_err(explain)?;
-        let programs = Programs::find(self.rooms.database.config(), session.version().major()).await.map_err(explain)?;
-        if u32::from(programs.major()) < self.facts.pg_dump_major {
-            let text = format!(
-                "pg_restore {} beside {} cannot read what pg_dump {} beside {} writes",
-                programs.major(), self.rooms.me, self.facts.pg_dump_major, self.plan.source
-            );
-            return Err(Failure::new(Code::PgDumpMissing, text));
-        }
+        // An older pg_restore cannot read what a newer pg_dump writes.
+        let needed = session.version().major().max(u16::try_from(self.facts.pg_dump_major).unwrap_or(u16::MAX));
+        let programs = Programs::find(self.rooms.database.config(), needed).await.map_err(explain)?;
         let archive = self.rooms.config.node.state_dir.join(format!("{}.dump", context.op));
         self.archive = Some(archive.clone());
         self.fetch_archive(&archive, &missing).await?;
         let entries = programs.list(&archive).await.map_err(explain)?;
 
-        let schemas: BTreeSet<String> =
-            catalog::schemas(&session).await.map_err(explain)?.into_iter().map(|schema| schema.name).collect();
+        self.create_missing_schemas(context, &session, &missing).await?;
+        let schemas = catalog::schemas(&session).await.map_err(explain)?;
+        let is_there = |theirs: &&v1::SourceSchema| schemas.iter().any(|ours| ours.name == theirs.name);
+        let there: BTreeSet<u32> = self.facts.schemas.iter().filter(is_there).map(|schema| schema.oid).collect();
         let wanted: Vec<_> = entries
             .iter()
             .filter(|entry| entry.section == Section::PreData)
-            .filter(|entry| !(entry.kind == "SCHEMA" && schemas.iter().any(|schema| entry.label.starts_with(&format!("- {schema} ")))))
+            .filter(|entry| !(entry.kind == "SCHEMA" && there.contains(&entry.object_oid)))
             .collect();
         let before = inventory::take(&session).await.map_err(explain)?;
         let effect = Effect::Schema { before: before.clone(), markers: missing.clone() };
@@ -159,9 +160,46 @@ impl Direct {
         Ok(())
     }
 
+    /// A dump of chosen tables holds no schemas; those they need are made first, in plain form.
+    async fn create_missing_schemas(
+        &self,
+        context: &Context,
+        session: &Session,
+        missing: &[TableName],
+    ) -> Result<(), Failure> {
+        /// The catalog of schemas, by its oid.
+        const PG_NAMESPACE: u32 = 2615;
+        if !self.dumps_only_missing() {
+            return Ok(());
+        }
+        let there = catalog::schemas(session).await.map_err(explain)?;
+        let wanted: BTreeSet<&str> = missing.iter().map(|table| table.schema.as_str()).collect();
+        let mut created = Vec::new();
+        for name in wanted.into_iter().filter(|name| !there.iter().any(|schema| schema.name == **name)) {
+            session.run(&ddl::create_schema(name)).await.map_err(explain)?;
+            let now = catalog::schemas(session).await.map_err(explain)?;
+            let made = now.iter().find(|schema| schema.name == name);
+            created.extend(made.map(|schema| CreatedObject {
+                class_id: PG_NAMESPACE,
+                object_id: schema.oid,
+                kind: "schema".into(),
+                identity: quote_identifier(name),
+            }));
+        }
+        if created.is_empty() {
+            return Ok(());
+        }
+        self.rooms.cleanup.make(context.op, "create tables", &Effect::Objects { created }, async { Ok(()) }).await
+    }
+
+    /// Tables are chosen one by one: because the operator did, or because others are here already.
+    fn dumps_only_missing(&self) -> bool {
+        !self.here.existing.is_empty() || !self.plan.wanted.selection.tables.is_empty()
+    }
+
     async fn fetch_archive(&self, archive: &Path, missing: &[TableName]) -> Result<(), Failure> {
         let selection = &self.plan.wanted.selection;
-        let only_missing = !self.here.existing.is_empty() || !selection.tables.is_empty();
+        let only_missing = self.dumps_only_missing();
         let want = Want::Dump(v1::FetchDump {
             session_id: self.session().id.to_string(),
             only: if only_missing { missing.iter().map(table_message).collect() } else { Vec::new() },
@@ -312,10 +350,16 @@ impl Direct {
         for then in &self.facts.tables {
             let name = then.table.as_ref().map(table_name).expect("a table has its name");
             let Some(now) = now.iter().find(|table| table.oid == then.oid && table.table == then.table) else {
-                return Err(Failure::new(Code::SchemaChanged, format!("table {name} was dropped or renamed on the source")));
+                return Err(Failure::new(
+                    Code::SchemaChanged,
+                    format!("table {name} was dropped or renamed on the source"),
+                ));
             };
             if now.columns != then.columns {
-                return Err(Failure::new(Code::SchemaChanged, format!("the columns of {name} changed on the source during the copy")));
+                return Err(Failure::new(
+                    Code::SchemaChanged,
+                    format!("the columns of {name} changed on the source during the copy"),
+                ));
             }
         }
         Ok(())
@@ -355,7 +399,8 @@ impl Direct {
             if confirmed >= marker {
                 return Ok(());
             }
-            waiting.still(confirmed, || format!("{subscription} on {} waits for {}", self.plan.source, self.rooms.me))?;
+            waiting
+                .still(confirmed, || format!("{subscription} on {} waits for {}", self.plan.source, self.rooms.me))?;
             sleep(LOOK).await;
         }
     }
@@ -373,7 +418,10 @@ impl Direct {
             let Some(name) = table.and_then(|table| table.table.as_ref()).map(table_name) else { continue };
             let here = landed.get(&name).copied().unwrap_or_default();
             if here != counted.rows {
-                let text = format!("{name} held {} rows on {} at the snapshot, {here} were copied", counted.rows, self.plan.source);
+                let text = format!(
+                    "{name} held {} rows on {} at the snapshot, {here} were copied",
+                    counted.rows, self.plan.source
+                );
                 return Err(Failure::new(Code::CountsDiffer, text));
             }
         }
@@ -385,7 +433,9 @@ impl Direct {
 }
 
 fn ended(built: Result<Result<(), Failure>, tokio::task::JoinError>) -> Result<(), Failure> {
-    built.unwrap_or_else(|error| Err(Failure::new(Code::Internal, "building indexes ended unexpectedly").caused_by(&error)))
+    built.unwrap_or_else(|error| {
+        Err(Failure::new(Code::Internal, "building indexes ended unexpectedly").caused_by(&error))
+    })
 }
 
 /// Gives up when nothing has moved for too long.
@@ -428,7 +478,8 @@ fn table_jobs(tables: &[v1::SourceTable], planned: &[v1::SessionTable]) -> Resul
     for table in tables.iter().filter(|table| table.kind != "p") {
         let name = table.table.as_ref().map(table_name).expect("a table has its name");
         let plan = planned.iter().find(|planned| planned.oid == table.oid && !planned.part_starts.is_empty());
-        let plan = plan.ok_or_else(|| Failure::new(Code::BadRequest, format!("the source planned no parts of {name}")))?;
+        let plan =
+            plan.ok_or_else(|| Failure::new(Code::BadRequest, format!("the source planned no parts of {name}")))?;
         let stored = || table.columns.iter().filter(|column| column.generated.is_empty());
         jobs.push(TableJob {
             oid: table.oid,

@@ -5,7 +5,6 @@ use steep_protocol::{
     ids::OperationId,
 };
 
-use super::Rooms;
 use crate::{
     cleanup::Effect,
     postgres::{
@@ -14,6 +13,7 @@ use crate::{
         ddl::{self, NewSubscription, OriginFilter},
         subscriptions,
     },
+    rooms::Rooms,
 };
 
 /// What a peer may say about how its PostgreSQL is reached. Anything else in its conninfo could read this
@@ -32,7 +32,8 @@ pub fn name_for(source: &str) -> String {
 pub fn own_conninfo(rooms: &Rooms) -> Result<String, Failure> {
     let own = match &rooms.config.replication.conninfo {
         Some(text) => Conninfo::parse(text).map_err(|error| {
-            Failure::new(Code::ConfigInvalid, format!("replication.conninfo: {error}")).hint("mend agent.toml on the source")
+            Failure::new(Code::ConfigInvalid, format!("replication.conninfo: {error}"))
+                .hint("mend agent.toml on the source")
         })?,
         None => Conninfo::of(rooms.database.config()),
     };
@@ -70,8 +71,11 @@ pub async fn subscribe(
 
 fn conninfo_of_peer(source: &str, text: &str) -> Result<Conninfo, Failure> {
     let bad = |reason: String| {
-        Failure::new(Code::BadRequest, format!("{source} gives an address of its PostgreSQL that cannot be used: {reason}"))
-            .hint(format!("mend replication.conninfo in the agent.toml of {source}"))
+        Failure::new(
+            Code::BadRequest,
+            format!("{source} gives an address of its PostgreSQL that cannot be used: {reason}"),
+        )
+        .hint(format!("mend replication.conninfo in the agent.toml of {source}"))
     };
     let parsed = Conninfo::parse(text).map_err(|error| bad(error.to_string()))?;
     if let Some(key) = parsed.keys().find(|key| !FROM_A_PEER.contains(key)) {

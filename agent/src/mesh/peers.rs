@@ -34,6 +34,8 @@ const POLL: Duration = Duration::from_secs(1);
 const POLL_LIMIT: Duration = Duration::from_secs(3);
 /// A peer that has not answered for so long is not called up any more.
 const SILENT_AFTER: Duration = Duration::from_secs(5);
+/// Connections dialled from both ends within so long were dialled without knowing of each other.
+const TOGETHER: Duration = Duration::from_secs(3);
 /// How long a connection that is no longer wanted may finish what runs on it.
 const GRACE: Duration = Duration::from_secs(30);
 
@@ -56,7 +58,8 @@ pub struct Facts {
 struct Link {
     connection: Connection,
     channel: PeerChannel,
-    dialled_by_us: bool,
+    /// When we dialled it; `None`: the peer did.
+    dialled: Option<Instant>,
 }
 
 #[derive(Debug, Clone)]
@@ -229,7 +232,7 @@ impl Peers {
         };
         let connection = self.endpoint.dial(address, node).await.map_err(|error| reach(error.explain()))?;
         let channel = rpc::over(&connection).await.map_err(reach)?;
-        let link = Link { connection, channel, dialled_by_us: true };
+        let link = Link { connection, channel, dialled: Some(Instant::now()) };
         self.links.insert(node.clone(), link.clone());
         info!(event = "mesh.peer_up", peer = %node, details.dialled = true, "connected to a peer");
         Ok(link)
@@ -246,10 +249,11 @@ impl Peers {
             return;
         };
         let Ok(channel) = rpc::over(&connection).await else { return };
-        let link = Link { connection, channel, dialled_by_us: false };
+        let link = Link { connection, channel, dialled: None };
         let loser = match self.live_link(&node) {
-            // Both dialled: the smaller node id's connection is kept.
-            Some(ours) if ours.dialled_by_us && self.me < node => Some(link),
+            // Both dialled at once: the smaller node id's connection is kept. A peer that dials later has lost ours,
+            // even when we cannot know that yet.
+            Some(ours) if self.me < node && ours.dialled.is_some_and(|at| at.elapsed() < TOGETHER) => Some(link),
             old => {
                 self.links.insert(node.clone(), link);
                 old
@@ -270,7 +274,9 @@ impl Peers {
             tick.tick().await;
             let heard = match timeout(POLL_LIMIT, self.hello(node)).await {
                 Ok(heard) => heard,
-                Err(_) => Err(Failure::new(Code::PeerSilent, format!("{node} did not answer in {} s", POLL_LIMIT.as_secs()))),
+                Err(_) => {
+                    Err(Failure::new(Code::PeerSilent, format!("{node} did not answer in {} s", POLL_LIMIT.as_secs())))
+                }
             };
             match heard {
                 Ok(reply) => {
@@ -294,7 +300,8 @@ impl Peers {
             system_identifier: facts.system_identifier,
             database: facts.database,
         };
-        let reply = self.client(node).await?.hello(request).await.map_err(|status| rpc::failure_of(&status))?.into_inner();
+        let reply =
+            self.client(node).await?.hello(request).await.map_err(|status| rpc::failure_of(&status))?.into_inner();
         if !version::understands(reply.protocol) {
             return Err(Failure::new(
                 Code::ProtocolMismatch,

@@ -172,7 +172,8 @@ impl Progress {
 
     /// Rows committed or on their way, over all tables.
     pub fn rows(&self) -> u64 {
-        self.tables.values().map(|table| table.rows).sum::<u64>() + self.workers.iter().map(|w| w.part_rows).sum::<u64>()
+        self.tables.values().map(|table| table.rows).sum::<u64>()
+            + self.workers.iter().map(|w| w.part_rows).sum::<u64>()
     }
 
     fn bytes(&self) -> u64 {
@@ -208,11 +209,8 @@ impl Progress {
             (sum.0 + table.heap_bytes as f64, sum.1 + self.heap_done(*oid, table))
         });
         let copied = if heap > 0.0 { done / heap } else { 0.0 };
-        let indexed = if self.indexes_total > 0 {
-            f64::from(self.indexes_done) / f64::from(self.indexes_total)
-        } else {
-            copied
-        };
+        let indexed =
+            if self.indexes_total > 0 { f64::from(self.indexes_done) / f64::from(self.indexes_total) } else { copied };
         let start = |wanted: Phase| {
             PHASE_STARTS.iter().find(|(phase, _)| *phase == wanted).expect("every phase has its start").1
         };

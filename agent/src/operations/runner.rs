@@ -8,6 +8,7 @@
 //! ```
 
 use std::{
+    path::Path,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -27,7 +28,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
-use super::{Context, Feed, FeedEvent, Milestone, Progress, Recipe, Work};
+use super::{Context, Feed, FeedEvent, Milestone, Progress, Recipe, Work, breakpoints::Breakpoints};
 use crate::{
     store::{
         self, Actor, Store,
@@ -82,12 +83,13 @@ pub struct Operations {
     store: Store,
     running: Arc<DashMap<OperationId, Running>>,
     tasks: TaskTracker,
+    breakpoints: Breakpoints,
 }
 
 impl Operations {
-    /// None run yet.
-    pub fn new(store: Store) -> Self {
-        Self { store, running: Arc::default(), tasks: TaskTracker::new() }
+    /// None run yet. Specs leave their wishes in `state_dir`.
+    pub fn new(store: Store, state_dir: &Path) -> Self {
+        Self { store, running: Arc::default(), tasks: TaskTracker::new(), breakpoints: Breakpoints::new(state_dir) }
     }
 
     /// Begins an operation, or finds the one the same request began before.
@@ -109,17 +111,15 @@ impl Operations {
         let progress = Progress::new(workers);
         let feed = Arc::new(Feed::new(op, new.source.to_string(), actor.clone(), self.store.clone(), progress));
         let (done, done_seen) = watch::channel(false);
-        let running = Running {
-            feed: Arc::clone(&feed),
-            stop: CancellationToken::new(),
-            why: Arc::default(),
-            done: done_seen,
-        };
+        let running =
+            Running { feed: Arc::clone(&feed), stop: CancellationToken::new(), why: Arc::default(), done: done_seen };
         let context = Context { op, actor, feed, cancelled: running.stop.clone() };
         self.running.insert(op, running.clone());
         let operations = self.clone();
         self.tasks.spawn(async move {
-            let reporter = tokio_util::task::AbortOnDropHandle::new(operations.tasks.spawn(operations.clone().report(context.clone())));
+            let reporter = tokio_util::task::AbortOnDropHandle::new(
+                operations.tasks.spawn(operations.clone().report(context.clone())),
+            );
             operations.run(&new, &context, &running, recipe, work).await;
             drop(reporter);
             operations.running.remove(&op);
@@ -149,9 +149,9 @@ impl Operations {
         self.running.iter().next().map(|running| (*running.key(), running.feed.view()))
     }
 
-    /// Every operation that runs now.
-    pub fn running(&self) -> Vec<OperationId> {
-        self.running.iter().map(|running| *running.key()).collect()
+    /// Whether `op` runs now.
+    pub fn is_running(&self, op: OperationId) -> bool {
+        self.running.contains_key(&op)
     }
 
     /// How far `op` is, if it runs.
@@ -237,7 +237,8 @@ impl Operations {
         let took = context.feed.elapsed();
         let (status, milestone, failure) = match ended {
             Ok(rows) => {
-                let told = Milestone::new(&format!("{}.completed", new.kind), format!("{} is synchronized", new.target));
+                let told =
+                    Milestone::new(&format!("{}.completed", new.kind), format!("{} is synchronized", new.target));
                 (OperationStatus::Completed, told.copied(rows, context.feed.view().bytes_copied), None)
             }
             Err(failure) => {
@@ -247,7 +248,8 @@ impl Operations {
                     Code::Cancelled => (OperationStatus::Cancelled, "cancelled"),
                     _ => (OperationStatus::Failed, "failed"),
                 };
-                let mut told = Milestone::new(&format!("{}.{word}", new.kind), format!("{} of {} {word}", new.kind, new.target));
+                let mut told =
+                    Milestone::new(&format!("{}.{word}", new.kind), format!("{} of {} {word}", new.kind, new.target));
                 told = told.phase(context.feed.progress(|progress| progress.phase()));
                 told.failure = Some(why.clone());
                 (status, told, Some(why))
@@ -280,7 +282,10 @@ impl Operations {
             let ran = tokio::select! {
                 biased;
                 () = running.stop.cancelled() => Err(Failure::new(Code::Cancelled, "stopped")),
-                ran = (step.run)(work, context) => ran,
+                ran = async {
+                    (step.run)(work, context).await?;
+                    self.breakpoints.after(step.name).await
+                } => ran,
             };
             if let Err(failure) = ran {
                 if let Err(error) = mark(StepStatus::Failed).await {
@@ -316,7 +321,8 @@ impl Operations {
         let why = match left {
             None => why,
             Some(left) => {
-                let why = why.cause(format!("not everything could be cleaned up yet, it will be tried again: {}", left.message));
+                let why = why
+                    .cause(format!("not everything could be cleaned up yet, it will be tried again: {}", left.message));
                 // An operation whose traces remain is no clean cancel.
                 if why.code == Code::Cancelled { Failure { code: Code::Interrupted, ..why } } else { why }
             }
@@ -418,4 +424,3 @@ fn feed_event(event: Event) -> FeedEvent {
         .unwrap_or_else(|_| Milestone::new(&event.event, "written by another version"));
     FeedEvent { cursor: event.cursor, at: event.at, milestone }
 }
-

@@ -113,6 +113,8 @@ pub struct Waiter {
     pub query: String,
     /// Its user.
     pub user: String,
+    /// What it calls itself; ours name their operation.
+    pub application: String,
     /// The table it waits for; none: something else.
     pub table: Option<TableName>,
     /// The lock it asks for: "AccessExclusiveLock".
@@ -179,6 +181,7 @@ pub async fn waiting_behind(session: &Session, pids: &[i32]) -> Result<Vec<Waite
                 pid: field(row, "pid")?,
                 query: one_line(field(row, "query")?),
                 user: field(row, "user_name")?,
+                application: field(row, "application")?,
                 table: Some(table).filter(|table| !table.name.is_empty()),
                 mode: field(row, "mode")?,
                 waited: seconds(field(row, "waited_seconds")?),

@@ -96,7 +96,8 @@ fn parse_line(line: &str, section: Section) -> Option<TocEntry> {
 }
 
 fn kind_at_start(text: &str) -> Option<&str> {
-    let is_whole = |kind: &&&str| text.strip_prefix(**kind).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
+    let is_whole =
+        |kind: &&&str| text.strip_prefix(**kind).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
     match LONG_KINDS.iter().find(is_whole) {
         Some(kind) => Some(kind),
         None => text.split(' ').next().filter(|word| !word.is_empty()),

@@ -44,7 +44,8 @@ impl Conninfo {
             if key.is_empty() || !key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') {
                 return Err(BadConninfo::BadKey(key.to_owned()));
             }
-            let (value, after) = parse_value(value.trim_start()).ok_or_else(|| BadConninfo::OpenQuote(key.to_owned()))?;
+            let (value, after) =
+                parse_value(value.trim_start()).ok_or_else(|| BadConninfo::OpenQuote(key.to_owned()))?;
             pairs.push((key.to_owned(), value));
             rest = after.trim_start();
         }

@@ -122,8 +122,10 @@ fn setting(scope: &str, name: &'static str, value: &str) -> Statement {
 
 /// Locks tables so that no DDL can touch them until the transaction ends; reads and writes go on.
 pub fn lock_access_share(names: &[TableName]) -> Statement {
+    let locking = doing(format!("lock {}", tables(names)));
+    let locking = locking.privilege(Code::SelectPrivilege).missing(Code::SchemaChanged);
     let sql = format!("lock table {} in access share mode", list(names, |name| format!("only {}", name.sql())));
-    Statement::new(sql, doing(format!("lock {}", tables(names))).privilege(Code::SelectPrivilege))
+    Statement::new(sql, locking)
 }
 
 /// Empties tables; the partitions of a partitioned table with it.
@@ -188,7 +190,8 @@ pub fn copy_out(table: &TableName, columns: &[String], format: CopyFormat, pages
         table.sql(),
         format.as_str()
     );
-    Statement::new(sql, doing(format!("read table {table}")).or(Code::CopyFailed).privilege(Code::SelectPrivilege))
+    let reading = doing(format!("read table {table}")).or(Code::CopyFailed).missing(Code::SchemaChanged);
+    Statement::new(sql, reading.privilege(Code::SelectPrivilege))
 }
 
 /// Loads rows into one table.
@@ -196,7 +199,7 @@ pub fn copy_in(table: &TableName, columns: &[String], format: CopyFormat) -> Sta
     // A table without columns takes no column list, not even an empty one.
     let columns = if columns.is_empty() { String::new() } else { format!(" ({})", columns_sql(columns)) };
     let sql = format!("copy {}{columns} from stdin (format {})", table.sql(), format.as_str());
-    Statement::new(sql, doing(format!("load table {table}")).or(Code::CopyFailed))
+    Statement::new(sql, doing(format!("load table {table}")).or(Code::CopyFailed).missing(Code::SchemaChanged))
 }
 
 /// Counts the rows of many tables at once: one row a table, in the order given.
@@ -255,6 +258,12 @@ pub fn add_to_publication(name: &str, members: &[TableRef]) -> Option<Statement>
 pub fn remove_from_publication(name: &str, members: &[TableRef]) -> Option<Statement> {
     let sql = format!("alter publication {} drop table {}", quote_identifier(name), published(members)?);
     Some(Statement::new(sql, publishing("take tables out of", name)))
+}
+
+/// Makes a schema.
+pub fn create_schema(name: &str) -> Statement {
+    let sql = format!("create schema {}", quote_identifier(name));
+    Statement::new(sql, doing(format!("create schema {}", readable_identifier(name))))
 }
 
 /// Drops a publication if it is there.
@@ -373,7 +382,11 @@ pub(super) struct SlotName(String);
 impl SlotName {
     pub(super) fn parse(name: &str) -> Result<Self, Error> {
         let plain = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-        if plain && (1..=63).contains(&name.len()) { Ok(Self(name.to_owned())) } else { Err(Error::BadSlotName(name.to_owned())) }
+        if plain && (1..=63).contains(&name.len()) {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(Error::BadSlotName(name.to_owned()))
+        }
     }
 
     pub(super) fn as_str(&self) -> &str {
@@ -404,10 +417,7 @@ mod tests {
         let columns = ["id".to_owned(), "we\"ird".to_owned()];
         let table = TableName::new("public", "orders");
         let sql = |pages| copy_out(&table, &columns, CopyFormat::Binary, pages).as_str().to_owned();
-        assert_eq!(
-            sql(None),
-            r#"copy (select "id", "we""ird" from only "public"."orders") to stdout (format binary)"#
-        );
+        assert_eq!(sql(None), r#"copy (select "id", "we""ird" from only "public"."orders") to stdout (format binary)"#);
         assert_eq!(
             sql(Some(PageRange { from: 7, to: Some(9) })),
             r#"copy (select "id", "we""ird" from only "public"."orders" where ctid >= '(7,0)'::pg_catalog.tid and ctid < '(9,0)'::pg_catalog.tid) to stdout (format binary)"#
@@ -425,11 +435,15 @@ mod tests {
 
     #[test]
     fn a_publication_takes_partitioned_tables_whole_and_our_own_schema_never() {
-        let member = |schema: &str, name: &str, is_partitioned| TableRef { name: TableName::new(schema, name), is_partitioned };
+        let member =
+            |schema: &str, name: &str, is_partitioned| TableRef { name: TableName::new(schema, name), is_partitioned };
         let members =
             [member("public", "a", false), member("public", "p", true), member("steep_repl", "operations", false)];
         let sql = create_publication("steep", &members).as_str().to_owned();
-        assert!(sql.starts_with(r#"create publication "steep" for table only "public"."a", "public"."p" with"#), "{sql}");
+        assert!(
+            sql.starts_with(r#"create publication "steep" for table only "public"."a", "public"."p" with"#),
+            "{sql}"
+        );
         assert!(!sql.contains("steep_repl"));
         assert!(add_to_publication("steep", &members[2..]).is_none());
         assert!(!create_publication("steep", &[]).as_str().contains("for table"));

@@ -29,8 +29,8 @@ pub use super::archive::{Section, TocEntry};
 use super::{
     activity,
     archive::{parse_dependencies, parse_list, write_list},
-    conninfo::Conninfo,
     connect::{Database, PostgresConfig, Purpose},
+    conninfo::Conninfo,
     ddl::{OWN_SCHEMA, startup_options},
     error::Error,
     version::Version,
@@ -200,7 +200,8 @@ impl DumpRequest<'_> {
         // Within double quotes the programs' patterns mean every character as it is.
         let pattern = |option: &str, quoted: String| format!("{option}={quoted}");
         // Both sections and not "--schema-only", which would leave materialized views empty.
-        let mut arguments = ["--format=custom", "--section=pre-data", "--section=post-data"].map(str::to_owned).to_vec();
+        let mut arguments =
+            ["--format=custom", "--section=pre-data", "--section=post-data"].map(str::to_owned).to_vec();
         arguments.extend(["--no-publications", "--no-subscriptions"].map(str::to_owned));
         arguments.push(if version.major() < 16 { "--no-blobs" } else { "--no-large-objects" }.to_owned());
         arguments.push(format!("--snapshot={}", self.snapshot));
@@ -346,7 +347,11 @@ fn complaints<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
     lines[beginning..].iter().filter(|line| !line.trim().is_empty()).take(COMPLAINTS).map(shorten).collect()
 }
 
-async fn ended(program: &'static str, status: ExitStatus, stderr: Option<JoinHandle<Vec<String>>>) -> Result<(), Error> {
+async fn ended(
+    program: &'static str,
+    status: ExitStatus,
+    stderr: Option<JoinHandle<Vec<String>>>,
+) -> Result<(), Error> {
     let complaints = match stderr {
         Some(task) => task.await.unwrap_or_default(),
         None => Vec::new(),

@@ -218,7 +218,7 @@ impl Explain for Error {
                 Some(Blocker::Prepared { .. }) => Code::PreparedTransaction,
                 _ => Code::LongTransaction,
             },
-            Self::StillInUse { .. } => Code::StoreFailed,
+            Self::StillInUse { .. } => Code::StillInUse,
             Self::Cancelled { .. } => Code::Cancelled,
             Self::Unsupported { .. } => Code::VersionUnsupported,
             Self::BadSlotName(_) => Code::BadRequest,
@@ -344,11 +344,18 @@ pub(crate) struct Doing {
     otherwise: Code,
     privilege: Code,
     limit: Code,
+    missing: Option<Code>,
 }
 
 /// Names what is being tried: "read the tables' columns".
 pub(crate) fn doing(what: impl Into<Cow<'static, str>>) -> Doing {
-    Doing { what: what.into(), otherwise: Code::Internal, privilege: Code::LoadPrivilege, limit: Code::NoFreeSlot }
+    Doing {
+        what: what.into(),
+        otherwise: Code::Internal,
+        privilege: Code::LoadPrivilege,
+        limit: Code::NoFreeSlot,
+        missing: None,
+    }
 }
 
 impl Doing {
@@ -370,9 +377,17 @@ impl Doing {
         self
     }
 
+    /// What it means that a table or column named is not there.
+    pub(crate) fn missing(mut self, code: Code) -> Self {
+        self.missing = Some(code);
+        self
+    }
+
     /// The error this is, now that the client library reported `error`.
     pub(crate) fn failed(self, error: tokio_postgres::Error) -> Error {
         let doing = self.what.into_owned();
+        // The one refusal for want of a privilege that means something else has no SQLSTATE of its own.
+        let by_row_security = error.as_db_error().and_then(DbError::routine) == Some("check_enable_rls");
         let Some(refusal) = error.as_db_error().map(Refusal::from) else {
             return if is_misread(&error) {
                 Error::Unreadable { doing, source: error.into() }
@@ -384,7 +399,9 @@ impl Doing {
             _ if refusal.is_fatal => return Error::Lost { doing, source: refusal.into() },
             // The server could not reach another server: only "create subscription" and its like say so.
             state if state.starts_with("08") => Code::PostgresUnreachable,
+            "42501" if by_row_security => Code::RowSecurity,
             "42501" => self.privilege,
+            "42P01" | "42703" => self.missing.unwrap_or(self.otherwise),
             "2F003" => Code::SubscribePrivilege,
             "53400" => self.limit,
             "42710" => Code::ObjectExists,
@@ -440,7 +457,8 @@ mod tests {
 
     #[test]
     fn what_passes_by_itself_may_be_tried_again() {
-        for (sqlstate, expected) in [("40P01", true), ("53300", true), ("55006", true), ("42P01", false), ("23505", false)]
+        for (sqlstate, expected) in
+            [("40P01", true), ("53300", true), ("55006", true), ("42P01", false), ("23505", false)]
         {
             assert_eq!(denied(sqlstate).is_retryable(), expected, "{sqlstate}");
         }

@@ -35,8 +35,8 @@ pub mod copy;
 
 mod archive;
 pub mod dump;
-mod script;
 pub mod inventory;
+mod script;
 
 pub mod conninfo;
 pub mod ddl;

@@ -31,7 +31,8 @@ fn find(text: &str, config: &PostgresConfig) -> Option<String> {
     text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
         let [host, for_port, dbname, user, password] = fields(line)?;
         let matches = host.matches(&config.host) || (config.is_socket() && host.matches("localhost"));
-        let matches = matches && for_port.matches(&port) && dbname.matches(&config.dbname) && user.matches(&config.user);
+        let matches =
+            matches && for_port.matches(&port) && dbname.matches(&config.dbname) && user.matches(&config.user);
         matches.then_some(password.text)
     })
 }

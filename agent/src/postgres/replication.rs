@@ -117,7 +117,11 @@ impl Making<'_> {
             }
         };
         if let Err(left) = self.undo().await {
-            tracing::warn!(slot = self.slot.as_str(), error = &left as &dyn std::error::Error, "a half-made slot may be left");
+            tracing::warn!(
+                slot = self.slot.as_str(),
+                error = &left as &dyn std::error::Error,
+                "a half-made slot may be left"
+            );
         }
         Err(error)
     }
@@ -163,7 +167,10 @@ impl ReplicationConnection {
         let connecting = async {
             let stream = dial(database.config()).await;
             let stream = stream.map_err(|source| database.unreachable(source))?;
-            config.connect_raw(AskForReplication::over(stream), NoTls).await.map_err(|error| not_a_walsender(database, error))
+            config
+                .connect_raw(AskForReplication::over(stream), NoTls)
+                .await
+                .map_err(|error| not_a_walsender(database, error))
         };
         let connected = timeout(CONNECT_TIMEOUT, connecting).await;
         let (client, connection) = connected.map_err(|elapsed| database.unreachable(elapsed))??;
@@ -213,7 +220,9 @@ fn not_a_walsender(database: &Database, error: tokio_postgres::Error) -> Error {
         _ => return database.not_connected(error),
     };
     match refusal {
-        Some(refusal) => Error::Denied { doing: "open a replication connection".to_owned(), code, source: Box::new(refusal) },
+        Some(refusal) => {
+            Error::Denied { doing: "open a replication connection".to_owned(), code, source: Box::new(refusal) }
+        }
         None => database.not_connected(error),
     }
 }
@@ -330,7 +339,8 @@ mod tests {
             stream.write_all(b"then nothing is changed").await.expect("to write");
             drop(stream);
             let seen = reader.await.expect("the reader").expect("to read");
-            let message = usize::try_from(u32::from_be_bytes(seen[..4].try_into().expect("four bytes"))).expect("a size");
+            let message =
+                usize::try_from(u32::from_be_bytes(seen[..4].try_into().expect("four bytes"))).expect("a size");
             assert_eq!(&seen[8..message], b"replication\0database\0user\0steep\0database\0shop\0\0");
             assert_eq!(&seen[message..], b"then nothing is changed");
         }

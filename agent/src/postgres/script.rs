@@ -45,7 +45,10 @@ fn without_frame(script: &str) -> String {
     let mut seen = 0;
     let mut kept = String::with_capacity(script.len());
     for line in script.split_inclusive('\n') {
-        in_head &= line.trim().is_empty() || line.starts_with("--") || line.starts_with("SET ") || is_frame(line)
+        in_head &= line.trim().is_empty()
+            || line.starts_with("--")
+            || line.starts_with("SET ")
+            || is_frame(line)
             || line.starts_with("SELECT pg_catalog.set_config('search_path'");
         if line.starts_with("\\unrestrict ") {
             seen += 1;

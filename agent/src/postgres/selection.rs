@@ -72,7 +72,8 @@ impl Selection {
         let root = |table: &Candidate| table.root_oid.and_then(|oid| by_oid.get(&oid).copied());
         let is_selected = |table: &Candidate| {
             let asked = asked(table) || root(table).is_some_and(asked);
-            let excluded = excluded.contains(&table.name) || root(table).is_some_and(|root| excluded.contains(&root.name));
+            let excluded =
+                excluded.contains(&table.name) || root(table).is_some_and(|root| excluded.contains(&root.name));
             asked && !excluded && !table.is_extension_config
         };
 
@@ -92,7 +93,11 @@ impl Selection {
             unknown: unknown.cloned().collect(),
             unknown_schemas: self.schemas.iter().filter(|schema| !schemas.contains(*schema)).cloned().collect(),
             torn: torn.collect(),
-            extension_tables: candidates.iter().filter(|t| t.is_extension_config && asked(t)).map(|t| t.name.clone()).collect(),
+            extension_tables: candidates
+                .iter()
+                .filter(|t| t.is_extension_config && asked(t))
+                .map(|t| t.name.clone())
+                .collect(),
         }
     }
 }
@@ -114,7 +119,8 @@ mod tests {
     }
 
     fn candidates() -> Vec<Candidate> {
-        let candidate = |oid, name, root_oid| Candidate { oid, name: table(name), root_oid, is_extension_config: false };
+        let candidate =
+            |oid, name, root_oid| Candidate { oid, name: table(name), root_oid, is_extension_config: false };
         vec![
             candidate(1, "shop.orders", None),
             candidate(2, "shop.orders_1", Some(1)),

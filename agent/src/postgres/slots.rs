@@ -82,14 +82,17 @@ fn about(what: &str, name: &str) -> Doing {
 
 /// All slots of the server.
 pub async fn list(session: &Session) -> Result<Vec<Slot>, Error> {
-    let rows = session.rows(doing("list slots"), sql!("replication/list_slots.sql"), &[&None::<&str>]).await?;
-    rows.iter().map(Slot::read).collect()
+    read(session, doing("list slots"), None).await
 }
 
 /// One slot, if it is there.
 pub async fn find(session: &Session, name: &str) -> Result<Option<Slot>, Error> {
-    let row = session.maybe(about("look at", name), sql!("replication/list_slots.sql"), &[&Some(name)]).await?;
-    row.as_ref().map(Slot::read).transpose()
+    Ok(read(session, about("look at", name), Some(name)).await?.pop())
+}
+
+async fn read(session: &Session, doing: Doing, name: Option<&str>) -> Result<Vec<Slot>, Error> {
+    let rows = session.rows(doing, sql!("replication/list_slots.sql"), &[&name]).await?;
+    rows.iter().map(Slot::read).collect()
 }
 
 /// How a slot fares, if it is there.

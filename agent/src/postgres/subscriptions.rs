@@ -12,7 +12,7 @@ use tokio_postgres::Row;
 use super::{
     connect::{Session, count_field, field},
     ddl,
-    error::{Error, doing},
+    error::{Doing, Error, doing},
     slots::lsn_field,
 };
 
@@ -49,6 +49,12 @@ pub struct Subscription {
 }
 
 impl Subscription {
+    /// Bytes received but not yet applied and confirmed; `None` while no worker runs.
+    pub fn lag_bytes(&self) -> Option<u64> {
+        let (received, confirmed) = (self.received_lsn?, self.latest_end_lsn?);
+        Some(received.0.saturating_sub(confirmed.0))
+    }
+
     fn read(row: &Row) -> Result<Self, Error> {
         Ok(Self {
             oid: field(row, "oid")?,
@@ -74,16 +80,17 @@ impl Subscription {
 
 /// All subscriptions of the database.
 pub async fn list(session: &Session) -> Result<Vec<Subscription>, Error> {
-    let rows =
-        session.rows(doing("list subscriptions"), sql!("replication/list_subscriptions.sql"), &[&None::<&str>]).await?;
-    rows.iter().map(Subscription::read).collect()
+    read(session, doing("list subscriptions"), None).await
 }
 
 /// One subscription, if it is there.
 pub async fn find(session: &Session, name: &str) -> Result<Option<Subscription>, Error> {
-    let looking = doing(format!("look at subscription {name}"));
-    let row = session.maybe(looking, sql!("replication/list_subscriptions.sql"), &[&Some(name)]).await?;
-    row.as_ref().map(Subscription::read).transpose()
+    Ok(read(session, doing(format!("look at subscription {name}")), Some(name)).await?.pop())
+}
+
+async fn read(session: &Session, doing: Doing, name: Option<&str>) -> Result<Vec<Subscription>, Error> {
+    let rows = session.rows(doing, sql!("replication/list_subscriptions.sql"), &[&name]).await?;
+    rows.iter().map(Subscription::read).collect()
 }
 
 /// Disables a subscription and waits until its worker has ended, so that nothing is being applied any more.

@@ -149,7 +149,8 @@ impl Builder {
         if names.is_empty() {
             return Ok(());
         }
-        let session = self.shared.database.session(Purpose::Ddl(self.shared.op)).await.map_err(|error| error.explain())?;
+        let session =
+            self.shared.database.session(Purpose::Ddl(self.shared.op)).await.map_err(|error| error.explain())?;
         session.run(&ddl::analyze(&names)).await.map_err(|error| error.explain())?;
         session.close().await;
         Ok(())

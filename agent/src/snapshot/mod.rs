@@ -2,6 +2,5 @@
 //! on the rows afterwards.
 
 pub mod indexes;
-pub mod plan;
 pub mod receive;
 pub mod send;

@@ -26,11 +26,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::plan::TablePlan;
 use crate::{
     cleanup::{Cleanup, Effect},
     mesh::Source,
     operations::{Context, Milestone},
+    parts::TablePlan,
     postgres::{
         self, Database, Purpose, Session, copy,
         ddl::{self, CopyFormat},
@@ -231,14 +231,8 @@ async fn receive_part(
         let text = format!("{}: the source sent {} rows of part {part}, {rows} were loaded", table.name, trailer.rows);
         return Err(Failure::new(Code::CountsDiffer, text));
     }
-    let copied = CopiedPart {
-        op_id: job.op,
-        table: table.name.clone(),
-        part: part as u32,
-        rows,
-        bytes,
-        hash: trailer.hash,
-    };
+    let copied =
+        CopiedPart { op_id: job.op, table: table.name.clone(), part: part as u32, rows, bytes, hash: trailer.hash };
     ledger::record(session, &copied).await.map_err(|error| error.explain())?;
     session.commit().await.map_err(explain)?;
     feed.progress(|progress| progress.part_done(worker, rows, bytes));

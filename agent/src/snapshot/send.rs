@@ -111,7 +111,9 @@ impl Sender {
         let (from, to) = plan.range(part.part as usize).ok_or_else(unknown)?;
         for column in &part.columns {
             if !table.columns.iter().any(|known| known.name == *column && known.generated.is_empty()) {
-                return Err(Failure::new(Code::SchemaChanged, format!("{} has no column {column:?}", table.name)).into());
+                return Err(
+                    Failure::new(Code::SchemaChanged, format!("{} has no column {column:?}", table.name)).into()
+                );
             }
         }
         let format = if part.binary { CopyFormat::Binary } else { CopyFormat::Text };

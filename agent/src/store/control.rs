@@ -247,7 +247,7 @@ async fn take_lock(session: &Session, owner: &Owner, held_before: bool) -> Resul
         if Instant::now() >= until
             && let Some(holder) = holder(session).await?
         {
-            return Err(Error::Taken { node: owner.node.clone(), holder, held_before });
+            return Err(Error::Taken { node: owner.node.clone(), holder: Box::new(holder), held_before });
         }
         sleep(Duration::from_millis(100)).await;
     }

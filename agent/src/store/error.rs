@@ -9,7 +9,7 @@ use steep_protocol::{
     operation::OperationStatus,
 };
 
-use super::identity::Identity;
+use super::identity::{Identity, Owner};
 use crate::{
     lifecycle::IllegalMove,
     postgres::{self, error::Cause},
@@ -48,18 +48,14 @@ pub enum Error {
         name: String,
     },
     /// The database belongs to another node or mesh.
-    #[error("database {database} belongs to {owner} of mesh {owner_mesh}, not to {node} of mesh {mesh}")]
+    #[error("database {database} belongs to {owner}, not to {us}")]
     Foreign {
         /// The database.
         database: String,
-        /// The node it belongs to.
+        /// The node it belongs to, and that node's mesh.
         owner: String,
-        /// That node's mesh.
-        owner_mesh: String,
         /// Who we are.
-        node: NodeId,
-        /// Our mesh.
-        mesh: String,
+        us: Owner,
     },
     /// The memory of this node was found in another database than the one it was written in.
     #[error("the memory of {node} was written in {recorded}, but this is {found}")]
@@ -77,7 +73,7 @@ pub enum Error {
         /// Who we are.
         node: NodeId,
         /// The other one.
-        holder: Holder,
+        holder: Box<Holder>,
         /// This agent held the database before its connection was lost: then the other one may be nobody but
         /// that connection, which the server has not missed yet.
         held_before: bool,
@@ -110,7 +106,7 @@ pub enum Error {
         to: OperationStatus,
         /// The database's own words.
         #[source]
-        source: postgres::Error,
+        source: Box<postgres::Error>,
     },
     /// Nobody has heard of the operation.
     #[error("no operation {0} is known")]

@@ -16,6 +16,12 @@ pub struct Owner {
     pub mesh: MeshName,
 }
 
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of mesh {}", self.node, self.mesh)
+    }
+}
+
 /// Which database on which server, worldwide. Only a physical copy of the server shares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -77,13 +83,8 @@ async fn compare(session: &Session, owner: &Owner) -> Result<Option<Identity>, E
     let Some(node) = field::<Option<String>>(&row, "node_id")? else { return Ok(None) };
     let mesh: String = field(&row, "mesh")?;
     if node != owner.node.as_str() || mesh != owner.mesh.as_str() {
-        return Err(Error::Foreign {
-            database: found.database,
-            owner: node,
-            owner_mesh: mesh,
-            node: owner.node.clone(),
-            mesh: owner.mesh.to_string(),
-        });
+        let theirs = format!("{node} of mesh {mesh}");
+        return Err(Error::Foreign { database: found.database, owner: theirs, us: owner.clone() });
     }
     let recorded = Identity::parse(field(&row, "recorded_system_identifier")?, field(&row, "recorded_database")?)?;
     if recorded != found {

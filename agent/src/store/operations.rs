@@ -135,7 +135,7 @@ pub async fn finish(
         Ok(_) => Err(Error::UnknownOperation(op.to_string())),
         // check_violation: the trigger's word for an illegal move.
         Err(Error::Postgres(source)) if source.sqlstate() == Some("23514") => {
-            Err(Error::IllegalStatus { op_id: op, to: status, source })
+            Err(Error::IllegalStatus { op_id: op, to: status, source: Box::new(source) })
         }
         Err(other) => Err(other),
     }

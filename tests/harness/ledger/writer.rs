@@ -22,14 +22,15 @@ pub(super) struct Writer {
 
 /// One transaction: its statement, and how what is known changes when it is committed.
 enum Change {
-    Insert { key: String },
+    Insert(String),
     /// A small column only: an existing large body stays where it is.
-    Amount { key: String },
-    Body { key: String },
-    Rename { from: String, to: String },
-    Delete { key: String },
-    /// The same key deleted and inserted in one transaction.
-    Reuse { key: String, generation: i64 },
+    Amount(String),
+    Body(String),
+    /// From one key to another.
+    Rename(String, String),
+    Delete(String),
+    /// The same place emptied and filled in one transaction, with this generation.
+    Reuse(String, i64),
 }
 
 impl Writer {
@@ -112,22 +113,20 @@ impl Writer {
         };
         let seq = &self.seq;
         match change {
-            Change::Insert { key } if self.seq % 8 == 0 => {
+            Change::Insert(key) if self.seq % 8 == 0 => {
                 entry(&format!("insert into ledger.entries values ($1, $2, {LARGE})"), &[key, seq]).await
             }
-            Change::Insert { key } => entry("insert into ledger.entries values ($1, $2, 'small')", &[key, seq]).await,
-            Change::Amount { key } => entry("update ledger.entries set amount = $2 where key = $1", &[key, seq]).await,
-            Change::Body { key } => {
+            Change::Insert(key) => entry("insert into ledger.entries values ($1, $2, 'small')", &[key, seq]).await,
+            Change::Amount(key) => entry("update ledger.entries set amount = $2 where key = $1", &[key, seq]).await,
+            Change::Body(key) => {
                 entry(&format!("update ledger.entries set body = {LARGE} where key = $1"), &[key, seq]).await
             }
-            Change::Rename { from, to } => {
-                entry("update ledger.entries set key = $2 where key = $1", &[from, to]).await
-            }
-            Change::Delete { key } => {
+            Change::Rename(from, to) => entry("update ledger.entries set key = $2 where key = $1", &[from, to]).await,
+            Change::Delete(key) => {
                 client.execute("delete from ledger.entries where key = $1", &[key]).await?;
                 Ok(None)
             }
-            Change::Reuse { key, generation } => {
+            Change::Reuse(key, generation) => {
                 client.execute("delete from ledger.places where key = $1", &[key]).await?;
                 client.execute("insert into ledger.places values ($1, $2)", &[key, generation]).await?;
                 Ok(None)
@@ -144,9 +143,9 @@ impl Writer {
         };
         if committed {
             let key = match &change {
-                Change::Insert { key } | Change::Amount { key } | Change::Body { key } => Some(key.clone()),
-                Change::Rename { to, .. } => Some(to.clone()),
-                Change::Delete { .. } | Change::Reuse { .. } => None,
+                Change::Insert(key) | Change::Amount(key) | Change::Body(key) => Some(key.clone()),
+                Change::Rename(_, to) => Some(to.clone()),
+                Change::Delete(_) | Change::Reuse(..) => None,
             };
             let query = "select amount, md5(coalesce(body, '')) from ledger.entries where key = $1";
             let entry = match client.query_opt(query, &[&key]).await {
@@ -161,17 +160,17 @@ impl Writer {
     fn acknowledged(&mut self, change: Change, entry: Option<Entry>) {
         let known = &mut self.known;
         match (change, entry) {
-            (Change::Rename { from, to }, Some(entry)) => {
+            (Change::Rename(from, to), Some(entry)) => {
                 known.entries.remove(&from);
                 known.entries.insert(to, entry);
             }
-            (Change::Insert { key } | Change::Amount { key } | Change::Body { key }, Some(entry)) => {
+            (Change::Insert(key) | Change::Amount(key) | Change::Body(key), Some(entry)) => {
                 known.entries.insert(key, entry);
             }
-            (Change::Delete { key }, _) => {
+            (Change::Delete(key), _) => {
                 known.entries.remove(&key);
             }
-            (Change::Reuse { key, generation }, _) => {
+            (Change::Reuse(key, generation), _) => {
                 known.places.insert(key, generation);
             }
             (_, None) => unreachable!("a written entry is returned"),
@@ -185,16 +184,16 @@ impl Writer {
     fn thrown(&mut self) -> Change {
         let throw = self.roll(100);
         let new = format!("{}/{:06}", self.name, self.seq);
-        let Some(key) = self.any_key() else { return Change::Insert { key: new } };
+        let Some(key) = self.any_key() else { return Change::Insert(new) };
         match throw {
-            0..40 => Change::Insert { key: new },
-            40..60 => Change::Amount { key },
-            60..68 => Change::Body { key },
-            68..78 => Change::Rename { from: key, to: new },
-            78..88 => Change::Delete { key },
+            0..40 => Change::Insert(new),
+            40..60 => Change::Amount(key),
+            60..68 => Change::Body(key),
+            68..78 => Change::Rename(key, new),
+            78..88 => Change::Delete(key),
             _ => {
                 let place = self.roll(PLACES);
-                Change::Reuse { key: format!("{}/{place}", self.name), generation: self.seq }
+                Change::Reuse(format!("{}/{place}", self.name), self.seq)
             }
         }
     }

@@ -54,7 +54,21 @@ enum Attempt {
     /// The agent said no: its word counts.
     Refused(Failure),
     /// The agent could not be asked, or not serve us now.
-    Elsewhere(Failure),
+    Elsewhere(Missed),
+}
+
+/// Why one agent could not serve us.
+struct Missed {
+    failure: Failure,
+    /// The agent said so itself, about its own way to somebody else.
+    is_agents_word: bool,
+}
+
+impl From<Failure> for Missed {
+    /// A failure of our own way to the agent.
+    fn from(failure: Failure) -> Self {
+        Self { failure, is_agents_word: false }
+    }
 }
 
 impl<'a> Client<'a> {
@@ -149,14 +163,14 @@ impl<'a> Client<'a> {
             let attempt = match timeout_at(patience, self.ask_one(at, &call)).await {
                 Ok(Ok(reply)) => return Ok(reply),
                 Ok(Err(attempt)) => attempt,
-                Err(_) => Attempt::Elsewhere(self.silence(at, limit)),
+                Err(_) => Attempt::Elsewhere(self.silence(at, limit).into()),
             };
             self.current = None;
             match attempt {
                 Attempt::Refused(failure) => return Err(failure),
-                Attempt::Elsewhere(failure) => {
-                    self.out.detail(&format!("{}: {}", self.peers[at], safe(&failure.message)));
-                    missed.push((at, failure));
+                Attempt::Elsewhere(why) => {
+                    self.out.detail(&format!("{}: {}", self.peers[at], safe(&why.failure.message)));
+                    missed.push((at, why));
                 }
             }
             if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
@@ -177,7 +191,7 @@ impl<'a> Client<'a> {
                 let connecting = rpc::connect_tcp(&self.peers[at], &self.identity, Expect::AnyNode);
                 let connected = timeout(CONNECT_LIMIT, connecting).await;
                 let connected = connected.unwrap_or_else(|_| Err(self.no_connection(at)));
-                let channel = connected.map_err(Attempt::Elsewhere)?;
+                let channel = connected.map_err(|failure| Attempt::Elsewhere(failure.into()))?;
                 self.current = Some((at, channel.clone()));
                 channel
             }
@@ -186,14 +200,15 @@ impl<'a> Client<'a> {
             Ok(reply) => Ok(reply.into_inner()),
             Err(status) => {
                 let failure = rpc::failure_of(&status);
+                let is_agents_word = !status.details().is_empty();
                 let elsewhere = match failure.code.family() {
-                    Family::Connection => true,
-                    // A refused certificate shows in the first answer; another agent may be set up better.
-                    Family::Permission => status.details().is_empty(),
-                    Family::Timeout => true,
+                    Family::Connection | Family::Timeout => true,
+                    // The connection was refused, not the request; another agent may be set up better.
+                    Family::Permission => !is_agents_word,
                     _ => false,
                 };
-                Err(if elsewhere { Attempt::Elsewhere(failure) } else { Attempt::Refused(failure) })
+                let missed = Missed { failure, is_agents_word };
+                Err(if elsewhere { Attempt::Elsewhere(missed) } else { Attempt::Refused(missed.failure) })
             }
         }
     }
@@ -214,24 +229,22 @@ impl<'a> Client<'a> {
     }
 
     /// The one failure for all peers that could not serve us.
-    fn nobody_answered(&self, mut missed: Vec<(usize, Failure)>) -> Failure {
-        let refused = missed.iter().any(|(_, failure)| failure.code.family() == Family::Permission);
-        if refused && let Some(failure) = self.own_certificate_has_expired() {
+    fn nobody_answered(&self, mut missed: Vec<(usize, Missed)>) -> Failure {
+        let refused = missed.iter().map(|(_, why)| why.failure.code).find(|code| code.family() == Family::Permission);
+        if refused.is_some()
+            && let Some(failure) = self.own_certificate_has_expired()
+        {
             return failure;
         }
-        if missed.len() == 1 {
-            return missed.remove(0).1;
+        // What an agent knows about its way to the node helps more than that other agents are down.
+        let best = missed.iter().position(|(_, why)| why.is_agents_word);
+        if let Some(best) = best.or_else(|| (missed.len() == 1).then_some(0)) {
+            return missed.swap_remove(best).1.failure;
         }
-        // What an agent said of our certificate helps more than that others are down.
-        let code = missed
-            .iter()
-            .map(|(_, failure)| failure.code)
-            .find(|code| code.family() == Family::Permission)
-            .or_else(|| missed.first().map(|(_, failure)| failure.code))
-            .unwrap_or(Code::PeerUnreachable);
-        let failure =
-            Failure::new(code, format!("none of {} could be asked", units::counted(missed.len() as u64, "agent")));
-        missed.into_iter().fold(failure, |failure, (at, why)| {
+        let code = refused.or_else(|| missed.first().map(|(_, why)| why.failure.code));
+        let agents = units::counted(missed.len() as u64, "agent");
+        let failure = Failure::new(code.unwrap_or(Code::PeerUnreachable), format!("none of {agents} could be asked"));
+        missed.into_iter().fold(failure, |failure, (at, Missed { failure: why, .. })| {
             let peer = &self.peers[at];
             let reason = why.causes.into_iter().fold(why.message, |text, cause| format!("{text}: {cause}"));
             failure.cause(if reason.contains(peer) { reason } else { format!("{peer}: {reason}") })

@@ -140,10 +140,11 @@ pub fn counted(number: u64, noun: &str) -> String {
     format!("{} {noun}{ending}", count(number))
 }
 
-/// `0.4s`, `58s`, `8m32s`, `3h12m`, `5d4h`: two units at most.
+/// `45ms`, `0.4s`, `58s`, `8m32s`, `3h12m`, `5d4h`: two units at most.
 pub fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
+        0 if duration < Duration::from_millis(95) => format!("{}ms", duration.as_millis()),
         0..10 => format!("{:.1}s", duration.as_secs_f64()),
         10..60 => format!("{seconds}s"),
         60..3_600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
@@ -265,7 +266,15 @@ mod tests {
 
     #[test]
     fn times_show_two_units_at_most() {
-        let cases = [(0.43, "0.4s"), (58.0, "58s"), (512.0, "8m32s"), (11_520.0, "3h12m"), (446_400.0, "5d4h")];
+        let cases = [
+            (0.0, "0ms"),
+            (0.045, "45ms"),
+            (0.43, "0.4s"),
+            (58.0, "58s"),
+            (512.0, "8m32s"),
+            (11_520.0, "3h12m"),
+            (446_400.0, "5d4h"),
+        ];
         for (seconds, text) in cases {
             assert_eq!(duration(Duration::from_secs_f64(seconds)), text);
         }

@@ -9,11 +9,13 @@ use anyhow::{Context, Result, bail};
 
 use crate::{say, tidy, workspace};
 
+/// Its name, and what it does.
+type Check = (&'static str, fn() -> Result<Verdict>);
+
 /// Runs every check, also after one failed, and says which did.
 pub fn run() -> Result<()> {
     say::heading("check");
-    let checks: [(&str, fn() -> Result<Verdict>); 4] =
-        [("format", format), ("tidy", tidy), ("clippy", clippy), ("dependencies", dependencies)];
+    let checks: [Check; 4] = [("format", format), ("tidy", tidy), ("clippy", clippy), ("dependencies", dependencies)];
     let mut failed = Vec::new();
     for (name, check) in checks {
         let started = Instant::now();
@@ -71,8 +73,7 @@ fn dependencies() -> Result<Verdict> {
 }
 
 fn judged(command: &mut Command, mend: &'static str) -> Result<Verdict> {
-    let Output { status, stdout, stderr } =
-        command.stdin(Stdio::null()).output().context("cannot run cargo")?;
+    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().context("cannot run cargo")?;
     if status.success() {
         return Ok(Verdict::Good);
     }

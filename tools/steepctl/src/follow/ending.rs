@@ -83,8 +83,12 @@ fn summary(operation: &v1::Operation) -> String {
     let mut facts = Vec::new();
     if let Some(progress) = &operation.progress {
         facts.push(units::counted(progress.rows_copied, "row"));
-        facts.push(units::bytes(progress.bytes_copied));
-        facts.push(units::counted(progress.tables_done.into(), "table"));
+        if progress.bytes_copied > 0 {
+            facts.push(units::bytes(progress.bytes_copied));
+        }
+        if progress.tables_done > 0 {
+            facts.push(units::counted(progress.tables_done.into(), "table"));
+        }
     }
     let facts = if facts.is_empty() { String::new() } else { format!(": {}", facts.join(", ")) };
     format!("{target} {state}{in_time}{facts}")

@@ -109,7 +109,9 @@ impl Feed {
 
     /// Waits before the next attempt; or returns the failure to end with.
     async fn wait_or_give_up(&mut self, failure: Failure) -> Option<Failure> {
-        let may_pass = matches!(failure.code.family(), Family::Connection | Family::Timeout);
+        // An agent that asks others for the operation does not find it while the one that runs it restarts.
+        let may_pass = matches!(failure.code.family(), Family::Connection | Family::Timeout)
+            || failure.code == Code::OperationUnknown;
         if !may_pass {
             return Some(failure);
         }

@@ -99,6 +99,7 @@ pub async fn until_ended(
         on_interrupt,
         interrupted: false,
         question: None,
+        progress: None,
     };
     tokio::pin!(feed);
     let followed = watcher.run(feed).await;
@@ -116,6 +117,7 @@ struct Watcher<'a> {
     on_interrupt: OnInterrupt,
     interrupted: bool,
     question: Option<Question>,
+    progress: Option<v1::Progress>,
 }
 
 struct Question {
@@ -160,16 +162,14 @@ impl Watcher<'_> {
     async fn apply(&mut self, happened: Happened) -> Result<Option<Followed>, Failure> {
         match happened {
             Happened::News(News::Event(event)) => {
-                if let Some(What::Ended(operation)) = &event.what {
+                if matches!(event.what, Some(What::Ended(_))) {
                     self.withdraw_question();
-                    self.display.show(&event, self.out)?;
-                    let is_told = !self.display.leaves_the_end_untold();
-                    return Ok(Some(Followed::Ended { operation: Box::new(operation.clone()), is_told }));
                 }
                 self.display.show(&event, self.out)?;
+                return Ok(self.remember(event.what));
             }
             Happened::News(News::Lost(why)) => {
-                let text = format!("lost sight of the operation ({why}); looking for it again");
+                let text = format!("lost sight of the operation ({}); looking for it again", output::safe(&why));
                 self.display.talk(&text, self.out);
             }
             Happened::News(News::Found) => self.display.talk("found the operation again", self.out),
@@ -180,6 +180,26 @@ impl Watcher<'_> {
             Happened::TimeIsUp => return Err(self.time_is_up()),
         }
         Ok(None)
+    }
+
+    /// Keeps what the last line will tell: the end itself need not repeat how much was copied.
+    fn remember(&mut self, what: Option<What>) -> Option<Followed> {
+        match what? {
+            What::Progress(progress) => self.progress = Some(progress),
+            What::Milestone(milestone) => {
+                if milestone.event == "init.completed" {
+                    let progress = self.progress.get_or_insert_default();
+                    progress.rows_copied = milestone.rows_copied.unwrap_or(progress.rows_copied);
+                    progress.bytes_copied = milestone.bytes_copied.unwrap_or(progress.bytes_copied);
+                }
+            }
+            What::Ended(mut operation) => {
+                operation.progress = operation.progress.or(self.progress.take());
+                let is_told = !self.display.leaves_the_end_untold();
+                return Some(Followed::Ended { operation: Box::new(operation), is_told });
+            }
+        }
+        None
     }
 
     async fn interrupted(&mut self, signal: Signal) -> Option<Followed> {
@@ -208,7 +228,7 @@ impl Watcher<'_> {
         match answer.map(str::to_ascii_lowercase).as_deref() {
             Some("k" | "keep" | "keep watching") => {
                 self.interrupted = false;
-                self.display.resume();
+                self.display.resume(self.out);
                 None
             }
             Some("c" | "cancel") => {
@@ -223,7 +243,7 @@ impl Watcher<'_> {
     /// Asks the agents to cancel, and goes on watching; a second interrupt meanwhile detaches.
     async fn cancel(&mut self) {
         let asked = self.client.cancel_operation(&self.subject.op_id).await;
-        self.display.resume();
+        self.display.resume(self.out);
         match asked {
             Ok(_) => self.display.talk("cancelling; the agents clean up (Ctrl-C detaches)", self.out),
             Err(failure) => self.display.talk(&output::failure::text(&failure), self.out),

@@ -22,7 +22,7 @@ use steep_protocol::{
     },
     wire::{endpoint::Endpoint, identity::Identity, rpc},
 };
-use tokio::{runtime::Runtime, sync::oneshot, task::JoinHandle};
+use tokio::{runtime::Runtime, sync::oneshot};
 use tonic::{Request, Response, Status, service::Routes};
 
 /// A directory with the certificates of a mesh, gone when dropped.
@@ -144,11 +144,11 @@ impl Script {
             v1::Failure::from(&failure)
         });
         let end = format!("init.{status}");
-        events.push(milestone(&end, |milestone| milestone.failure = failure.clone()));
-        events.push(event(What::Ended(v1::Operation {
-            failure,
-            ..operation(status, Some(progress(tables, tables, 100.0)))
-        })));
+        events.push(milestone(&end, |milestone| {
+            milestone.failure = failure.clone();
+            milestone.rows_copied = Some(u64::from(tables) * 1_000);
+        }));
+        events.push(event(What::Ended(v1::Operation { failure, ..operation(status, None) })));
         Self { events, pace: Duration::ZERO, refusal: None, checks: Vec::new(), planned: Vec::new() }
     }
 
@@ -261,14 +261,15 @@ impl ScriptedAgent {
         let identity = mesh.identity();
         let (told, bound) = oneshot::channel();
         let (address, serving) = (address.to_owned(), Arc::clone(&state));
-        let _: JoinHandle<()> = runtime.spawn(async move {
+        // It ends with the runtime.
+        drop(runtime.spawn(async move {
             let (endpoint, arrivals) = Endpoint::bind(&address, identity).await.expect("a free port");
             told.send(endpoint.address().to_string()).expect("somebody waits");
             let routes = Routes::new(NodesServer::from_arc(Arc::new(Played(Arc::clone(&serving)))))
                 .add_service(OperationsServer::from_arc(Arc::new(Played(serving))));
             let served = rpc::serve(routes, arrivals.rpc, std::future::pending()).await;
             served.expect("served");
-        });
+        }));
         let address = runtime.block_on(bound).expect("the address");
         Self { runtime: Some(runtime), address, state }
     }
@@ -460,6 +461,7 @@ pub(crate) fn wait_for(path: &Path, text: &str) {
         if fs::read_to_string(path).is_ok_and(|found| found.contains(text)) {
             return;
         }
+        #[expect(clippy::disallowed_methods, reason = "the test has this thread to itself")]
         std::thread::sleep(Duration::from_millis(25));
     }
     panic!("no {text:?} in:\n{}", fs::read_to_string(path).unwrap_or_default());

@@ -74,7 +74,9 @@ impl Arena {
         set.fill(self.source(), scale)?;
         let number = |sql: &str| -> Result<u64> { Ok(self.source().sql(sql)?.parse()?) };
         let size = Size {
-            bytes: number("select sum(pg_table_size(relid))::bigint from pg_stat_user_tables where schemaname = 'public'")?,
+            bytes: number(
+                "select sum(pg_table_size(relid))::bigint from pg_stat_user_tables where schemaname = 'public'",
+            )?,
             tables: number("select count(*) from pg_stat_user_tables where schemaname = 'public'")?,
             rows: number("select sum(n_live_tup)::bigint from pg_stat_user_tables where schemaname = 'public'")?,
         };

@@ -90,11 +90,10 @@ fn native(arena: &Arena) -> Result<()> {
     target.sql(&schema)?;
     source.sql("create publication bench for all tables")?;
     let conninfo = format!("{} dbname=postgres", source.conninfo()).replace('\'', "''");
-    target.sql(&format!("create subscription bench connection '{conninfo}' publication bench with (copy_data = true)"))?;
+    target
+        .sql(&format!("create subscription bench connection '{conninfo}' publication bench with (copy_data = true)"))?;
     let open = "select count(*) from pg_subscription_rel where srsubstate <> 'r'";
-    process::wait_for("the native copy", Duration::from_secs(3_600), || {
-        Ok((target.sql(open)? == "0").then_some(()))
-    })
+    process::wait_for("the native copy", Duration::from_secs(3_600), || Ok((target.sql(open)? == "0").then_some(())))
 }
 
 fn dump_restore(arena: &Arena) -> Result<()> {

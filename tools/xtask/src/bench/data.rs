@@ -60,7 +60,8 @@ impl Set {
 
 fn wide(rows: u64) -> String {
     let columns: Vec<String> = (1..=20).map(|n| format!("t{n:02} text not null")).collect();
-    let values: Vec<String> = (1..=20).map(|n| format!("md5('{n}/' || n) || left(md5(n || '/{n}'), {})", n + 4)).collect();
+    let values: Vec<String> =
+        (1..=20).map(|n| format!("md5('{n}/' || n) || left(md5(n || '/{n}'), {})", n + 4)).collect();
     format!(
         "create table documents (id bigint primary key, {});
          insert into documents select n, {} from generate_series(1, {rows}) n;",

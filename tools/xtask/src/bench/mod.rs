@@ -89,13 +89,7 @@ pub fn run(Command::Copy(arguments): Command) -> Result<()> {
 }
 
 /// Lets `contenders` copy one set of data between two servers of `version`, in turn, and prints what came of it.
-fn fight(
-    arguments: &Arguments,
-    binaries: &Binaries,
-    set: Set,
-    version: u32,
-    contenders: &[Contender],
-) -> Result<()> {
+fn fight(arguments: &Arguments, binaries: &Binaries, set: Set, version: u32, contenders: &[Contender]) -> Result<()> {
     let fallback = || std::env::temp_dir().join(format!("steep-bench-{}", std::process::id()));
     let dir = arguments.dir.clone().unwrap_or_else(fallback);
     let arena = Arena::open(&dir, version, arguments.workers, binaries.clone())?;

@@ -57,16 +57,25 @@ fn goals(all: &[(Contender, Vec<Measured>)]) {
     let Some(ours) = median_of(all, Contender::Ours) else { return };
     let mut goals = Vec::new();
     if let Some(native) = median_of(all, Contender::Native) {
-        goals.push((ours / native <= OF_NATIVE, format!("ours takes {:.2} of native, at most {OF_NATIVE}", ours / native)));
+        goals.push((
+            ours / native <= OF_NATIVE,
+            format!("ours takes {:.2} of native, at most {OF_NATIVE}", ours / native),
+        ));
     }
     let pgcopydb = Contender::PGCOPYDB.iter().filter_map(|it| median_of(all, *it)).min_by(f64::total_cmp);
     if let Some(best) = pgcopydb {
-        goals.push((ours / best <= OF_PGCOPYDB, format!("ours takes {:.2} of pgcopydb's best, at most {OF_PGCOPYDB}", ours / best)));
+        goals.push((
+            ours / best <= OF_PGCOPYDB,
+            format!("ours takes {:.2} of pgcopydb's best, at most {OF_PGCOPYDB}", ours / best),
+        ));
     }
     let runs = all.iter().filter(|(contender, _)| *contender == Contender::Ours).flat_map(|(_, runs)| runs);
     if let Some(watched) = worst(&runs.cloned().collect::<Vec<_>>()) {
         let peak = watched.peak_memory.into_iter().max().unwrap_or(0);
-        goals.push((peak <= MEMORY, format!("an agent's peak memory is {} MiB, at most {}", mebibytes(peak), mebibytes(MEMORY))));
+        goals.push((
+            peak <= MEMORY,
+            format!("an agent's peak memory is {} MiB, at most {}", mebibytes(peak), mebibytes(MEMORY)),
+        ));
         let oldest = watched.oldest_progress;
         goals.push((oldest <= PROGRESS, format!("progress is at most {} old, at most 2 s", say::seconds(oldest))));
         let status = percentile(&watched.status, 95);

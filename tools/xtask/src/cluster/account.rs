@@ -10,8 +10,18 @@ use anyhow::{Context, Result};
 
 /// Environment variables that would lead PostgreSQL's programs elsewhere.
 const MISLEADING: [&str; 12] = [
-    "PGDATA", "PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER", "PGDATABASE", "PGPASSWORD", "PGPASSFILE", "PGSERVICE",
-    "PGOPTIONS", "PGSSLMODE", "PGTZ",
+    "PGDATA",
+    "PGHOST",
+    "PGHOSTADDR",
+    "PGPORT",
+    "PGUSER",
+    "PGDATABASE",
+    "PGPASSWORD",
+    "PGPASSFILE",
+    "PGSERVICE",
+    "PGOPTIONS",
+    "PGSSLMODE",
+    "PGTZ",
 ];
 
 /// Who servers run as.

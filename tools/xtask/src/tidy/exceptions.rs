@@ -46,7 +46,8 @@ mod tests {
     #[test]
     fn an_exception_allows_its_finding_and_nothing_else() {
         let rule = Rule { name: "r", why: "w" };
-        let finding = |path: &str| Finding { rule, path: path.into(), line: 1, what: "fn long".into(), mend: "m".into() };
+        let finding =
+            |path: &str| Finding { rule, path: path.into(), line: 1, what: "fn long".into(), mend: "m".into() };
         let list = [Exception { rule: "r", path: "a.rs", what: "fn long", why: "because" }];
         assert_eq!(allowed_by(&list, vec![finding("a.rs"), finding("b.rs")]), [finding("b.rs")]);
         assert_eq!(allowed_by(&list, vec![])[0].rule, NEEDED, "a stale exception is a finding");

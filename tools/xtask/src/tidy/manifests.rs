@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 
 use super::{Finding, Rule};
 
-const DEPENDS: Rule = Rule { name: "a dependency only where it may be", why: "one crate speaks TLS and QUIC, and tools stay small" };
+const DEPENDS: Rule =
+    Rule { name: "a dependency only where it may be", why: "one crate speaks TLS and QUIC, and tools stay small" };
 const BANNED: Rule = Rule { name: "no second TLS", why: "a bare cargo build needs no system library" };
 
 const ONLY_IN: &[(&str, &[&str])] = &[

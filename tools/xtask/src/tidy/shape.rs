@@ -33,11 +33,21 @@ pub(super) fn look(source: &Source, found: &mut Vec<Finding>) {
     let tests = source.text.lines().zip(source.code.lines());
     let in_tests = tests.filter(|(text, code)| is_blanked_code(text, code)).count();
     if !source.is_test() && lines - in_tests > LONGEST_FILE {
-        report(FILE_LENGTH, 0, format!("{} lines, tests left out", lines - in_tests), "split it, or list it with its reason");
+        report(
+            FILE_LENGTH,
+            0,
+            format!("{} lines, tests left out", lines - in_tests),
+            "split it, or list it with its reason",
+        );
     }
     for (name, line, length) in functions(source) {
         if length > LONGEST_FUNCTION && !source.is_test() {
-            report(FUNCTION_LENGTH, line, format!("fn {name} has {length} lines"), "split it, or list it with its reason");
+            report(
+                FUNCTION_LENGTH,
+                line,
+                format!("fn {name} has {length} lines"),
+                "split it, or list it with its reason",
+            );
         }
     }
 }
@@ -55,8 +65,7 @@ fn functions(source: &Source) -> Vec<(String, usize, usize)> {
         .into_iter()
         .filter_map(|at| {
             let after = &source.code[at + 2..];
-            let name: String =
-                after.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let name: String = after.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             let end_of_head = at + 2 + after.find(['{', ';'])?;
             if name.is_empty() || source.code[end_of_head..].starts_with(';') {
                 return None;
@@ -125,6 +134,9 @@ mod tests {
         let mut found = Vec::new();
         let map = Source::new("agent/src/lib.rs", "//! The map: [`a`].\npub mod a;\npub mod b;\n".into());
         look_at_maps(&[map], &mut found);
-        assert_eq!(found.iter().map(|finding| finding.what.as_str()).collect::<Vec<_>>(), ["mod b is not in the opening"]);
+        assert_eq!(
+            found.iter().map(|finding| finding.what.as_str()).collect::<Vec<_>>(),
+            ["mod b is not in the opening"]
+        );
     }
 }

@@ -87,8 +87,8 @@ fn literal(rest: &str, before: char) -> usize {
     if rest.starts_with("/*") {
         return comment(rest);
     }
-    if rest.starts_with('"') {
-        return 1 + quoted(&rest[1..], '"');
+    if let Some(inner) = rest.strip_prefix('"') {
+        return 1 + quoted(inner, '"');
     }
     if rest.starts_with('\'') {
         return character(rest);
@@ -209,7 +209,10 @@ fn last() {}
 
     #[test]
     fn a_word_is_not_found_inside_another() {
-        let source = Source::new("x.rs", "use tokio_rustls::x; use rustls::y; let my_rustls = 1; eprintln!(); println!();".into());
+        let source = Source::new(
+            "x.rs",
+            "use tokio_rustls::x; use rustls::y; let my_rustls = 1; eprintln!(); println!();".into(),
+        );
         assert_eq!(source.places_of("rustls").len(), 1);
         assert_eq!(source.places_of("println!").len(), 1);
     }

@@ -8,10 +8,15 @@ use anyhow::{Context, Result};
 
 use super::{Finding, Rule, source::Source};
 
-const COMMENTED: Rule = Rule { name: "a statement opens with a comment", why: "a DBA reads what it says, with which parameters" };
-const SINGLE: Rule = Rule { name: "one statement a file", why: "the extended protocol takes one, and a name means one thing" };
+const COMMENTED: Rule =
+    Rule { name: "a statement opens with a comment", why: "a DBA reads what it says, with which parameters" };
+const SINGLE: Rule =
+    Rule { name: "one statement a file", why: "the extended protocol takes one, and a name means one thing" };
 const SPLICED: Rule = Rule { name: "nothing is spliced into SQL", why: "no text of a peer becomes SQL" };
-const USED: Rule = Rule { name: "each statement is used once", why: "a file nobody uses is not tested, one used twice has two owners" };
+const USED: Rule = Rule {
+    name: "each statement is used once",
+    why: "a file nobody uses is not tested, one used twice has two owners",
+};
 
 pub(super) fn look(sources: &[Source], root: &Path, found: &mut Vec<Finding>) -> Result<()> {
     let folder = root.join("agent/sql");
@@ -38,10 +43,18 @@ fn look_at(name: &str, text: &str, uses: usize, found: &mut Vec<Finding>) {
         found.push(Finding { rule, path: format!("agent/sql/{name}"), line: 0, what, mend: mend.to_owned() });
     };
     if !text.starts_with("--") {
-        report(COMMENTED, "does not begin with --".into(), "say what it does, with which parameters, for which versions");
+        report(
+            COMMENTED,
+            "does not begin with --".into(),
+            "say what it does, with which parameters, for which versions",
+        );
     }
     if uses != 1 {
-        report(USED, format!("used {uses} times in agent/src"), "remove the file, or let both callers use one function");
+        report(
+            USED,
+            format!("used {uses} times in agent/src"),
+            "remove the file, or let both callers use one function",
+        );
     }
     if name.starts_with("store/") && name[6..].starts_with(|c: char| c.is_ascii_digit()) {
         return;
@@ -51,7 +64,11 @@ fn look_at(name: &str, text: &str, uses: usize, found: &mut Vec<Finding>) {
         report(SINGLE, "holds more than one statement".into(), "split it");
     }
     if let Some(splice) = splice(&code) {
-        report(SPLICED, format!("{splice} would be spliced in"), "make it a parameter ($1), or render the statement in postgres/ddl.rs");
+        report(
+            SPLICED,
+            format!("{splice} would be spliced in"),
+            "make it a parameter ($1), or render the statement in postgres/ddl.rs",
+        );
     }
 }
 
@@ -95,7 +112,8 @@ fn dollar_tag(rest: &str) -> Option<&str> {
     let inside = rest.strip_prefix('$')?;
     let end = inside.find('$')?;
     let tag = &inside[..end];
-    let is_name = tag.chars().all(|c| c.is_alphanumeric() || c == '_') && !tag.starts_with(|c: char| c.is_ascii_digit());
+    let is_name =
+        tag.chars().all(|c| c.is_alphanumeric() || c == '_') && !tag.starts_with(|c: char| c.is_ascii_digit());
     is_name.then(|| &rest[..end + 2])
 }
 

@@ -46,12 +46,7 @@ const NAMES: &[Name] = &[
         looked_for_in: &[],
         mend: "use steep_protocol::wire::rpc",
     },
-    Name {
-        word: "ratatui",
-        allowed: &["tools/steepctl/src/tui"],
-        looked_for_in: &[],
-        mend: "draw it in tui/",
-    },
+    Name { word: "ratatui", allowed: &["tools/steepctl/src/tui"], looked_for_in: &[], mend: "draw it in tui/" },
     Name {
         word: "println!",
         allowed: &["tools/steepctl/src/output", "tools/xtask"],

@@ -170,14 +170,21 @@ pub async fn run(args: &StartArgs, global: &Global, out: &Output) -> Result<Exit
     ending::conclude(out, followed, ending::Wanted::Completion)
 }
 
-/// `init node_b <- node_a, method direct`, and what the checks found.
+/// `init node_b <- node_a`, the method, and what the checks found.
 fn opening(args: &StartArgs, reply: &v1::StartNodeReply, out: &Output) -> String {
-    let glyphs = out.glyphs();
-    let why = if reply.method_reason.is_empty() { String::new() } else { format!(" ({})", safe(&reply.method_reason)) };
-    let ways = if args.one_way { "   one way" } else { "" };
-    let init = format!("init {} {} {}", args.target, glyphs.from, args.from);
-    let line = format!("{init}   method {}{why}{ways}", safe(&reply.method));
-    if reply.checks.is_empty() { line } else { format!("{line}\n{}", plan::checks(&reply.checks, false, glyphs)) }
+    let ways = if args.one_way { ", one way" } else { "" };
+    let mut lines = vec![format!("init {} {} {}{ways}", args.target, out.glyphs().from, args.from)];
+    lines.extend(method(reply));
+    if !reply.checks.is_empty() {
+        lines.push(plan::checks(&reply.checks, false, out.glyphs()));
+    }
+    lines.join("\n")
+}
+
+/// The method, and why it was taken where the operator left that open.
+fn method(reply: &v1::StartNodeReply) -> Option<String> {
+    let why = if reply.method_reason.is_empty() { String::new() } else { format!(" ({})", reply.method_reason) };
+    (!reply.method.is_empty()).then(|| format!("Method    {}", safe(&format!("{}{why}", reply.method))))
 }
 
 async fn dry_run(args: &StartArgs, client: &mut Client<'_>, out: &Output) -> Result<Exit, Failure> {
@@ -185,10 +192,8 @@ async fn dry_run(args: &StartArgs, client: &mut Client<'_>, out: &Output) -> Res
     if out.is_json() {
         out.json(&json::message("StartNodeReply", &reply))?;
     } else {
-        let why =
-            if reply.method_reason.is_empty() { String::new() } else { format!(" ({})", safe(&reply.method_reason)) };
-        if !reply.method.is_empty() {
-            out.data(&format!("Method    {}{why}", safe(&reply.method)))?;
+        if let Some(method) = method(&reply) {
+            out.data(&method)?;
         }
         out.data(&plan::checks(&reply.checks, true, out.glyphs()))?;
         out.data(&format!("\n{}", plan::tables(&reply.tables, args.target.as_str())))?;

@@ -35,7 +35,7 @@ pub struct ListArgs {
     #[arg(long, value_name = "NODE")]
     pub node: Option<NodeId>,
     /// At most this many
-    #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub limit: u32,
 }
 

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use anstream::adapter::strip_str;
 use console::Term;
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use steep_protocol::v1::{self, operation_event::What};
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
@@ -20,21 +19,27 @@ use super::{
 };
 use crate::units;
 
-/// Where the terminal does not say how wide it is.
-const USUAL_WIDTH: usize = 80;
+/// Rows and columns of a terminal that does not say.
+const USUAL_SIZE: (u16, u16) = (24, 80);
 const SHORTEST_BAR: usize = 6;
 const LONGEST_BAR: usize = 24;
 
 /// Live bars on stderr.
+///
+/// The cursor rests at the beginning of the line below them: the `^C` a terminal echoes then stands on a line of
+/// its own, is wiped by the next drawing, and pushes nothing out of place.
 #[derive(Debug)]
 pub struct Bars {
     subject: Subject,
     glyphs: &'static Glyphs,
     colored: bool,
-    area: MultiProgress,
-    lines: Vec<ProgressBar>,
+    term: Term,
+    /// Lines on the screen now.
+    drawn: usize,
     last: Option<v1::Progress>,
     is_paused: bool,
+    /// Lines to print when the bars come back: meanwhile somebody is being asked.
+    held: Vec<String>,
 }
 
 impl Bars {
@@ -44,10 +49,11 @@ impl Bars {
             subject,
             glyphs: out.glyphs(),
             colored: out.is_colored(),
-            area: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()),
-            lines: Vec::new(),
+            term: Term::buffered_stderr(),
+            drawn: 0,
             last: None,
             is_paused: false,
+            held: Vec::new(),
         }
     }
 
@@ -63,55 +69,75 @@ impl Bars {
                     self.above(&line, out);
                 }
             }
-            Some(What::Ended(_)) => self.pause(),
+            Some(What::Ended(_)) => {
+                self.pause();
+                self.release(out);
+            }
             None => {}
         }
     }
 
     /// Prints a line that stays, above the bars.
     pub fn above(&mut self, text: &str, out: &Output) {
-        if self.lines.is_empty() || self.area.println(self.painted(text.to_owned())).is_err() {
-            out.talk(text);
+        if self.is_paused {
+            return self.held.push(text.to_owned());
         }
+        self.rewind();
+        self.flush();
+        out.talk(text);
+        self.draw();
     }
 
     /// Takes the bars away.
     pub fn pause(&mut self) {
-        // In this order: a bar that ends while the area is shown leaves its last line behind.
-        let _ = self.area.clear();
-        self.area.set_draw_target(ProgressDrawTarget::hidden());
-        self.lines.clear();
+        self.rewind();
+        self.flush();
         self.is_paused = true;
     }
 
     /// Draws the bars again.
-    pub fn resume(&mut self) {
-        self.area = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+    pub fn resume(&mut self, out: &Output) {
         self.is_paused = false;
+        self.release(out);
         self.draw();
     }
 
-    fn draw(&mut self) {
-        let Some(progress) = self.last.as_ref().filter(|_| !self.is_paused) else { return };
-        let width = Term::stderr().size_checked().map_or(USUAL_WIDTH, |(_, width)| usize::from(width));
-        let screen = screen(progress, &self.subject, self.glyphs, width);
-        while self.lines.len() > screen.len() {
-            if let Some(line) = self.lines.pop() {
-                line.finish_and_clear();
-                self.area.remove(&line);
-            }
-        }
-        while self.lines.len() < screen.len() {
-            let style = ProgressStyle::with_template("{wide_msg}").expect("the template is fixed");
-            self.lines.push(self.area.add(ProgressBar::no_length().with_style(style)));
-        }
-        for (line, text) in self.lines.iter().zip(screen) {
-            line.set_message(self.painted(text));
-        }
+    fn release(&mut self, out: &Output) {
+        self.held.drain(..).for_each(|line| out.talk(&line));
     }
 
-    fn painted(&self, text: String) -> String {
-        if self.colored { text } else { strip_str(&text).to_string() }
+    fn draw(&mut self) {
+        let Some(progress) = self.last.clone().filter(|_| !self.is_paused) else { return };
+        let (rows, columns) = self.term.size_checked().unwrap_or(USUAL_SIZE);
+        // A full last column would wrap on some terminals.
+        let mut lines = screen(&progress, &self.subject, self.glyphs, usize::from(columns).saturating_sub(1));
+        // What has scrolled away cannot be drawn over: a low terminal shows the whole and the footer.
+        if lines.len() >= usize::from(rows) {
+            lines.drain(1..lines.len() - 1);
+        }
+        self.rewind();
+        for line in &lines {
+            let line = if self.colored { line.clone() } else { strip_str(line).to_string() };
+            // A terminal that is gone shows no bars; the operation does not mind.
+            let _ = self.term.write_line(&line);
+        }
+        self.drawn = lines.len();
+        self.flush();
+    }
+
+    /// Moves back to where the bars begin and wipes them, as part of the next flush.
+    fn rewind(&mut self) {
+        if self.drawn == 0 {
+            return;
+        }
+        let _ = self.term.move_cursor_up(self.drawn);
+        let _ = self.term.write_str("\r");
+        let _ = self.term.clear_to_end_of_screen();
+        self.drawn = 0;
+    }
+
+    fn flush(&self) {
+        let _ = self.term.flush();
     }
 }
 
@@ -176,7 +202,7 @@ fn worker(worker: &v1::WorkerProgress, longest_name: usize, glyphs: &Glyphs, wid
         return format!("{label}{}", Tone::Faint.paint("idle"));
     }
     let facts = format!(
-        "  {:>4}  {:>13}  {:>10}  {:>10}",
+        "  {:>4}  {:>13}  {:>11}  {:>10}",
         // A worker's table is one of many: whole percents are enough, and 100% only when it is done.
         format!("{:.0}%", worker.table_percent.clamp(0.0, 100.0).floor()),
         units::bytes_of(worker.table_bytes, worker.table_bytes_expected.max(worker.table_bytes)),
@@ -285,8 +311,8 @@ mod tests {
     fn the_screen_shows_the_whole_each_worker_and_a_footer() {
         let shown = [
             "Overall  [##############......]   71.2%  128.9/181.0 GiB  412.0 MiB/s  ETA 02:09",
-            " w1  sales.orders           [###.]   83%  39.1/47.0 GiB  1.9 Mrow/s  120.1 MiB/s",
-            " w2  xxxxxxxxxx..xxxxxxxxxx [#...]   29%  39.1/47.0 GiB  1.9 Mrow/s  120.1 MiB/s",
+            " w1  sales.orders          [###.]   83%  39.1/47.0 GiB   1.9 Mrow/s  120.1 MiB/s",
+            " w2  xxxxxxxxxx..xxxxxxxxx [#...]   29%  39.1/47.0 GiB   1.9 Mrow/s  120.1 MiB/s",
             " w3  idle",
             "copy - 14/23 tables - 3/45 indexes - 3.1 GiB of WAL kept on node_a",
         ];

@@ -97,9 +97,9 @@ impl Display {
     }
 
     /// Brings the bars back.
-    pub fn resume(&mut self) {
+    pub fn resume(&mut self, out: &Output) {
         if let Self::Bars(bars) = self {
-            bars.resume();
+            bars.resume(out);
         }
     }
 

@@ -32,7 +32,7 @@ impl TablePlan {
 }
 
 /// Cuts a table of `pages` into even parts of about `part_bytes`.
-pub fn parts(pages: u32, part_bytes: u64) -> TablePlan {
+pub fn cut(pages: u32, part_bytes: u64) -> TablePlan {
     let part_pages = (part_bytes / PAGE_BYTES).max(1);
     let count = u64::from(pages).div_ceil(part_pages).clamp(1, MOST_PARTS);
     let starts = (0..count).map(|part| (u64::from(pages) * part / count) as u32).collect();
@@ -47,7 +47,7 @@ mod tests {
     fn parts_cover_every_page_once_and_the_last_has_no_end() {
         for pages in [0, 1, 2, 127, 128, 129, 1000, 100_000, u32::MAX - 1] {
             for part_bytes in [1, 8192, 1 << 20, 64 << 20, 1 << 40] {
-                let plan = parts(pages, part_bytes);
+                let plan = cut(pages, part_bytes);
                 assert_eq!(plan.starts[0], 0);
                 assert!(plan.starts.len() as u64 <= MOST_PARTS);
                 assert!(plan.starts.is_sorted_by(|a, b| a < b), "{pages} pages: {:?}", plan.starts);
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn a_small_table_is_one_part() {
-        assert_eq!(parts(10, 64 << 20).starts, [0]);
-        assert_eq!(parts(0, 64 << 20).starts, [0]);
+        assert_eq!(cut(10, 64 << 20).starts, [0]);
+        assert_eq!(cut(0, 64 << 20).starts, [0]);
     }
 }
