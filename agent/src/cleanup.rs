@@ -306,3 +306,31 @@ async fn drop_objects(session: &Session, created: &[CreatedObject]) -> Result<()
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_effect_comes_back_out_of_the_database_as_it_was_written() {
+        let table = TableName::new("public", "orders");
+        let members = vec![Member { table: table.clone(), partitioned: true }];
+        let before: Inventory = vec![(1259, [16384, 16390].into()), (2618, [17].into())].into();
+        let created = CreatedObject { class_id: 1259, object_id: 16400, kind: "table".into(), identity: "a.b".into() };
+        let effects = [
+            Effect::Slot { name: "s".into() },
+            Effect::Publication { name: "steep".into(), created: true, added: members.clone() },
+            Effect::Subscription { name: "s".into() },
+            Effect::Origin { name: "o".into() },
+            Effect::Schema { before, markers: vec![table] },
+            Effect::Objects { created: vec![created] },
+            Effect::Rows { tables: members },
+            Effect::PeerSession { node: "node_a".parse().expect("a node") },
+        ];
+        for effect in effects {
+            let written = serde_json::to_value(&effect).expect("it can be written");
+            let read: Effect = serde_json::from_value(written.clone()).expect("it can be read");
+            assert_eq!(format!("{read:?}"), format!("{effect:?}"), "{written}");
+        }
+    }
+}

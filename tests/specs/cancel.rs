@@ -123,7 +123,7 @@ async fn tables_that_were_there_before_stay_and_are_empty_again_after_a_cancel()
     let [a, b] = Cluster::of(2).start().await;
     a.sql(&shop::orders(2000)).await;
     b.sql("create table customers (id bigint primary key, name text not null, email text);
-           create table orders (id bigint primary key, customer_id bigint, placed_at timestamptz, total numeric, notes text)")
+           create table orders (id bigint primary key, customer_id bigint, placed_at timestamptz, total numeric(12, 2), notes text)")
         .await;
     let before = Before::of([&a, &b]).await;
     for step in ["create tables", "copy tables", "subscribe", "replicate back", "verify"] {

@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{
     initialize::{
-        preflight::{self, Wanted, table_name},
+        messages::table_name,
+        preflight::{self, Wanted},
         source,
         start::selection_of,
         subscribe,
@@ -89,11 +90,7 @@ impl Peers for Service {
                 .map(|table| {
                     (
                         table.oid,
-                        table
-                            .table
-                            .as_ref()
-                            .map(table_name)
-                            .unwrap_or_else(|| preflight::table_name(&v1::TableName::default())),
+                        table.table.as_ref().map(table_name).unwrap_or_else(|| table_name(&v1::TableName::default())),
                     )
                 })
                 .collect(),

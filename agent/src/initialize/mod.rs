@@ -1,11 +1,14 @@
 //! How a node comes to be synchronized: preflight, recipe, and the source's part in it.
 //!
 //! [`preflight`] looks whether both nodes can do it and changes nothing; [`direct`] is the recipe, read top to
-//! bottom; [`steps`] its longer steps; [`subscribe`] makes subscriptions on either end; [`start`] is the door.
+//! bottom; [`steps`] its longer steps, [`schema`] the one that makes tables; [`subscribe`] makes subscriptions on either end; [`start`] is the door.
 
 pub mod direct;
+mod disk;
 pub mod findings;
+pub mod messages;
 pub mod preflight;
+pub mod schema;
 pub mod source;
 pub mod start;
 pub mod steps;

@@ -3,7 +3,7 @@
 //! The source examines itself and sends facts and findings; the target adds its own and what follows from
 //! both. Every finding has a code, names what and where, and says what to do.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
@@ -12,7 +12,12 @@ use steep_protocol::{
     v1,
 };
 
-use super::{findings::Findings, subscribe};
+use super::{
+    disk,
+    findings::Findings,
+    messages::{source_table, table_name},
+    subscribe,
+};
 use crate::{
     parts::PAGE_BYTES,
     postgres::{
@@ -29,8 +34,6 @@ use crate::{
 
 /// A transaction older than this is worth a word: it keeps the slot from being made.
 const LONG_TRANSACTION: std::time::Duration = std::time::Duration::from_secs(60);
-/// What the target needs free, in tenths of the source's size: rows, indexes, and room to sort.
-const DISK_TENTHS: u64 = 13;
 /// Findings of one kind that are told one by one; more are summed up.
 const TOLD_APART: usize = 20;
 
@@ -141,7 +144,7 @@ pub async fn examine_target(
     if existing.len() < facts.tables.len() {
         check_can_create(&session, &mut findings, facts).await?;
     }
-    check_disk(&session, &mut findings, facts).await?;
+    disk::check(&session, &mut findings, facts).await?;
     Ok((findings.into_checks(), TargetTables { existing, rows }))
 }
 
@@ -475,63 +478,7 @@ async fn check_can_create(session: &Session, findings: &mut Findings, facts: &v1
     Ok(())
 }
 
-async fn check_disk(session: &Session, findings: &mut Findings, facts: &v1::ExamineReply) -> Result<(), Failure> {
-    let paths = catalog::disk_paths(session).await.map_err(explain)?;
-    // Only a server on this machine, whose directory we may see, can be looked at.
-    let Some(free) = paths.data_directory.as_deref().and_then(free_bytes) else { return Ok(()) };
-    let size: u64 = facts.tables.iter().map(|table| table.bytes).sum();
-    let needed = size / 10 * DISK_TENTHS;
-    findings.must(free >= needed, Code::DiskTooSmall, "the disk is large enough", || {
-        format!("{free} bytes are free, {needed} are needed ({size} on the source x 1.3)")
-    });
-    Ok(())
-}
-
-#[cfg(unix)]
-fn free_bytes(path: &Path) -> Option<u64> {
-    let stat = rustix::fs::statvfs(path).ok()?;
-    Some(stat.f_bavail * stat.f_frsize)
-}
-
-#[cfg(not(unix))]
-fn free_bytes(_path: &Path) -> Option<u64> {
-    None
-}
-
 /// A table as an argument in a shell.
 fn shell_word(table: &TableName) -> String {
     format!("'{table}'")
-}
-
-/// A name from a message.
-pub fn table_name(name: &v1::TableName) -> TableName {
-    TableName::new(&name.schema, &name.name)
-}
-
-/// A name for a message.
-pub fn table_message(name: &TableName) -> v1::TableName {
-    v1::TableName { schema: name.schema.clone(), name: name.name.clone() }
-}
-
-/// A table as messages between agents describe it.
-pub fn source_table(table: &Table) -> v1::SourceTable {
-    let column = |column: &Column| v1::SourceColumn {
-        name: column.name.clone(),
-        r#type: column.type_name.clone(),
-        not_null: column.not_null,
-        generated: column.generated.clone(),
-        identity: column.identity.clone(),
-        binary_safe: column.binary_safe,
-    };
-    v1::SourceTable {
-        table: Some(table_message(&table.name)),
-        oid: table.oid,
-        kind: if table.kind == TableKind::Partitioned { "p".into() } else { "r".into() },
-        columns: table.columns.iter().map(column).collect(),
-        bytes: table.bytes,
-        rows_estimate: table.rows_estimate,
-        is_partition: table.is_partition,
-        index_oids: table.index_oids.clone(),
-        constraint_oids: table.constraint_oids.clone(),
-    }
 }

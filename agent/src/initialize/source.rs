@@ -9,7 +9,7 @@ use steep_protocol::{
 };
 use tracing::info;
 
-use super::{preflight, subscribe};
+use super::{messages, subscribe};
 use crate::{
     lifecycle::NodeEvent,
     postgres::{
@@ -50,7 +50,7 @@ pub async fn read_sequences(rooms: &Rooms, held: &Held) -> Result<Vec<v1::Sequen
     };
     let found = sequences::read(&session, scope).await.map_err(explain)?;
     let position = |sequence: sequences::Sequence| v1::SequencePosition {
-        sequence: Some(preflight::table_message(&sequence.name)),
+        sequence: Some(messages::table_message(&sequence.name)),
         last_value: sequence.last_value,
         is_called: sequence.is_called,
         increment: sequence.increment,
@@ -67,7 +67,7 @@ pub async fn describe_tables(rooms: &Rooms, held: &Held) -> Result<Vec<v1::Sourc
     let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
     let oids: Vec<u32> = held.tables.iter().map(|(table, _)| table.oid).collect();
     let tables = tables::describe(&session, &oids).await.map_err(explain)?;
-    Ok(tables.iter().map(preflight::source_table).collect())
+    Ok(tables.iter().map(messages::source_table).collect())
 }
 
 /// Writes a marker; everything committed before lies below the LSN returned.

@@ -13,7 +13,8 @@ use steep_protocol::{
 use super::{
     direct::{Direct, DirectPlan, recipe},
     findings::verdict,
-    preflight::{self, TargetTables, Wanted, table_name},
+    messages::table_name,
+    preflight::{self, TargetTables, Wanted},
     steps::is_binary,
 };
 use crate::{

@@ -1,20 +1,14 @@
 //! The steps of the direct recipe, in its order.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     lsn::Lsn,
-    names::{TableName, quote_identifier},
-    v1::{self, bulk_request::Want},
+    names::TableName,
+    v1,
 };
 use tokio::{
-    fs::OpenOptions,
-    io::AsyncWriteExt as _,
     sync::mpsc,
     time::{Instant, sleep},
 };
@@ -23,8 +17,8 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::{
     direct::{Direct, unless_lost},
     findings::verdict,
-    preflight::{self, table_message, table_name},
-    subscribe,
+    messages::table_name,
+    preflight, subscribe,
 };
 use crate::{
     cleanup::{Effect, Member},
@@ -32,19 +26,14 @@ use crate::{
     operations::Context,
     parts::TablePlan,
     postgres::{
-        self, Purpose, Session, catalog,
-        ddl::{self, OriginFilter},
-        dump::{Programs, RestoreRequest, Section},
-        inventory::{self, CreatedObject},
+        self, Purpose,
+        ddl::OriginFilter,
         replication,
         sequences::{self, NewPosition, SequenceScope},
         slots,
     },
     session::{publish, slot_name},
-    snapshot::{
-        indexes::{Builder, Owned},
-        receive::{CopyJob, TableJob, copy_tables},
-    },
+    snapshot::receive::{CopyJob, TableJob, copy_tables},
     store::ledger,
 };
 
@@ -82,145 +71,6 @@ impl Direct {
         let id = reply.session_id.parse().map_err(|error| Failure::new(Code::BadRequest, format!("{error}")))?;
         self.hold_session(context, id, reply);
         Ok(())
-    }
-
-    pub(super) async fn create_tables(&mut self, context: &Context) -> Result<(), Failure> {
-        unless_lost(self.session().lost.clone(), self.create_missing_tables(context)).await?;
-        let kept = self.kept_tables();
-        if !kept.is_empty() {
-            if !self.here.rows.is_empty() {
-                self.rooms.cleanup.empty(context.op, &kept).await?;
-            }
-            let effect = Effect::Rows { tables: kept };
-            self.rooms.cleanup.make(context.op, "create tables", &effect, async { Ok(()) }).await?;
-        }
-        // Already now, so that whoever writes here before the end does not collide with the source's rows.
-        self.set_sequences_ahead().await
-    }
-
-    /// Tables that were here before, by their outermost names.
-    fn kept_tables(&self) -> Vec<Member> {
-        let there = |table: &&v1::SourceTable| {
-            !table.is_partition
-                && table.table.as_ref().is_some_and(|name| self.here.existing.contains_key(&table_name(name)))
-        };
-        let member = |table: &v1::SourceTable| Member {
-            table: table.table.as_ref().map(table_name).expect("a table has its name"),
-            partitioned: table.kind == "p",
-        };
-        self.facts.tables.iter().filter(there).map(member).collect()
-    }
-
-    async fn create_missing_tables(&mut self, context: &Context) -> Result<(), Failure> {
-        let names: Vec<TableName> =
-            self.facts.tables.iter().filter_map(|table| table.table.as_ref().map(table_name)).collect();
-        let missing: Vec<_> = names.iter().filter(|name| !self.here.existing.contains_key(name)).cloned().collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let session = self.rooms.database.session(Purpose::Ddl(context.op)).await.map_err(explain)?;
-        // An older pg_restore cannot read what a newer pg_dump writes.
-        let needed = session.version().major().max(u16::try_from(self.facts.pg_dump_major).unwrap_or(u16::MAX));
-        let programs = Programs::find(self.rooms.database.config(), needed).await.map_err(explain)?;
-        let archive = self.rooms.config.node.state_dir.join(format!("{}.dump", context.op));
-        self.archive = Some(archive.clone());
-        self.fetch_archive(&archive, &missing).await?;
-        let entries = programs.list(&archive).await.map_err(explain)?;
-
-        self.create_missing_schemas(context, &session, &missing).await?;
-        let schemas = catalog::schemas(&session).await.map_err(explain)?;
-        let is_there = |theirs: &&v1::SourceSchema| schemas.iter().any(|ours| ours.name == theirs.name);
-        let there: BTreeSet<u32> = self.facts.schemas.iter().filter(is_there).map(|schema| schema.oid).collect();
-        let wanted: Vec<_> = entries
-            .iter()
-            .filter(|entry| entry.section == Section::PreData)
-            .filter(|entry| !(entry.kind == "SCHEMA" && there.contains(&entry.object_oid)))
-            .collect();
-        let before = inventory::take(&session).await.map_err(explain)?;
-        let effect = Effect::Schema { before: before.clone(), markers: missing.clone() };
-        let cancelled = CancellationToken::new();
-        let request = RestoreRequest {
-            archive: &archive,
-            entries: &wanted,
-            single_transaction: true,
-            op: context.op,
-            settings: &[],
-            cancelled: &cancelled,
-        };
-        let restored = async { programs.restore(&self.rooms.database, &request).await.map_err(explain) };
-        self.rooms.cleanup.make(context.op, "create tables", &effect, restored).await?;
-        let created = inventory::created_since(&session, &before, &missing).await.map_err(explain)?;
-        self.rooms.cleanup.make(context.op, "create tables", &Effect::Objects { created }, async { Ok(()) }).await?;
-        session.close().await;
-
-        let owned: Vec<_> = self.facts.tables.iter().filter_map(owned).collect();
-        let memory = self.rooms.config.copy.maintenance_work_mem;
-        let database = self.rooms.database.clone();
-        self.builder = Some(Builder::new(programs, database, context, &archive, entries, &owned, memory));
-        Ok(())
-    }
-
-    /// A dump of chosen tables holds no schemas; those they need are made first, in plain form.
-    async fn create_missing_schemas(
-        &self,
-        context: &Context,
-        session: &Session,
-        missing: &[TableName],
-    ) -> Result<(), Failure> {
-        /// The catalog of schemas, by its oid.
-        const PG_NAMESPACE: u32 = 2615;
-        if !self.dumps_only_missing() {
-            return Ok(());
-        }
-        let there = catalog::schemas(session).await.map_err(explain)?;
-        let wanted: BTreeSet<&str> = missing.iter().map(|table| table.schema.as_str()).collect();
-        let mut created = Vec::new();
-        for name in wanted.into_iter().filter(|name| !there.iter().any(|schema| schema.name == **name)) {
-            session.run(&ddl::create_schema(name)).await.map_err(explain)?;
-            let now = catalog::schemas(session).await.map_err(explain)?;
-            let made = now.iter().find(|schema| schema.name == name);
-            created.extend(made.map(|schema| CreatedObject {
-                class_id: PG_NAMESPACE,
-                object_id: schema.oid,
-                kind: "schema".into(),
-                identity: quote_identifier(name),
-            }));
-        }
-        if created.is_empty() {
-            return Ok(());
-        }
-        self.rooms.cleanup.make(context.op, "create tables", &Effect::Objects { created }, async { Ok(()) }).await
-    }
-
-    /// Tables are chosen one by one: because the operator did, or because others are here already.
-    fn dumps_only_missing(&self) -> bool {
-        !self.here.existing.is_empty() || !self.plan.wanted.selection.tables.is_empty()
-    }
-
-    async fn fetch_archive(&self, archive: &Path, missing: &[TableName]) -> Result<(), Failure> {
-        let selection = &self.plan.wanted.selection;
-        let only_missing = self.dumps_only_missing();
-        let want = Want::Dump(v1::FetchDump {
-            session_id: self.session().id.to_string(),
-            only: if only_missing { missing.iter().map(table_message).collect() } else { Vec::new() },
-            without: if only_missing { Vec::new() } else { selection.exclude.iter().map(table_message).collect() },
-            schemas: if only_missing { Vec::new() } else { selection.schemas.clone() },
-        });
-        let state_dir = &self.rooms.config.node.state_dir;
-        let unwritable = |error: std::io::Error| {
-            Failure::new(Code::StateDirUnwritable, format!("cannot write {}", archive.display())).caused_by(&error)
-        };
-        tokio::fs::create_dir_all(state_dir).await.map_err(unwritable)?;
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true);
-        #[cfg(unix)]
-        options.mode(0o600);
-        let mut file = options.open(archive).await.map_err(unwritable)?;
-        let mut blocks = self.source.fetch(want).await?;
-        while let Some(block) = blocks.next().await.map_err(|error| error.explain())? {
-            file.write_all(&block).await.map_err(unwritable)?;
-        }
-        file.flush().await.map_err(unwritable)
     }
 
     pub(super) async fn publish(&mut self, context: &Context) -> Result<(), Failure> {
@@ -314,7 +164,7 @@ impl Direct {
     }
 
     /// Sets every sequence ahead of the source's, in its own direction; never back.
-    async fn set_sequences_ahead(&self) -> Result<(), Failure> {
+    pub(super) async fn set_sequences_ahead(&self) -> Result<(), Failure> {
         let theirs = self.source.read_sequences(self.session().id).await?;
         let session = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
         let ours = sequences::read(&session, SequenceScope::WholeDatabase).await.map_err(explain)?;
@@ -459,17 +309,6 @@ impl Waiting {
         }
         Err(Failure::new(Code::CatchUpStalled, format!("{}: nothing moved for {} s", who(), self.limit.as_secs())))
     }
-}
-
-fn owned(table: &v1::SourceTable) -> Option<Owned> {
-    Some(Owned {
-        table: table.oid,
-        name: table.table.as_ref().map(table_name)?,
-        indexes: table.index_oids.clone(),
-        constraints: table.constraint_oids.clone(),
-    })
-    // A partitioned table holds no rows to wait for; its indexes tie partitions together at the end.
-    .filter(|_| table.kind != "p")
 }
 
 /// The tables to copy, largest first.

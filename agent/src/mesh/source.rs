@@ -124,7 +124,14 @@ impl Source {
     async fn answer<T>(&self, asked: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Failure> {
         match timeout(LONGEST_ANSWER, asked).await {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
-            Ok(Err(status)) => Err(rpc::failure_of(&status)),
+            Ok(Err(status)) => {
+                let mut failure = rpc::failure_of(&status);
+                if status.details().is_empty() {
+                    // Not its words but those of a broken connection, which does not know whose it was.
+                    failure.message = format!("{}: {}", self.node, failure.message);
+                }
+                Err(failure)
+            }
             Err(_) => Err(Failure::new(
                 Code::PeerSilent,
                 format!("{} did not answer in {} s", self.node, LONGEST_ANSWER.as_secs()),

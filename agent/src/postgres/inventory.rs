@@ -21,10 +21,25 @@ use super::{
 const LOCK_TIMEOUT: &str = "5s";
 
 /// The objects of a database at one time: catalog and oid.
+///
+/// Written down as pairs: a map with numbers for keys does not come back out of JSON everywhere.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "Vec<(u32, BTreeSet<u32>)>", into = "Vec<(u32, BTreeSet<u32>)>")]
 pub struct Inventory {
     /// Oids, by the oid of their catalog.
     objects: BTreeMap<u32, BTreeSet<u32>>,
+}
+
+impl From<Vec<(u32, BTreeSet<u32>)>> for Inventory {
+    fn from(pairs: Vec<(u32, BTreeSet<u32>)>) -> Self {
+        Self { objects: pairs.into_iter().collect() }
+    }
+}
+
+impl From<Inventory> for Vec<(u32, BTreeSet<u32>)> {
+    fn from(inventory: Inventory) -> Self {
+        inventory.objects.into_iter().collect()
+    }
 }
 
 impl Inventory {

@@ -30,8 +30,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use super::{
-    identity::{self, Expect, Identity, PeerId, Verdict, explain_alert, explain_tls, peer_in},
+    identity::{self, Expect, Identity, PeerId, peer_in},
     io::Io,
+    verify::{Verdict, explain_alert, explain_tls},
 };
 use crate::{
     failure::{Code, Explain, Failure},

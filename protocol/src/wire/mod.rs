@@ -10,3 +10,4 @@ pub mod endpoint;
 pub mod identity;
 pub mod io;
 pub mod rpc;
+mod verify;

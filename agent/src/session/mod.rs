@@ -9,7 +9,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -19,7 +19,6 @@ use dashmap::DashMap;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId, SessionId},
-    lsn::Lsn,
     names::TableName,
 };
 use tokio::{
@@ -27,12 +26,12 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     cleanup::{Cleanup, Effect, Member},
     config::{self, OnBlockedDdl},
-    parts::{self, TablePlan},
+    parts,
     postgres::{
         self, Database, Purpose, Session as Connection, activity, ddl, publications, replication, slots,
         tables::{self, Table, TableKind},
@@ -42,6 +41,10 @@ use crate::{
 
 /// How often a session looks after itself.
 const WATCH: Duration = Duration::from_secs(1);
+
+mod held;
+
+pub use held::Held;
 
 /// What a target asks for.
 #[derive(Debug, Clone)]
@@ -56,107 +59,6 @@ pub struct OpenRequest {
     pub whole_database: bool,
     /// As many streams will read at once; 0: one.
     pub parallel: u32,
-}
-
-/// A session that is open.
-#[derive(Debug)]
-pub struct Held {
-    /// Its id.
-    pub id: SessionId,
-    /// The operation it serves.
-    pub op: OperationId,
-    /// For whom.
-    pub target: NodeId,
-    /// The slot made for it.
-    pub slot: String,
-    /// The slot's consistent point.
-    pub lsn: Lsn,
-    /// The publication that holds its tables.
-    pub publication: String,
-    /// The snapshot parts are read in.
-    pub snapshot: String,
-    /// Its tables and their parts.
-    pub tables: Vec<(Table, TablePlan)>,
-    database: Database,
-    keeper: AsyncMutex<Option<Connection>>,
-    idle: Mutex<Vec<Connection>>,
-    renewed: Mutex<Instant>,
-    retained_bytes: AtomicU64,
-    failure: OnceLock<Failure>,
-    ended: CancellationToken,
-}
-
-impl Held {
-    /// The table with this oid, if it belongs to the session.
-    pub fn table(&self, oid: u32) -> Option<&(Table, TablePlan)> {
-        self.tables.iter().find(|(table, _)| table.oid == oid)
-    }
-
-    /// A connection that reads inside the snapshot; give it back with [`Held::give_back`].
-    pub async fn reader(&self) -> Result<Connection, Failure> {
-        self.still_good()?;
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        if let Some(connection) = idle.filter(|connection| !connection.is_closed()) {
-            return Ok(connection);
-        }
-        let explain = |error: postgres::Error| error.explain();
-        let connection = self.database.session(Purpose::CopyOut(self.op)).await.map_err(explain)?;
-        connection.begin_snapshot(&self.snapshot).await.map_err(explain)?;
-        Ok(connection)
-    }
-
-    /// Takes back a connection whose last statement went well.
-    pub fn give_back(&self, connection: Connection) {
-        if !self.ended.is_cancelled() {
-            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
-        }
-    }
-
-    /// Done once the session has ended, so that streams stop.
-    pub fn ended(&self) -> &CancellationToken {
-        &self.ended
-    }
-
-    /// Why the session can no longer keep its promise, if so.
-    pub fn failure(&self) -> Option<&Failure> {
-        self.failure.get()
-    }
-
-    /// WAL its slot keeps back.
-    pub fn retained_bytes(&self) -> u64 {
-        self.retained_bytes.load(Ordering::Relaxed)
-    }
-
-    fn still_good(&self) -> Result<(), Failure> {
-        self.failure.get().map_or(Ok(()), |failure| Err(failure.clone()))
-    }
-
-    fn renew(&self) {
-        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
-    fn idle_for(&self) -> Duration {
-        self.renewed.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
-    }
-
-    /// Lets go of snapshot and locks; the slot stays.
-    pub async fn release(&self) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        if let Some(keeper) = self.keeper.lock().await.take() {
-            keeper.close().await;
-        }
-    }
-
-    async fn fail(&self, failure: Failure) {
-        error!(
-            event = "snapshot.session_failed", op_id = %self.op, peer = %self.target,
-            error = telemetry::failure(&failure), "a session can no longer keep its promise"
-        );
-        // The first cause counts.
-        let _ = self.failure.set(failure);
-        self.ended.cancel();
-        self.release().await;
-    }
 }
 
 #[derive(Debug)]

@@ -1,0 +1,185 @@
+//! Makes the tables that are missing on the target, and readies those that are there.
+//!
+//! The source's own pg_dump gives the definitions, taken inside the session's snapshot; pg_restore replays the part
+//! before the rows here, in one transaction, so that all of it is made or nothing.
+
+use std::{collections::BTreeSet, path::Path};
+
+use steep_protocol::{
+    failure::{Code, Explain as _, Failure},
+    names::{TableName, quote_identifier},
+    v1::{self, bulk_request::Want},
+};
+use tokio::{fs::OpenOptions, io::AsyncWriteExt as _};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    direct::{Direct, unless_lost},
+    messages::{table_message, table_name},
+};
+use crate::{
+    cleanup::{Effect, Member},
+    operations::Context,
+    postgres::{
+        self, Purpose, Session, catalog, ddl,
+        dump::{Programs, RestoreRequest, Section},
+        inventory::{self, CreatedObject},
+    },
+    snapshot::indexes::{Builder, Owned},
+};
+
+fn explain(error: postgres::Error) -> Failure {
+    error.explain()
+}
+
+impl Direct {
+    pub(super) async fn create_tables(&mut self, context: &Context) -> Result<(), Failure> {
+        unless_lost(self.session().lost.clone(), self.create_missing_tables(context)).await?;
+        let kept = self.kept_tables();
+        if !kept.is_empty() {
+            if !self.here.rows.is_empty() {
+                self.rooms.cleanup.empty(context.op, &kept).await?;
+            }
+            let effect = Effect::Rows { tables: kept };
+            self.rooms.cleanup.make(context.op, "create tables", &effect, async { Ok(()) }).await?;
+        }
+        // Already now, so that whoever writes here before the end does not collide with the source's rows.
+        self.set_sequences_ahead().await
+    }
+
+    /// Tables that were here before, by their outermost names.
+    fn kept_tables(&self) -> Vec<Member> {
+        let there = |table: &&v1::SourceTable| {
+            !table.is_partition
+                && table.table.as_ref().is_some_and(|name| self.here.existing.contains_key(&table_name(name)))
+        };
+        let member = |table: &v1::SourceTable| Member {
+            table: table.table.as_ref().map(table_name).expect("a table has its name"),
+            partitioned: table.kind == "p",
+        };
+        self.facts.tables.iter().filter(there).map(member).collect()
+    }
+
+    async fn create_missing_tables(&mut self, context: &Context) -> Result<(), Failure> {
+        let names: Vec<TableName> =
+            self.facts.tables.iter().filter_map(|table| table.table.as_ref().map(table_name)).collect();
+        let missing: Vec<_> = names.iter().filter(|name| !self.here.existing.contains_key(name)).cloned().collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let session = self.rooms.database.session(Purpose::Ddl(context.op)).await.map_err(explain)?;
+        // An older pg_restore cannot read what a newer pg_dump writes.
+        let needed = session.version().major().max(u16::try_from(self.facts.pg_dump_major).unwrap_or(u16::MAX));
+        let programs = Programs::find(self.rooms.database.config(), needed).await.map_err(explain)?;
+        let archive = self.rooms.config.node.state_dir.join(format!("{}.dump", context.op));
+        self.archive = Some(archive.clone());
+        self.fetch_archive(&archive, &missing).await?;
+        let entries = programs.list(&archive).await.map_err(explain)?;
+
+        self.create_missing_schemas(context, &session, &missing).await?;
+        let schemas = catalog::schemas(&session).await.map_err(explain)?;
+        let is_there = |theirs: &&v1::SourceSchema| schemas.iter().any(|ours| ours.name == theirs.name);
+        let there: BTreeSet<u32> = self.facts.schemas.iter().filter(is_there).map(|schema| schema.oid).collect();
+        let wanted: Vec<_> = entries
+            .iter()
+            .filter(|entry| entry.section == Section::PreData)
+            .filter(|entry| !(entry.kind == "SCHEMA" && there.contains(&entry.object_oid)))
+            .collect();
+        let before = inventory::take(&session).await.map_err(explain)?;
+        let effect = Effect::Schema { before: before.clone(), markers: missing.clone() };
+        let cancelled = CancellationToken::new();
+        let request = RestoreRequest {
+            archive: &archive,
+            entries: &wanted,
+            single_transaction: true,
+            op: context.op,
+            settings: &[],
+            cancelled: &cancelled,
+        };
+        let restored = async { programs.restore(&self.rooms.database, &request).await.map_err(explain) };
+        self.rooms.cleanup.make(context.op, "create tables", &effect, restored).await?;
+        let created = inventory::created_since(&session, &before, &missing).await.map_err(explain)?;
+        self.rooms.cleanup.make(context.op, "create tables", &Effect::Objects { created }, async { Ok(()) }).await?;
+        session.close().await;
+
+        let owned: Vec<_> = self.facts.tables.iter().filter_map(owned).collect();
+        let memory = self.rooms.config.copy.maintenance_work_mem;
+        let database = self.rooms.database.clone();
+        self.builder = Some(Builder::new(programs, database, context, &archive, entries, &owned, memory));
+        Ok(())
+    }
+
+    /// A dump of chosen tables holds no schemas; those they need are made first, in plain form.
+    async fn create_missing_schemas(
+        &self,
+        context: &Context,
+        session: &Session,
+        missing: &[TableName],
+    ) -> Result<(), Failure> {
+        /// The catalog of schemas, by its oid.
+        const PG_NAMESPACE: u32 = 2615;
+        if !self.dumps_only_missing() {
+            return Ok(());
+        }
+        let there = catalog::schemas(session).await.map_err(explain)?;
+        let wanted: BTreeSet<&str> = missing.iter().map(|table| table.schema.as_str()).collect();
+        let mut created = Vec::new();
+        for name in wanted.into_iter().filter(|name| !there.iter().any(|schema| schema.name == **name)) {
+            session.run(&ddl::create_schema(name)).await.map_err(explain)?;
+            let now = catalog::schemas(session).await.map_err(explain)?;
+            let made = now.iter().find(|schema| schema.name == name);
+            created.extend(made.map(|schema| CreatedObject {
+                class_id: PG_NAMESPACE,
+                object_id: schema.oid,
+                kind: "schema".into(),
+                identity: quote_identifier(name),
+            }));
+        }
+        if created.is_empty() {
+            return Ok(());
+        }
+        self.rooms.cleanup.make(context.op, "create tables", &Effect::Objects { created }, async { Ok(()) }).await
+    }
+
+    /// Tables are chosen one by one: because the operator did, or because others are here already.
+    fn dumps_only_missing(&self) -> bool {
+        !self.here.existing.is_empty() || !self.plan.wanted.selection.tables.is_empty()
+    }
+
+    async fn fetch_archive(&self, archive: &Path, missing: &[TableName]) -> Result<(), Failure> {
+        let selection = &self.plan.wanted.selection;
+        let only_missing = self.dumps_only_missing();
+        let want = Want::Dump(v1::FetchDump {
+            session_id: self.session().id.to_string(),
+            only: if only_missing { missing.iter().map(table_message).collect() } else { Vec::new() },
+            without: if only_missing { Vec::new() } else { selection.exclude.iter().map(table_message).collect() },
+            schemas: if only_missing { Vec::new() } else { selection.schemas.clone() },
+        });
+        let state_dir = &self.rooms.config.node.state_dir;
+        let unwritable = |error: std::io::Error| {
+            Failure::new(Code::StateDirUnwritable, format!("cannot write {}", archive.display())).caused_by(&error)
+        };
+        tokio::fs::create_dir_all(state_dir).await.map_err(unwritable)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        #[cfg(unix)]
+        options.mode(0o600);
+        let mut file = options.open(archive).await.map_err(unwritable)?;
+        let mut blocks = self.source.fetch(want).await?;
+        while let Some(block) = blocks.next().await.map_err(|error| error.explain())? {
+            file.write_all(&block).await.map_err(unwritable)?;
+        }
+        file.flush().await.map_err(unwritable)
+    }
+}
+
+fn owned(table: &v1::SourceTable) -> Option<Owned> {
+    Some(Owned {
+        table: table.oid,
+        name: table.table.as_ref().map(table_name)?,
+        indexes: table.index_oids.clone(),
+        constraints: table.constraint_oids.clone(),
+    })
+    // A partitioned table holds no rows to wait for; its indexes tie partitions together at the end.
+    .filter(|_| table.kind != "p")
+}
