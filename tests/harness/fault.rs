@@ -48,6 +48,20 @@ impl Node {
         self.parts().agent.signal(Signal::Continue).expect("the agent runs");
     }
 
+    /// The agent's program, to be run in another way than the cluster does.
+    pub fn agent_program(&self) -> std::process::Command {
+        std::process::Command::new(&self.parts().agent.program)
+    }
+
+    /// steepctl without an operator's certificate or an agent to ask.
+    pub fn bare_steepctl(&self) -> std::process::Command {
+        let mut command = self.running.cluster.steepctl(self.parts(), "nobody");
+        for name in ["STEEPCTL_PEER", "STEEPCTL_CERT", "STEEPCTL_KEY", "STEEPCTL_CA"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
     /// The agent's configuration file.
     pub fn agent_toml(&self) -> std::path::PathBuf {
         self.parts().agent.config.clone()

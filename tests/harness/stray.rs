@@ -55,6 +55,11 @@ impl Stray {
         fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default()
     }
 
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        process::signal(self.child.id(), Signal::Terminate);
+    }
+
     /// Waits for its end.
     pub async fn ends(&mut self) -> ExitStatus {
         until("the stray agent ends", PATIENCE, async || {

@@ -109,6 +109,7 @@ async fn a_failure_after_any_step_leaves_both_nodes_as_they_were_and_says_what_n
         let watched = b.steepctl(START).fails_with("STP-5006");
         assert_eq!(watched.status, 1, "{watched}");
         assert!(watched.stderr.contains(step), "the cause is told: {watched}");
+        assert!(!watched.stderr.contains("cleaned up yet"), "{step}: everything is cleaned up at once: {watched}");
         b.becomes(NodeState::Failed).await;
         before.is_restored([&a, &b], step).await;
         let shown = b.steepctl("node show node_b").succeeds();
@@ -216,6 +217,7 @@ async fn a_killed_target_agent_finds_its_operation_marks_it_failed_and_cleans_up
         b.becomes(NodeState::Failed).await;
         before.comes_back([&a, &b], CLEAN_WITHIN, step).await;
         let failure = op.shown().await.expect("it is known")["operation"]["failure"].clone();
+        assert_eq!(failure["causes"].as_array().map_or(0, Vec::len), 0, "{step}: everything is cleaned up: {failure}");
         assert!(failure["hint"].as_str().is_some_and(|hint| hint.contains("node start node_b --from node_a")), "{failure}");
     }
     // Amid the copy, with streams open.

@@ -14,6 +14,8 @@ async fn probe(node: &Node) {
 /// How many inserts, updates, deletes and truncates of `publication` the probe sees; with `origin` none, only those
 /// that a subscription for two ways would be sent.
 async fn changes(node: &Node, publication: &str, origin: &str) -> BTreeMap<String, i64> {
+    // What was applied may not be on disk yet, and only what is can be seen.
+    node.sql("select pg_logical_emit_message(true, 'spec', '')").await;
     let query = format!(
         "select convert_from(substring(data for 1), 'sql_ascii'), count(*)
            from pg_logical_slot_peek_binary_changes('probe', null, null, 'proto_version', '4',
@@ -44,7 +46,7 @@ async fn the_rows_that_were_loaded_are_not_sent_back() {
     // Before the load, as the slot for the way back.
     b.sql("create publication spec").await;
     probe(&b).await;
-    b.hold_after("publish on target");
+    b.hold_after("create tables");
     let op = b.steepctl(START).operation();
     b.is_held().await;
     probe(&a).await;

@@ -6,7 +6,7 @@ const START: &str = "node start node_b --from node_a";
 
 #[tokio::test]
 async fn no_row_is_lost_or_doubled_under_eight_writers_on_each_node() {
-    let [a, b] = Cluster::of(2).agent_toml("[copy]\npart_size = \"256KiB\"").start().await;
+    let [a, b] = Cluster::of(2).agent_toml("[copy]\npart_size = \"1MiB\"").start().await;
     let ledger = Ledger::on(&a, 10_000).await;
     let [on_a, on_b] = [&a, &b].map(|node| ledger.writers(8, node));
     on_a.write(300).await;
@@ -28,7 +28,7 @@ async fn no_row_is_lost_or_doubled_under_eight_writers_on_each_node() {
 
 #[tokio::test]
 async fn what_is_written_into_a_table_of_the_target_from_its_first_moment_on_reaches_the_source() {
-    for step in ["create tables", "publish on target", "copy tables", "subscribe"] {
+    for step in ["create tables", "copy tables", "subscribe"] {
         let [a, b] = Cluster::of(2).start().await;
         let ledger = Ledger::on(&a, 100).await;
         let on_b = ledger.writers(2, &b);

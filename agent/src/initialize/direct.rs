@@ -79,14 +79,14 @@ pub fn recipe(plan: &DirectPlan) -> Recipe<Direct> {
     let mut recipe = Recipe::<Direct>::new()
         .step("check both nodes", Phase::Preflight, |direct, context| direct.check_both_nodes(context).boxed())
         // Undo: the source drops slot, publication, snapshot and locks.
-        .step("open session", Phase::Snapshot, |direct, context| direct.open_session(context).boxed())
-        // Undo: what the restore made is dropped.
-        .step("create tables", Phase::Schema, |direct, context| direct.create_tables(context).boxed());
+        .step("open session", Phase::Snapshot, |direct, context| direct.open_session(context).boxed());
     if both_ways {
-        // Undo: our slot and publication are dropped. Before the load, so that the target may be written at once.
+        // Undo: our slot and publication are dropped.
         recipe = recipe.step("publish on target", Phase::Schema, |direct, context| direct.publish(context).boxed());
     }
     recipe = recipe
+        // Undo: what the restore made is dropped.
+        .step("create tables", Phase::Schema, |direct, context| direct.create_tables(context).boxed())
         // Undo: tables that were there before are emptied.
         .step("copy tables", Phase::Copy, |direct, context| direct.copy_tables(context).boxed())
         .step("build indexes", Phase::Indexes, |direct, context| direct.build_indexes(context).boxed())

@@ -24,6 +24,8 @@ use crate::{
         self, Purpose, Session, catalog, ddl,
         dump::{Programs, RestoreRequest, Section},
         inventory::{self, CreatedObject},
+        rows,
+        tables::TableKind,
     },
     snapshot::indexes::{Builder, Owned},
 };
@@ -37,9 +39,7 @@ impl Direct {
         unless_lost(self.session().lost.clone(), self.create_missing_tables(context)).await?;
         let kept = self.kept_tables();
         if !kept.is_empty() {
-            if !self.here.rows.is_empty() {
-                self.rooms.cleanup.empty(context.op, &kept).await?;
-            }
+            self.empty_kept_tables(context, &kept).await?;
             let effect = Effect::Rows { tables: kept };
             self.rooms.cleanup.make(context.op, "create tables", &effect, async { Ok(()) }).await?;
         }
@@ -47,17 +47,38 @@ impl Direct {
         self.set_sequences_ahead().await
     }
 
+    /// Empties what `--force` allows; otherwise makes sure that nobody has written since the preflight, when the
+    /// tables were not published yet.
+    async fn empty_kept_tables(&self, context: &Context, kept: &[Member]) -> Result<(), Failure> {
+        if self.plan.wanted.force {
+            return self.rooms.cleanup.empty(context.op, kept).await;
+        }
+        let session = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+        let plain: Vec<_> = self
+            .here
+            .existing
+            .values()
+            .filter(|table| table.kind == TableKind::Plain)
+            .map(|table| table.name.clone())
+            .collect();
+        match rows::which_hold_any(&session, &plain).await.map_err(explain)?.first() {
+            None => Ok(()),
+            Some(table) => Err(Failure::new(Code::TargetNotEmpty, format!("somebody wrote into {table} just now"))),
+        }
+    }
+
     /// Tables that were here before, by their outermost names.
-    fn kept_tables(&self) -> Vec<Member> {
-        let there = |table: &&v1::SourceTable| {
-            !table.is_partition
-                && table.table.as_ref().is_some_and(|name| self.here.existing.contains_key(&table_name(name)))
-        };
-        let member = |table: &v1::SourceTable| Member {
-            table: table.table.as_ref().map(table_name).expect("a table has its name"),
-            partitioned: table.kind == "p",
-        };
-        self.facts.tables.iter().filter(there).map(member).collect()
+    pub(super) fn kept_tables(&self) -> Vec<Member> {
+        self.members(|name| self.here.existing.contains_key(name))
+    }
+
+    /// The selected tables that a publication names, those of them that `holds` says.
+    fn members(&self, holds: impl Fn(&TableName) -> bool) -> Vec<Member> {
+        let named = self.facts.tables.iter().filter(|table| !table.is_partition).filter_map(|table| {
+            let name = table.table.as_ref().map(table_name)?;
+            Some(Member { table: name, partitioned: table.kind == "p" })
+        });
+        named.filter(|member| holds(&member.table)).collect()
     }
 
     async fn create_missing_tables(&mut self, context: &Context) -> Result<(), Failure> {
@@ -87,6 +108,12 @@ impl Direct {
             .collect();
         let before = inventory::take(&session).await.map_err(explain)?;
         let effect = Effect::Schema { before: before.clone(), markers: missing.clone() };
+        // Published in the transaction that makes them: nobody can write into them a moment too early.
+        let members: Vec<_> = self.members(|name| missing.contains(name)).iter().map(Into::into).collect();
+        let published = match self.reverse_slot {
+            Some(_) => Vec::from_iter(ddl::add_to_publication(&self.own_publication(), &members)),
+            None => Vec::new(),
+        };
         let cancelled = CancellationToken::new();
         let request = RestoreRequest {
             archive: &archive,
@@ -94,6 +121,7 @@ impl Direct {
             single_transaction: true,
             op: context.op,
             settings: &[],
+            then: &published,
             cancelled: &cancelled,
         };
         let restored = async { programs.restore(&self.rooms.database, &request).await.map_err(explain) };

@@ -21,7 +21,7 @@ use super::{
     preflight, subscribe,
 };
 use crate::{
-    cleanup::{Effect, Member},
+    cleanup::Effect,
     lifecycle::NodeEvent,
     operations::Context,
     parts::TablePlan,
@@ -73,14 +73,11 @@ impl Direct {
         Ok(())
     }
 
+    /// The publication with the tables that are here, and the slot for the way back, before any table is made: what is
+    /// written into one from its first moment on is then sent.
     pub(super) async fn publish(&mut self, context: &Context) -> Result<(), Failure> {
         let look = self.rooms.database.session(Purpose::Ddl(context.op)).await.map_err(explain)?;
-        let member = |table: &v1::SourceTable| {
-            let name = table.table.as_ref().map(table_name)?;
-            (!table.is_partition).then(|| Member { table: name, partitioned: table.kind == "p" })
-        };
-        let members: Vec<_> = self.facts.tables.iter().filter_map(member).collect();
-        publish(&self.rooms.cleanup, &look, context.op, &self.own_publication(), &members).await?;
+        publish(&self.rooms.cleanup, &look, context.op, &self.own_publication(), &self.kept_tables()).await?;
         let slot = slot_name(&self.plan.source, context.op);
         let patience = self.rooms.config.copy.slot_timeout;
         let effect = Effect::Slot { name: slot.clone() };
@@ -93,7 +90,7 @@ impl Direct {
         Ok(())
     }
 
-    fn own_publication(&self) -> String {
+    pub(super) fn own_publication(&self) -> String {
         let whole = self.plan.wanted.selection.is_whole_database();
         if whole { "steep".to_owned() } else { format!("steep_only_{}", self.plan.source) }
     }

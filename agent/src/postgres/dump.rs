@@ -31,7 +31,7 @@ use super::{
     archive::{parse_dependencies, parse_list, write_list},
     connect::{Database, PostgresConfig, Purpose},
     conninfo::Conninfo,
-    ddl::{OWN_SCHEMA, startup_options},
+    ddl::{OWN_SCHEMA, Statement, startup_options},
     error::Error,
     version::Version,
 };
@@ -138,8 +138,12 @@ impl Programs {
 
     async fn restore_list(&self, database: &Database, request: &RestoreRequest<'_>, list: &Path) -> Result<(), Error> {
         let session = database.session(Purpose::Restore(request.op)).await?;
-        if session.version().major() < self.major() {
-            let script = self.script(request, list).await?;
+        if session.version().major() < self.major() || !request.then.is_empty() {
+            let mut script = self.script(request, list).await?;
+            for statement in request.then {
+                script.push_str(statement.as_str());
+                script.push_str(";\n");
+            }
             return super::script::run(&session, &script, request.settings, request.cancelled).await;
         }
         session.close().await;
@@ -164,7 +168,8 @@ impl Programs {
         }
     }
 
-    /// The entries as SQL, for a server older than the programs: pg_restore itself sets what it does not know.
+    /// The entries as SQL, for a server older than the programs (pg_restore itself sets what it does not know), or to
+    /// run more in the same transaction.
     async fn script(&self, request: &RestoreRequest<'_>, list: &Path) -> Result<String, Error> {
         let mut command = quiet(&self.pg_restore);
         command.args(["--no-tablespaces", "--file=-", "--use-list"]).arg(list).arg(request.archive);
@@ -229,6 +234,8 @@ pub struct RestoreRequest<'a> {
     pub op: OperationId,
     /// Settings for its sessions: `maintenance_work_mem`, `session_replication_role`.
     pub settings: &'a [(&'static str, &'a str)],
+    /// Run after the entries, in the same transaction.
+    pub then: &'a [Statement],
     /// Ends it.
     pub cancelled: &'a CancellationToken,
 }

@@ -1,4 +1,4 @@
-//! Runs a schema that pg_restore wrote as SQL, for a server older than pg_restore.
+//! Runs a schema that pg_restore wrote as SQL: for a server older than pg_restore, or with more in one transaction.
 //!
 //! Newer programs set things at the beginning that an older server does not know, and frame their output for psql;
 //! both are taken off. What remains is one simple query: one transaction, all or nothing.

@@ -175,6 +175,7 @@ impl Builder {
             single_transaction: false,
             op: shared.op,
             settings: &settings,
+            then: &[],
             cancelled: &cancelled,
         };
         shared.programs.restore(&shared.database, &request).await.map_err(|error| error.explain())?;

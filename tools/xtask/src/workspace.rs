@@ -74,6 +74,21 @@ impl Binaries {
         Ok(Self { agent: executable("steep-agent")?, steepctl: executable("steepctl")? })
     }
 
+    /// The binaries an earlier build left, as they are.
+    pub fn left_by_build(profile: Profile) -> Result<Self> {
+        let us = std::env::current_exe().context("cannot tell which program this is")?;
+        let target = us.ancestors().nth(2).context("this program lies in no target folder")?;
+        let folder = target.join(match profile {
+            Profile::Dev => "debug",
+            Profile::Release => "release",
+        });
+        let both = Self { agent: program(&folder, "steep-agent"), steepctl: program(&folder, "steepctl") };
+        if !both.agent.is_file() || !both.steepctl.is_file() {
+            bail!("no steep-agent and steepctl in {}", folder.display());
+        }
+        Ok(both)
+    }
+
     /// The binaries built beside the program that runs now (a test, or xtask itself).
     pub fn beside_us() -> Result<Self> {
         let us = std::env::current_exe().context("cannot tell which program this is")?;

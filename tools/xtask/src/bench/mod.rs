@@ -54,6 +54,9 @@ pub struct Arguments {
     /// Where the nodes' files go [default: a temporary folder]
     #[arg(long)]
     dir: Option<PathBuf>,
+    /// Take the release binaries as an earlier build left them
+    #[arg(long)]
+    no_build: bool,
     /// Release build (the default, and the only one that means anything)
     #[arg(long)]
     release: bool,
@@ -67,7 +70,8 @@ pub fn run(Command::Copy(arguments): Command) -> Result<()> {
         bail!("--runs and --scale are 1 or more");
     }
     say::heading("bench copy");
-    let binaries = Binaries::built(Profile::Release)?;
+    let profile = Profile::Release;
+    let binaries = if arguments.no_build { Binaries::left_by_build(profile)? } else { Binaries::built(profile)? };
     let wanted = |contender: Contender| arguments.only.is_empty() || arguments.only.contains(&contender);
     let mut fights = vec![(arguments.pg, Contender::ON_ANY.into_iter().filter(|it| wanted(*it)).collect::<Vec<_>>())];
     let with_pgcopydb: Vec<_> = Contender::PGCOPYDB.into_iter().filter(|it| wanted(*it)).collect();

@@ -55,8 +55,8 @@ pub struct Up {
     /// Print one JSON object that says where everything is
     #[arg(long)]
     json: bool,
-    /// Take the binaries that lie beside this program as they are
-    #[arg(long, conflicts_with = "release")]
+    /// Take the binaries as an earlier build left them
+    #[arg(long)]
     no_build: bool,
     /// Keep fsync on
     #[arg(long)]
@@ -126,10 +126,8 @@ pub fn run(command: Command) -> Result<()> {
 
 fn up(up: &Up) -> Result<()> {
     place::refuse_taken(&up.at.dir)?;
-    let binaries = match up.no_build {
-        true => Binaries::beside_us()?,
-        false => Binaries::built(Profile::from_flag(up.at.release))?,
-    };
+    let profile = Profile::from_flag(up.at.release);
+    let binaries = if up.no_build { Binaries::left_by_build(profile)? } else { Binaries::built(profile)? };
     let options =
         Options::new(&up.at.dir, up.nodes, &up.pg, binaries).set("fsync", if up.fsync { "on" } else { "off" });
     say::step(format!("starting {} nodes in {}", up.nodes, options.dir.display()));
