@@ -89,7 +89,7 @@ pub fn complain(failure: &Failure) {
     for cause in &failure.causes {
         let _ = writeln!(text, "Caused by: {cause}");
     }
-    let _ = write!(io::stderr(), "{text}Hint: {}\n", failure.hint);
+    let _ = writeln!(io::stderr(), "{text}Hint: {}", failure.hint);
 }
 
 struct Lines {

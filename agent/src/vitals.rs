@@ -64,6 +64,10 @@ async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadli
         (headline.health, headline.health_reason) = ("error".into(), reason);
     };
     let at_rest = headline.op_id.is_empty();
+    if let Some(waiting) = ours.iter().find(|found| at_rest && found.worker_pid.is_none()) {
+        let reason = format!("STP-4201 subscription {} does not run: see PostgreSQL's log", waiting.name);
+        (headline.health, headline.health_reason) = ("warn".into(), reason);
+    }
     if let Some(stopped) = ours.iter().find(|found| at_rest && !found.is_enabled) {
         complain(headline, format!("STP-4201 subscription {} stopped with an error", stopped.name));
     }

@@ -121,7 +121,8 @@ async fn an_agent_signs_in_over_tcp_with_a_password_from_its_passfile() {
     // A loopback address of this spec's own, so that the usual port is free on it.
     let pid = std::process::id();
     let address = format!("127.77.{}.{}", pid / 250 % 250, pid % 250 + 1);
-    a.sql(&format!("alter system set listen_addresses = '{address}'; create role steeper superuser login password 'se:cret\\'")).await;
+    a.sql(&format!("alter system set listen_addresses = '{address}'")).await;
+    a.sql("create role steeper superuser login password 'se:cret\\'").await;
     let hba = "local all all trust\nlocal replication all trust\nhost all all all scram-sha-256\nhost replication all all scram-sha-256\n";
     fs::write(a.data_directory().join("pg_hba.conf"), hba).expect("the server's files are ours");
     a.stop_agent();

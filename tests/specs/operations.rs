@@ -83,10 +83,14 @@ async fn an_operation_is_listed_shown_and_watched_through_every_agent_also_after
         assert_eq!(short.status, 2, "seven characters are too few: {short}");
         let listed = node.steepctl("op list").succeeds();
         assert!(listed.stdout.contains(&op.id()[..13]) && listed.stdout.contains("node_b"), "{listed}");
-        let nodes = node.steepctl("node list -o json").succeeds().json();
-        assert_eq!(nodes["nodes"].as_array().map(Vec::len), Some(2), "{nodes}");
-        let of_b = nodes["nodes"].as_array().and_then(|all| all.iter().find(|it| it["node_id"] == "node_b")).cloned();
-        assert_eq!(of_b.map(|it| it["op_id"].clone()), Some(op.id().into()), "{nodes}");
+        until("the node list tells the operation", PATIENCE, async || {
+            let nodes = node.steepctl("node list -o json").succeeds().json();
+            let all = nodes["nodes"].as_array().cloned().unwrap_or_default();
+            assert_eq!(all.len(), 2, "{nodes}");
+            let told = all.iter().any(|it| it["node_id"] == "node_b" && it["op_id"] == op.id());
+            if told { Ok(()) } else { Err(nodes.to_string()) }
+        })
+        .await;
     }
     let unknown = a.steepctl("op show 01900000-0000-7000-8000-000000000000").fails_with("STP-4004");
     assert_eq!(unknown.status, 1, "{unknown}");
@@ -164,13 +168,15 @@ async fn a_watcher_that_gives_up_leaves_the_operation_alone() {
     // Interrupted in a pipe: detaches, says how to come back, and the operation goes on.
     let mut command: Command = a.steepctl("op watch").arg(op.id()).command();
     let mut watching = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("steepctl can be run");
-    let mut said = String::new();
-    let mut lines = BufReader::new(watching.stderr.take().expect("it was piped"));
-    lines.read_line(&mut said).expect("it says what it watches");
+    let mut first = String::new();
+    let mut lines = BufReader::new(watching.stdout.take().expect("it was piped"));
+    lines.read_line(&mut first).expect("it says what happens");
     let interrupted = Command::new("kill").args(["-INT", &watching.id().to_string()]).status();
     assert!(interrupted.is_ok_and(|status| status.success()), "it runs");
     let status = watching.wait().expect("it ends");
-    std::io::Read::read_to_string(&mut lines, &mut said).expect("it can be read");
+    let mut said = String::new();
+    let mut stderr = watching.stderr.take().expect("it was piped");
+    std::io::Read::read_to_string(&mut stderr, &mut said).expect("it can be read");
     assert_eq!(status.code(), Some(130), "{said}");
     assert!(said.contains("steepctl op watch"), "{said}");
     assert_eq!(op.shown().await.expect("it is known")["operation"]["status"], "running");

@@ -87,8 +87,8 @@ async fn every_version_refuses_the_same_moves_and_understands_every_statement() 
 /// The moves a node has made, from its audit log.
 async fn audited(node: &Node) -> Vec<String> {
     node.texts(
-        "select (detail ->> 'from') || ' -> ' || (detail ->> 'to') from steep_repl.audit_log
-          where detail ? 'from' and detail ? 'to' order by id",
+        "select (detail ->> 'previous_state') || ' -> ' || (detail ->> 'new_state') from steep_repl.audit_log
+          where action = 'init.state_change' order by id",
     )
     .await
 }

@@ -88,15 +88,30 @@ impl Caller {
     }
 }
 
-/// Looks the caller up in the table. An error names who was denied, for log and audit.
-pub fn admit<T>(request: &Request<T>, rpc: Rpc) -> Result<Caller, (String, Failure)> {
-    let nobody = || ("nobody".to_owned(), Failure::new(Code::Denied, "the connection has no identity"));
+/// Somebody who may not ask what they asked.
+#[derive(Debug)]
+pub struct Denied {
+    /// Who, for log and audit.
+    pub who: String,
+    /// Why.
+    pub failure: Failure,
+}
+
+impl Denied {
+    fn new(who: impl ToString, why: impl Into<String>) -> Box<Self> {
+        Box::new(Self { who: who.to_string(), failure: Failure::new(Code::Denied, why) })
+    }
+}
+
+/// Looks the caller up in the table.
+pub fn admit<T>(request: &Request<T>, rpc: Rpc) -> Result<Caller, Box<Denied>> {
+    let nobody = || Denied::new("nobody", "the connection has no identity");
     let peer = request.extensions().get::<PeerId>().ok_or_else(nobody)?;
     let caller = caller_of(peer, request.metadata().get(FORWARDED_FOR).map(|value| value.as_bytes()))?;
     let (_, name, allowed) = TABLE.iter().find(|(known, ..)| *known == rpc).expect("every call stands in the table");
     let denied = |needs: &str| {
         let who = PeerId { mesh: peer.mesh.clone(), who: caller.who.clone() };
-        Err((who.to_string(), Failure::new(Code::Denied, format!("{who} may not call {name}: {needs}"))))
+        Err(Denied::new(&who, format!("{who} may not call {name}: {needs}")))
     };
     match (allowed, &caller.who) {
         (Allowed::Nodes, Who::Node(_)) if caller.through.is_none() => Ok(caller),
@@ -108,9 +123,9 @@ pub fn admit<T>(request: &Request<T>, rpc: Rpc) -> Result<Caller, (String, Failu
     }
 }
 
-fn caller_of(peer: &PeerId, forwarded_for: Option<&[u8]>) -> Result<Caller, (String, Failure)> {
+fn caller_of(peer: &PeerId, forwarded_for: Option<&[u8]>) -> Result<Caller, Box<Denied>> {
     let Some(original) = forwarded_for else { return Ok(Caller { who: peer.who.clone(), through: None }) };
-    let refuse = |why: &str| Err((peer.to_string(), Failure::new(Code::Denied, format!("{peer} {why}"))));
+    let refuse = |why: &str| Err(Denied::new(peer, format!("{peer} {why}")));
     let Who::Node(through) = &peer.who else { return refuse("may not speak for others") };
     let named = std::str::from_utf8(original).ok().and_then(|uri| PeerId::from_uri(uri).ok());
     match named {

@@ -51,10 +51,10 @@ impl Door {
     async fn admit<T>(&self, request: &Request<T>, rpc: Rpc) -> Result<Caller, Status> {
         match authorize::admit(request, rpc) {
             Ok(caller) => Ok(caller),
-            Err((who, failure)) => {
+            Err(denied) => {
                 let rooms = self.rooms.borrow().clone();
-                authorize::tell_denied(rooms, &who, rpc, &failure).await;
-                Err(status_of(&failure))
+                authorize::tell_denied(rooms, &denied.who, rpc, &denied.failure).await;
+                Err(status_of(&denied.failure))
             }
         }
     }

@@ -196,11 +196,16 @@ impl Service {
                 let asked = self.0.on_behalf_of(caller, GetOperationRequest { op_id: text.to_owned() });
                 async move {
                     let answered = OperationsClient::new(channel).get(asked).await;
-                    answered.map(Response::into_inner).map_err(|status| failure_of(&status))
+                    match answered.map(Response::into_inner).map_err(|status| failure_of(&status)) {
+                        Ok(reply) => Ok(Some(reply)),
+                        // That is an answer; only those who give none are told as silent.
+                        Err(failure) if failure.code == Code::OperationUnknown => Ok(None),
+                        Err(failure) => Err(failure),
+                    }
                 }
             })
             .await;
-        match answers.first() {
+        match answers.iter().flatten().next() {
             Some(reply) => self.0.owner(&reply.served_by, caller).await.map(Found::At),
             None if silent.is_empty() => Ok(Found::At(Owner::Me)),
             None => {

@@ -36,7 +36,7 @@ fn explain(error: postgres::Error) -> Failure {
 
 impl Direct {
     pub(super) async fn create_tables(&mut self, context: &Context) -> Result<(), Failure> {
-        unless_lost(self.session().lost.clone(), self.create_missing_tables(context)).await?;
+        Box::pin(unless_lost(self.session().lost.clone(), self.create_missing_tables(context))).await?;
         let kept = self.kept_tables();
         if !kept.is_empty() {
             self.empty_kept_tables(context, &kept).await?;

@@ -42,11 +42,7 @@ pub struct Answer {
 /// A dry run answers with findings even when they speak against it; otherwise they are the failure.
 pub async fn start(rooms: &Rooms, request: &v1::StartNodeRequest, actor: &Actor) -> Result<Answer, Failure> {
     let (op, plan) = plan_of(rooms, request)?;
-    if let Some((running, _)) = rooms.operations.current()
-        && running != op
-    {
-        return Err(already_running(rooms, running));
-    }
+    refuse_second(rooms, op)?;
     let source = Source::new(rooms.peers.clone(), plan.source.clone(), op);
     if rooms.operations.progress(op).is_some() {
         return Ok(Answer { op: Some(op), checks: Vec::new(), tables: Vec::new() });
@@ -59,6 +55,8 @@ pub async fn start(rooms: &Rooms, request: &v1::StartNodeRequest, actor: &Actor)
         return Ok(Answer { op: None, checks, tables });
     }
     let own = nodes::own(&rooms.store).await.map_err(|error| error.explain())?;
+    // Another one may have begun meanwhile; then that is the reason, not what it has made here so far.
+    refuse_second(rooms, op)?;
     lifecycle::next(own.init_state, NodeEvent::Started).map_err(|_| {
         let text = format!("cannot start {}: it is {}", rooms.me, own.init_state);
         Failure::new(Code::IllegalState, text).hint(format!("steepctl node show {}", rooms.me))
@@ -91,9 +89,15 @@ pub async fn start(rooms: &Rooms, request: &v1::StartNodeRequest, actor: &Actor)
     Ok(Answer { op: Some(op), checks, tables })
 }
 
-fn already_running(rooms: &Rooms, running: OperationId) -> Failure {
-    Failure::new(Code::OperationRunning, format!("operation {running} already runs on {}", rooms.me))
-        .hint(format!("steepctl op watch {running} follows it; steepctl node cancel {} stops it", rooms.me))
+fn refuse_second(rooms: &Rooms, op: OperationId) -> Result<(), Failure> {
+    match rooms.operations.current() {
+        Some((running, _)) if running != op => {
+            let text = format!("operation {running} already runs on {}", rooms.me);
+            let hint = format!("steepctl op watch {running} follows it; steepctl node cancel {} stops it", rooms.me);
+            Err(Failure::new(Code::OperationRunning, text).hint(hint))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn plan_of(rooms: &Rooms, request: &v1::StartNodeRequest) -> Result<(OperationId, DirectPlan), Failure> {

@@ -300,8 +300,11 @@ impl Peers {
             system_identifier: facts.system_identifier,
             database: facts.database,
         };
-        let reply =
-            self.client(node).await?.hello(request).await.map_err(|status| rpc::failure_of(&status))?.into_inner();
+        let link = self.link(node).await?;
+        let answered = PeersClient::new(link.channel).hello(request).await;
+        let reply = answered
+            .map_err(|status| link.connection.refusal().unwrap_or_else(|| rpc::failure_of(&status)))?
+            .into_inner();
         if !version::understands(reply.protocol) {
             return Err(Failure::new(
                 Code::ProtocolMismatch,

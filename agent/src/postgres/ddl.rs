@@ -299,6 +299,8 @@ pub struct NewSubscription<'a> {
 
 /// Creates a subscription, disabled, that copies nothing: it will begin where its slot stands.
 ///
+/// It stays enabled after an error and tries again: PostgreSQL counts a publisher's restart as an error too.
+///
 /// Fails with [`Error::Unsupported`] when 15 is asked to filter origins: it would send everything back for ever.
 pub fn create_subscription(new: &NewSubscription<'_>) -> Result<Statement, Error> {
     let origin = match (new.origin, new.version.has_origin_filter()) {
@@ -311,7 +313,7 @@ pub fn create_subscription(new: &NewSubscription<'_>) -> Result<Statement, Error
     };
     let sql = format!(
         "create subscription {} connection {} publication {} with (create_slot = false, copy_data = false, \
-         enabled = false, slot_name = {}, disable_on_error = true{origin})",
+         enabled = false, slot_name = {}, disable_on_error = false{origin})",
         quote_identifier(new.name),
         quote_literal(&new.conninfo.to_string()),
         quote_identifier(new.publication),

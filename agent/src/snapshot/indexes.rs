@@ -69,7 +69,6 @@ struct Shared {
 
 impl Builder {
     /// Sorts the archive's later half by table. `maintenance_work_mem` is for each of `at_once` builds.
-    #[expect(clippy::too_many_arguments, reason = "one call, in the recipe, where each is at hand")]
     pub fn new(
         programs: Programs,
         database: Database,

@@ -409,6 +409,11 @@ impl Connection {
         self.quic.close_reason().is_some()
     }
 
+    /// Why the other end refused our certificate, if that is how the connection ended.
+    pub fn refusal(&self) -> Option<Failure> {
+        self.quic.close_reason().as_ref().and_then(refusal_in)
+    }
+
     /// Waits until the connection has ended.
     pub async fn closed(&self) {
         self.quic.closed().await;

