@@ -114,6 +114,7 @@ codes! {
     2208 TableUnknown Precondition false "a table named does not exist on the source" "check the spelling; quote names as SQL would"
     2209 LargeObjects Precondition false "the database holds large objects, which logical replication does not carry" "move them to bytea columns, or select the tables without them using --tables"
     2210 ExtensionMissing Precondition false "an extension of the source is not available on the target" "install the extension's package beside the target's PostgreSQL"
+    2211 TriggerAlways Precondition false "a trigger also fires for rows that are copied or replicated" "alter table TABLE enable trigger NAME; on both nodes, unless it is meant to run on each of them"
     2301 TargetNotEmpty Precondition false "the target is not empty" "empty the tables yourself, or start again with --force to have them emptied"
     2303 LongTransaction Precondition true "a long transaction keeps the slot from being made" "wait for it or end it: select pg_terminate_backend(PID)"
     2304 PreparedTransaction Precondition true "a prepared transaction keeps the slot from being made" "commit prepared or rollback prepared it first"

@@ -14,7 +14,10 @@ select format('%I.%I', n.nspname, c.relname)
 
 /// Fails unless both nodes have the same schema, and, as soon as all is applied, the same rows in every table.
 pub(crate) async fn alike(a: &Node, b: &Node) {
-    same_schema(a, b);
+    // Each version's pg_dump has words of its own.
+    if a.major() == b.major() {
+        same_schema(a, b);
+    }
     let relations = a.texts(RELATIONS).await;
     assert_eq!(relations, b.texts(RELATIONS).await);
     for relation in &relations {
@@ -26,7 +29,7 @@ pub(crate) async fn alike(a: &Node, b: &Node) {
 
 /// Fails unless pg_dump tells the same about both nodes.
 #[track_caller]
-pub(crate) fn same_schema(a: &Node, b: &Node) {
+fn same_schema(a: &Node, b: &Node) {
     let [there, here] = [a, b].map(schema);
     let differ = there.iter().zip(&here).position(|(there, here)| there != here);
     let at = differ.unwrap_or_else(|| there.len().min(here.len()));

@@ -10,8 +10,8 @@ const START: &str = "node start node_b --from node_a";
 const STEPS: [&str; 11] = [
     "check both nodes",
     "open session",
-    "create tables",
     "publish on target",
+    "create tables",
     "copy tables",
     "build indexes",
     "move sequences",

@@ -79,7 +79,7 @@ async fn an_operator_with_a_bad_certificate_is_refused_and_told_why() {
     let expired = issue("eva", &["--not-before", "2020-01-01T00:00:00Z", "--not-after", "2020-02-01T00:00:00Z"]);
     is_refused(&status(&expired, &ca), "STP-1103", 7, &["expired"]);
     let early = issue("ed", &["--not-before", "2028-01-01T00:00:00Z", "--not-after", "2028-02-01T00:00:00Z"]);
-    is_refused(&status(&early, &ca), "STP-1103", 7, &["not valid yet"]);
+    is_refused(&status(&early, &ca), "STP-1103", 7, &["is not valid before 2028"]);
 
     let other = Pki::of_another_mesh(&a, "other-pki", "elsewhere");
     other.run(&["issue", "operator", "olga", "--role", "admin"]);

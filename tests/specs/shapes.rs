@@ -176,11 +176,47 @@ async fn a_table_of_the_target_that_could_not_follow_is_refused() {
     b.sql("drop table t; create table t (id int primary key, v text, more text)").await;
     let told = b.steepctl(START).fails_with("STP-2202");
     assert!(told.stderr.contains("more"), "{told}");
-    // One way, nothing is.
+    // An updated row could not be found.
+    b.sql("drop table t; create table t (id int, v text primary key)").await;
+    let told = b.steepctl(START).fails_with("STP-2202");
+    assert!(told.stderr.contains("named by (v) here and by (id) on node_a"), "{told}");
+    b.sql("drop table t; create table t (id int primary key, v text); alter table t replica identity full").await;
+    b.steepctl(START).fails_with("STP-2202");
+    b.sql("drop table t; create table t (id int primary key, v text, more text)").await;
+    // One way, nothing is sent back.
     b.steepctl(START).arg("--one-way").operation().completes().await;
     same_rows(&a, &b, "t", "id, v").await;
     a.sql("insert into t values (2, 'two'); update t set v = 'changed' where id = 1").await;
     same_rows(&a, &b, "t", "id, v").await;
+}
+
+#[tokio::test]
+async fn a_key_with_a_generated_column_is_refused_before_updates_would_fail() {
+    let [a, b] = Cluster::of(2).start().await;
+    let generated = "generated always as (id * 2) stored";
+    for (table, version) in [
+        (format!("create table t (id int, g int {generated} primary key)"), 15),
+        (format!("create table t (id int, g int {generated} not null unique); alter table t replica identity using index t_g_key"), 15),
+        (format!("create table t (id int primary key, g int {generated}); alter table t replica identity full"), 18),
+        ("create table t (id int, g int generated always as (id) virtual); alter table t replica identity full".into(), 18),
+    ] {
+        if a.major() < version {
+            continue;
+        }
+        a.sql(&table).await;
+        let told = b.steepctl(START).fails_with("STP-2201");
+        assert!(told.stderr.contains("generated column"), "{table}: {told}");
+        // The refusal is right: published, an update fails where the application is.
+        a.sql("create publication p for table t; insert into t values (1)").await;
+        let update = a.try_sql("update t set id = 2").await;
+        assert!(update.is_err() || version == 15, "{table}");
+        a.sql("drop publication p; drop table t").await;
+    }
+    // A generated column beside the key does no harm.
+    a.sql(&format!("create table t (id int primary key, g int {generated}); insert into t values (1)")).await;
+    start(&b).await;
+    b.sql("update t set id = 2").await;
+    same_rows(&a, &b, "t", "*").await;
 }
 
 #[tokio::test]

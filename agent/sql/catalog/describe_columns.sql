@@ -1,5 +1,6 @@
 -- Columns of tables, in their order. A type is binary safe when it is built in (or an array of such a type) and its
--- send and receive functions speak one format on 15 to 18: types that carry oids or locales in it are not on the list.
+-- send and receive functions speak one format on 15 to 18: types that carry oids or locales in it are not on the list,
+-- and neither is tsquery, which cannot receive an empty query.
 -- $1 the tables' oids.  PostgreSQL 15+.
 select a.attrelid                                                        as table_oid,
        a.attname::text                                                   as name,
@@ -13,7 +14,7 @@ select a.attrelid                                                        as tabl
              ('bool', 'bytea', 'char', 'int2', 'int4', 'int8', 'float4', 'float8', 'numeric', 'text', 'varchar',
               'bpchar', 'name', 'date', 'time', 'timetz', 'timestamp', 'timestamptz', 'interval', 'uuid', 'json',
               'jsonb', 'jsonpath', 'inet', 'cidr', 'macaddr', 'macaddr8', 'bit', 'varbit', 'point', 'line', 'lseg',
-              'box', 'path', 'polygon', 'circle', 'tsvector', 'tsquery', 'pg_lsn', 'int4range', 'int8range',
+              'box', 'path', 'polygon', 'circle', 'tsvector', 'pg_lsn', 'int4range', 'int8range',
               'numrange', 'daterange', 'tsrange', 'tstzrange', 'int4multirange', 'int8multirange', 'nummultirange',
               'datemultirange', 'tsmultirange', 'tstzmultirange')        as binary_safe
   from pg_catalog.pg_attribute   a

@@ -31,20 +31,16 @@ select c.oid                                                              as oid
                from pg_catalog.pg_constraint k
               where k.conrelid = c.oid
                 and k.contype in ('p', 'u', 'x'))                         as constraint_oids,
+       -- Generated columns are never sent, so a key that has one names no row; and from 18 on a whole row that has one.
        case
-         when c.relkind <> 'r'       then true
-         when c.relreplident = 'f'   then true
-         when c.relreplident = 'n'   then false
-         else exists (select
-                        from pg_catalog.pg_index i
-                       where i.indrelid = c.oid
-                         and i.indisvalid
-                         and i.indimmediate
-                         and case c.relreplident
-                               when 'd' then i.indisprimary
-                               else i.indisreplident
-                             end)
-       end                                                                as has_replica_identity,
+         when c.relkind <> 'r'                   then 'full'
+         when c.relreplident = 'f' and g.has_any then 'full_generated'
+         when c.relreplident = 'f'               then 'full'
+         when k.columns is null                  then 'missing'
+         when k.has_generated                    then 'generated'
+         else 'index'
+       end                                                                as replica_identity,
+       coalesce(k.columns, '{}')                                          as identity_columns,
        pg_catalog.row_security_active(c.oid)                              as row_security_hides,
        pg_catalog.has_table_privilege(c.oid, 'select')
          and pg_catalog.has_schema_privilege(n.oid, 'usage')              as may_select,
@@ -65,6 +61,23 @@ select c.oid                                                              as oid
                                             / pg_catalog.current_setting('block_size')::bigint
                               else 0
                             end) s (bytes, heap_pages)
+ cross join lateral (select exists (select
+                                      from pg_catalog.pg_attribute a
+                                     where a.attrelid = c.oid
+                                       and a.attgenerated <> ''
+                                       and not a.attisdropped)) g (has_any)
+  left join lateral (select array_agg(a.attname::text order by a.attname),
+                            bool_or(a.attgenerated <> '')
+                       from pg_catalog.pg_index     i
+                       join pg_catalog.pg_attribute a on a.attrelid = i.indrelid
+                                                     and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+                      where i.indrelid = c.oid
+                        and i.indisvalid
+                        and i.indimmediate
+                        and case c.relreplident
+                              when 'd' then i.indisprimary
+                              when 'i' then i.indisreplident
+                            end) k (columns, has_generated) on true
  where c.oid = any ($1::oid[])
    and c.relkind in ('r', 'p', 'f')
  order by n.nspname, c.relname;

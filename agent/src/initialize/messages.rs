@@ -34,5 +34,7 @@ pub fn source_table(table: &Table) -> v1::SourceTable {
         is_partition: table.is_partition,
         index_oids: table.index_oids.clone(),
         constraint_oids: table.constraint_oids.clone(),
+        replica_identity: table.replica_identity.as_str().to_owned(),
+        identity_columns: table.identity_columns.clone(),
     }
 }

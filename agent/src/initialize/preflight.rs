@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::NodeId,
-    names::TableName,
+    names::{TableName, readable_identifier},
     v1,
 };
 
@@ -16,6 +16,7 @@ use super::{
     disk,
     findings::Findings,
     messages::{source_table, table_name},
+    shapes::{self, Pair},
     subscribe,
 };
 use crate::{
@@ -27,7 +28,8 @@ use crate::{
         rows,
         selection::{Selected, Selection},
         subscriptions,
-        tables::{self, Column, Table, TableKind},
+        tables::{self, Table, TableKind},
+        version::Version,
     },
     rooms::Rooms,
 };
@@ -66,7 +68,8 @@ pub async fn examine_source(rooms: &Rooms, target: &NodeId, wanted: &Wanted) -> 
     check_pairs_only(&session, &mut findings, target.as_str(), wanted).await?;
     let selected = tables::select(&session, &wanted.selection).await.map_err(explain)?;
     check_selection(&mut findings, &wanted.selection, &selected);
-    check_tables(&mut findings, &selected.tables, &role);
+    check_tables(&mut findings, &selected.tables, &role, server.version);
+    check_triggers(&session, &mut findings, &selected.tables).await?;
     check_references(&session, &mut findings, &selected).await?;
     check_blockers(&session, &mut findings).await?;
     if wanted.selection.is_whole_database() {
@@ -139,7 +142,9 @@ pub async fn examine_target(
     let names: Vec<TableName> = facts.tables.iter().filter_map(|table| table.table.as_ref().map(table_name)).collect();
     let existing = tables::find(&session, &names).await.map_err(explain)?;
     let existing: BTreeMap<_, _> = existing.into_iter().map(|table| (table.name.clone(), table)).collect();
-    check_shapes(&mut findings, source, facts, &existing);
+    let pair = Pair { source, one_way: wanted.one_way, target: server.version };
+    pair.check(&mut findings, facts, &existing);
+    check_triggers(&session, &mut findings, existing.values()).await?;
     let rows = check_empty(&session, &mut findings, &existing, wanted).await?;
     if existing.len() < facts.tables.len() {
         check_can_create(&session, &mut findings, facts).await?;
@@ -302,7 +307,7 @@ fn check_selection(findings: &mut Findings, selection: &Selection, selected: &Se
     });
 }
 
-fn check_tables(findings: &mut Findings, tables: &[Table], role: &RoleFacts) {
+fn check_tables(findings: &mut Findings, tables: &[Table], role: &RoleFacts, version: Version) {
     let mut told = Vec::new();
     for table in tables {
         let name = &table.name;
@@ -335,14 +340,9 @@ fn check_tables(findings: &mut Findings, tables: &[Table], role: &RoleFacts) {
             let hint = format!("grant {} to {}; or use a superuser", table.owner, role.name);
             told.push((Code::PublishPrivilege, format!("role {} does not own {name}", role.name), hint));
         }
-        if table.kind == TableKind::Plain && !table.has_replica_identity {
-            let text = format!(
-                "{name} has no primary key or replica identity: its updates and deletes would fail once published"
-            );
-            let hint = format!(
-                "alter table {name} add primary key (…); or alter table {name} replica identity full; or --exclude {}",
-                shell_word(name)
-            );
+        if table.kind == TableKind::Plain
+            && let Some((text, hint)) = shapes::unnamed(name, table.replica_identity, version)
+        {
             told.push((Code::NoReplicaIdentity, text, hint));
         }
     }
@@ -357,6 +357,21 @@ fn check_tables(findings: &mut Findings, tables: &[Table], role: &RoleFacts) {
             "mend these first",
         );
     }
+}
+
+/// Triggers that are told apart from what fires for applications only.
+async fn check_triggers(
+    session: &Session,
+    findings: &mut Findings,
+    tables: impl IntoIterator<Item = &Table>,
+) -> Result<(), Failure> {
+    let oids: Vec<u32> = tables.into_iter().map(|table| table.oid).collect();
+    for trigger in catalog::always_triggers(session, &oids).await.map_err(explain)? {
+        let (name, table) = (readable_identifier(&trigger.name), &trigger.table);
+        let text = format!("trigger {name} on {table} also fires for rows that are copied or replicated");
+        findings.warn(Code::TriggerAlways, text, format!("alter table {table} enable trigger {name}; unless that is meant"));
+    }
+    Ok(())
 }
 
 async fn check_references(
@@ -386,58 +401,6 @@ async fn check_blockers(session: &Session, findings: &mut Findings) -> Result<()
         findings.warn(Code::LongTransaction, text, Code::LongTransaction.hint());
     }
     Ok(())
-}
-
-fn check_shapes(
-    findings: &mut Findings,
-    source: &str,
-    facts: &v1::ExamineReply,
-    existing: &BTreeMap<TableName, Table>,
-) {
-    for theirs in &facts.tables {
-        let Some(name) = theirs.table.as_ref().map(table_name) else { continue };
-        let Some(ours) = existing.get(&name) else { continue };
-        let differences = differences(source, theirs, ours);
-        if !differences.is_empty() {
-            let text = format!("table {name} differs: {}", differences.join("; "));
-            findings.error(Code::SchemaDiffers, text, Code::SchemaDiffers.hint());
-        }
-    }
-}
-
-/// How an existing table of the target keeps the source's rows out. Column order does not matter: rows go by name.
-fn differences(source: &str, theirs: &v1::SourceTable, ours: &Table) -> Vec<String> {
-    let mut told = Vec::new();
-    let kind = if ours.kind == TableKind::Partitioned { "p" } else { "r" };
-    if theirs.kind != kind || !matches!(ours.kind, TableKind::Plain | TableKind::Partitioned) {
-        told.push(format!("it is partitioned on one node only, or no plain table here (here {:?})", ours.kind));
-    }
-    for column in &theirs.columns {
-        match ours.columns.iter().find(|own| own.name == column.name) {
-            None => told.push(format!("column {} ({}) is missing here", column.name, column.r#type)),
-            Some(own) if own.type_name != column.r#type => {
-                told.push(format!(
-                    "column {} is {} here and {} on {source}",
-                    column.name, own.type_name, column.r#type
-                ));
-            }
-            Some(own) if own.generated != column.generated => {
-                told.push(format!("column {} is generated on one node only", column.name));
-            }
-            Some(own) if own.not_null && !column.not_null => {
-                told.push(format!("column {} is not null here only", column.name));
-            }
-            Some(_) => {}
-        }
-    }
-    let fills_itself =
-        |own: &Column| !own.not_null || own.has_default || !own.generated.is_empty() || !own.identity.is_empty();
-    for own in ours.columns.iter().filter(|own| !theirs.columns.iter().any(|column| column.name == own.name)) {
-        if !fills_itself(own) {
-            told.push(format!("column {} exists here only and must be filled", own.name));
-        }
-    }
-    told
 }
 
 async fn check_empty(

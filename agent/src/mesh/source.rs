@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use steep_protocol::{
-    failure::{Code, Failure},
+    failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId, SessionId},
     lsn::Lsn,
     v1::{self, bulk_request::Want},
-    wire::{bulk::BlockSource, rpc},
+    wire::{
+        bulk::{self, BlockSource},
+        rpc,
+    },
 };
 use tokio::time::timeout;
 use tonic::{Response, Status};
@@ -119,6 +122,16 @@ impl Source {
     /// Opens a stream of blocks.
     pub async fn fetch(&self, want: Want) -> Result<BlockSource, Failure> {
         self.peers.fetch(&self.node, want).await
+    }
+
+    /// What a stream of blocks from it ended with.
+    pub fn explain(&self, error: bulk::Error) -> Failure {
+        let mut failure = error.explain();
+        if failure.code == Code::StreamBroken {
+            // A stream does not know whose it was.
+            failure.message = format!("{}: {}", self.node, failure.message);
+        }
+        failure
     }
 
     async fn answer<T>(&self, asked: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Failure> {

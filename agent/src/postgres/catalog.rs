@@ -185,6 +185,25 @@ pub async fn foreign_keys(session: &Session, oids: &[u32]) -> Result<Vec<Foreign
         .collect()
 }
 
+/// A trigger and its table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trigger {
+    /// Its name.
+    pub name: String,
+    /// The table it was made on.
+    pub table: TableName,
+}
+
+/// Triggers (`enable always`, `enable replica`) of these tables that also fire for rows which are loaded or applied.
+pub async fn always_triggers(session: &Session, oids: &[u32]) -> Result<Vec<Trigger>, Error> {
+    let rows = session.rows(doing("list triggers"), sql!("catalog/list_always_triggers.sql"), &[&oids]).await?;
+    let read = |row| {
+        let table = TableName::new(field::<String>(row, "schema_name")?, field::<String>(row, "table_name")?);
+        Ok(Trigger { name: field(row, "name")?, table })
+    };
+    rows.iter().map(read).collect()
+}
+
 /// Roles of the server, without PostgreSQL's own.
 pub async fn roles(session: &Session) -> Result<Vec<String>, Error> {
     let sql = "select r.rolname::text as name from pg_catalog.pg_roles r where r.rolname !~ '^pg_' order by r.rolname";

@@ -34,6 +34,41 @@ impl TableKind {
     }
 }
 
+/// How a row is named when its UPDATE or DELETE is replicated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ReplicaIdentity {
+    /// Not at all: once published, they fail.
+    Missing,
+    /// By a key.
+    Index,
+    /// By a key with a generated column, which is never sent: they fail, at once or where they are applied.
+    Generated,
+    /// By the whole row.
+    Full,
+    /// By the whole row, which has a generated column: 18 and later refuse to publish that.
+    FullGenerated,
+}
+
+impl ReplicaIdentity {
+    const NAMES: [(Self, &'static str); 5] = [
+        (Self::Missing, "missing"),
+        (Self::Index, "index"),
+        (Self::Generated, "generated"),
+        (Self::Full, "full"),
+        (Self::FullGenerated, "full_generated"),
+    ];
+
+    /// From its name in messages; an unknown one is as good as none.
+    pub fn parse(name: &str) -> Self {
+        Self::NAMES.iter().find(|(_, known)| *known == name).map_or(Self::Missing, |(identity, _)| *identity)
+    }
+
+    /// Its name in messages.
+    pub fn as_str(self) -> &'static str {
+        Self::NAMES.iter().find(|(identity, _)| *identity == self).map_or("", |(_, name)| name)
+    }
+}
+
 /// A table in full.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
@@ -63,8 +98,10 @@ pub struct Table {
     pub index_oids: Vec<u32>,
     /// Oids of its primary key, unique and exclusion constraints.
     pub constraint_oids: Vec<u32>,
-    /// UPDATE and DELETE can be replicated. Always so for a partitioned table: its partitions decide.
-    pub has_replica_identity: bool,
+    /// How UPDATE and DELETE name a row for replication. Full for a partitioned table: its partitions decide.
+    pub replica_identity: ReplicaIdentity,
+    /// The columns of the key that names a row, by name in order; empty where none does.
+    pub identity_columns: Vec<String>,
     /// Row security would hide rows from our role.
     pub row_security_hides: bool,
     /// Our role may read it.
@@ -100,7 +137,8 @@ impl Table {
             indexes: u32::try_from(field::<i64>(row, "indexes")?).unwrap_or(0),
             index_oids: field(row, "index_oids")?,
             constraint_oids: field(row, "constraint_oids")?,
-            has_replica_identity: field(row, "has_replica_identity")?,
+            replica_identity: ReplicaIdentity::parse(field(row, "replica_identity")?),
+            identity_columns: field(row, "identity_columns")?,
             row_security_hides: field(row, "row_security_hides")?,
             may_select: field(row, "may_select")?,
             may_publish: field(row, "may_publish")?,

@@ -44,7 +44,7 @@ enum Verdict {
 }
 
 fn format() -> Result<Verdict> {
-    judged(workspace::cargo().args(["fmt", "--all", "--check"]), "cargo fmt")
+    judged(workspace::cargo().args(["fmt", "--all", "--", "--check", "-l"]), "cargo fmt")
 }
 
 fn tidy() -> Result<Verdict> {
@@ -57,7 +57,7 @@ fn tidy() -> Result<Verdict> {
 
 fn clippy() -> Result<Verdict> {
     let mut clippy = workspace::cargo();
-    clippy.args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+    clippy.args(["clippy", "--quiet", "--workspace", "--all-targets", "--keep-going", "--", "-D", "warnings"]);
     judged(&mut clippy, "see each; an exception is #[expect(lint, reason = \"…\")]")
 }
 

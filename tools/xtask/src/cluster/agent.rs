@@ -142,8 +142,11 @@ impl Agent {
     /// The agent's process, if it is alive and really ours.
     pub fn pid(&self) -> Option<u32> {
         if let Some(child) = self.child.lock().expect("nobody panics while holding it").as_mut() {
-            // Takes its exit status, so that no zombie stays.
-            let _ = child.try_wait();
+            // Takes its exit status, so that no zombie stays. A killed process has no command line any more while
+            // its threads still end and hold its ports.
+            if let Ok(None) = child.try_wait() {
+                return Some(child.id());
+            }
         }
         let pid = fs::read_to_string(self.pid_file()).ok()?.trim().parse().ok()?;
         process::command_line(pid)?.contains(&*self.config.to_string_lossy()).then_some(pid)

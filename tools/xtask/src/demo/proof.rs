@@ -41,10 +41,10 @@ pub(super) fn same_on_both(a: &Node, b: &Node) -> Result<()> {
     .with_context(|| format!("content on {} and {}: {last:?}", a.node_id, b.node_id))?;
     let [rows_a, rows_b] = [a, b].map(|node| format!("{} rows", node.node_id));
     let [hash_a, hash_b] = [a, b].map(|node| format!("{} hash", node.node_id));
-    println!("\n  {:<14} {rows_a:>12} {rows_b:>12}   {hash_a:<14} {hash_b:<14}", "table");
+    println!("\n  {:<14} {rows_a:>12} {rows_b:>12}   {hash_a:<14} {hash_b}", "table");
     for (table, (on_a, on_b)) in TABLES.iter().zip(&last) {
         let [rows_a, rows_b] = [on_a, on_b].map(|content| say::count(content.rows));
-        println!("  {table:<14} {rows_a:>12} {rows_b:>12}   {:<14} {:<14}", on_a.hash, on_b.hash);
+        println!("  {table:<14} {rows_a:>12} {rows_b:>12}   {:<14} {}", on_a.hash, on_b.hash);
     }
     println!();
     Ok(())
