@@ -103,8 +103,7 @@ fn leaf(issuer: Option<&Authority>, uris: &[&str], usages: &[Usage], days: (i64,
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = usages.to_vec();
-    params.subject_alt_names =
-        uris.iter().map(|uri| SanType::URI((*uri).try_into().expect("ASCII"))).collect();
+    params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().expect("ASCII"))).collect();
     let key = KeyPair::generate().expect("a key can be made");
     let cert = match issuer {
         None => params.self_signed(&key),
@@ -129,7 +128,11 @@ fn bad(all: &Authorities) -> Vec<(&'static str, Shown, Code)> {
         ("forged authority", leaf(Some(&all.forged_nodes), &[NODE], BOTH, NOW), CertificateRefused),
         ("self-signed", leaf(None, &[NODE], BOTH, NOW), CertificateRefused),
         ("another mesh", leaf(Some(&all.nodes_of_other_mesh), &["spiffe://other/node/node_b"], BOTH, NOW), WrongMesh),
-        ("another mesh's name from our authority", leaf(nodes, &["spiffe://other/node/node_b"], BOTH, NOW), CertificateRefused),
+        (
+            "another mesh's name from our authority",
+            leaf(nodes, &["spiffe://other/node/node_b"], BOTH, NOW),
+            CertificateRefused,
+        ),
         ("two URIs", leaf(nodes, &[NODE, "spiffe://acme/node/node_c"], BOTH, NOW), CertificateRefused),
         ("no URI", leaf(nodes, &[], BOTH, NOW), CertificateRefused),
         ("no mesh's URI", leaf(nodes, &["https://acme/node/node_b"], BOTH, NOW), CertificateRefused),
@@ -139,7 +142,11 @@ fn bad(all: &Authorities) -> Vec<(&'static str, Shown, Code)> {
         ("operator issued by nodes", leaf(nodes, &[ADMIN], &[Usage::ClientAuth], NOW), CertificateRefused),
         ("operator that would serve", leaf(Some(&all.operators), &[ADMIN], BOTH, NOW), CertificateRefused),
         ("issued by the root itself", leaf(Some(&all.root), &[NODE], BOTH, NOW), CertificateRefused),
-        ("an unknown role", leaf(Some(&all.operators), &["spiffe://acme/operator/king/alice"], &[Usage::ClientAuth], NOW), CertificateRefused),
+        (
+            "an unknown role",
+            leaf(Some(&all.operators), &["spiffe://acme/operator/king/alice"], &[Usage::ClientAuth], NOW),
+            CertificateRefused,
+        ),
     ]
 }
 
@@ -361,7 +368,8 @@ async fn health_and_reflection_answer_members_only() {
         rpc::serve(tonic::service::Routes::default(), arrivals.rpc, stopped).await.expect("it serves");
     });
     let address = agent.address().to_string();
-    let vera = identity(&all, &leaf(Some(&all.operators), &["spiffe://acme/operator/viewer/vera"], &[Usage::ClientAuth], NOW));
+    let vera =
+        identity(&all, &leaf(Some(&all.operators), &["spiffe://acme/operator/viewer/vera"], &[Usage::ClientAuth], NOW));
     let channel = rpc::connect_tcp(&address, &vera, Expect::AnyNode).await.expect("a viewer is a member");
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel.clone());
     for service in ["", "steep.v1.Nodes", "steep.v1.Operations", "steep.v1.Peers"] {

@@ -218,7 +218,10 @@ async fn a_killed_target_agent_finds_its_operation_marks_it_failed_and_cleans_up
         before.comes_back([&a, &b], CLEAN_WITHIN, step).await;
         let failure = op.shown().await.expect("it is known")["operation"]["failure"].clone();
         assert_eq!(failure["causes"].as_array().map_or(0, Vec::len), 0, "{step}: everything is cleaned up: {failure}");
-        assert!(failure["hint"].as_str().is_some_and(|hint| hint.contains("node start node_b --from node_a")), "{failure}");
+        assert!(
+            failure["hint"].as_str().is_some_and(|hint| hint.contains("node start node_b --from node_a")),
+            "{failure}"
+        );
     }
     // Amid the copy, with streams open.
     let op = b.steepctl(START).arg("--max-rate").arg("5kB").operation();
@@ -243,7 +246,10 @@ async fn a_killed_source_agent_fails_the_operation_and_both_are_clean_once_it_is
     let failure = op.shown().await.expect("it is known")["operation"]["failure"].clone();
     let code = failure["code"].as_str().unwrap_or_default().to_owned();
     assert!(["STP-3003", "STP-1201", "STP-1203", "STP-3101"].contains(&code.as_str()), "{failure}");
-    assert!(failure["message"].as_str().is_some_and(|text| text.contains("node_a")), "the failure names the node: {failure}");
+    assert!(
+        failure["message"].as_str().is_some_and(|text| text.contains("node_a")),
+        "the failure names the node: {failure}"
+    );
     b.becomes(NodeState::Failed).await;
     a.start_agent();
     // The source cleans up when it starts; what the target still owes it, its janitor pays.

@@ -153,7 +153,15 @@ async fn an_agent_of_another_mesh_or_with_an_expired_certificate_reaches_nobody(
     let other = Pki::of_another_mesh(&b, "other-pki", "elsewhere");
     other.run(&["issue", "node", "node_b"]);
     let own = Pki::of_mesh(&b, "own-pki");
-    own.run(&["issue", "node", "node_b", "--not-before", "2020-01-01T00:00:00Z", "--not-after", "2020-02-01T00:00:00Z"]);
+    own.run(&[
+        "issue",
+        "node",
+        "node_b",
+        "--not-before",
+        "2020-01-01T00:00:00Z",
+        "--not-after",
+        "2020-02-01T00:00:00Z",
+    ]);
     let pki = b.pki().display().to_string();
     for (dir, code) in [(&other.dir, "STP-1101"), (&own.dir, "STP-1103")] {
         let before = denied(&a);
@@ -169,7 +177,8 @@ async fn an_agent_of_another_mesh_or_with_an_expired_certificate_reaches_nobody(
 }
 
 fn with_pki(toml: &str, from: &str, to: &Path) -> String {
-    toml.replace(&format!("{from}/"), &format!("{}/", to.display())).replace("dbname = \"postgres\"", "dbname = \"elsewhere\"")
+    toml.replace(&format!("{from}/"), &format!("{}/", to.display()))
+        .replace("dbname = \"postgres\"", "dbname = \"elsewhere\"")
 }
 
 /// How many handshakes an agent has refused.

@@ -100,13 +100,23 @@ async fn an_operation_is_listed_shown_and_watched_through_every_agent_also_after
     b.let_go();
     op.completes().await;
     let watched = watching.join().expect("steepctl can be run");
-    for (outcome, when) in [(watched, "while it ran"), (a.steepctl("op watch").arg(op.id()).arg("-o").arg("json").succeeds(), "after its end")] {
+    for (outcome, when) in [
+        (watched, "while it ran"),
+        (a.steepctl("op watch").arg(op.id()).arg("-o").arg("json").succeeds(), "after its end"),
+    ] {
         assert_eq!(outcome.status, 0, "{when}: {outcome}");
         let lines: Vec<Value> =
             outcome.stdout.lines().map(|line| serde_json::from_str(line).expect("every line is JSON")).collect();
         let names: Vec<_> = lines.iter().filter_map(|line| line["milestone"]["event"].as_str()).collect();
         assert_eq!(names.first(), Some(&"init.started"), "{when}: {names:?}");
-        for name in ["init.state_change", "init.phase_started", "init.phase_completed", "init.table_started", "init.table_complete", "init.completed"] {
+        for name in [
+            "init.state_change",
+            "init.phase_started",
+            "init.phase_completed",
+            "init.table_started",
+            "init.table_complete",
+            "init.completed",
+        ] {
             assert!(names.contains(&name), "{when}: {name} is missing in {names:?}");
         }
         let cursors: Vec<u64> = lines.iter().filter(|line| line["milestone"].is_object()).map(cursor).collect();
@@ -119,11 +129,18 @@ async fn an_operation_is_listed_shown_and_watched_through_every_agent_also_after
     for node in [&a, &b] {
         let shown = node.steepctl("op show").arg(op.id()).arg("-o").arg("json").succeeds().json();
         assert_eq!(shown["operation"]["status"], "completed", "{shown}");
-        assert!(shown["steps"].as_array().is_some_and(|steps| steps.iter().all(|step| step["status"] == "done")), "{shown}");
+        assert!(
+            shown["steps"].as_array().is_some_and(|steps| steps.iter().all(|step| step["status"] == "done")),
+            "{shown}"
+        );
         let status = node.steepctl("status -o json").succeeds().json();
         assert_eq!(status["served_by"], node.id(), "{status}");
     }
-    assert_eq!(a.steepctl("op cancel").arg(op.id()).fails_with("STP-4003").status, 9, "what has ended cannot be cancelled");
+    assert_eq!(
+        a.steepctl("op cancel").arg(op.id()).fails_with("STP-4003").status,
+        9,
+        "what has ended cannot be cancelled"
+    );
     assert_eq!(b.steepctl("node cancel node_b").fails_with("STP-4003").status, 9);
 }
 
@@ -153,7 +170,8 @@ async fn a_watcher_sees_the_end_also_when_it_was_cancelled_and_exits_with_what_i
     assert!(failed.stderr.contains("Error:") && failed.stderr.contains("Hint:"), "{failed}");
     b.fail_after("copy tables");
     let failed = a.steepctl(START).arg("-o").arg("json").fails_with("STP-5006");
-    let error: Value = failed.stderr.lines().rev().find_map(|line| serde_json::from_str(line).ok()).expect("JSON on stderr");
+    let error: Value =
+        failed.stderr.lines().rev().find_map(|line| serde_json::from_str(line).ok()).expect("JSON on stderr");
     for field in ["code", "message", "causes", "hint", "retryable"] {
         assert!(!error["error"][field].is_null(), "{field} is missing: {error}");
     }

@@ -369,7 +369,11 @@ async fn check_triggers(
     for trigger in catalog::always_triggers(session, &oids).await.map_err(explain)? {
         let (name, table) = (readable_identifier(&trigger.name), &trigger.table);
         let text = format!("trigger {name} on {table} also fires for rows that are copied or replicated");
-        findings.warn(Code::TriggerAlways, text, format!("alter table {table} enable trigger {name}; unless that is meant"));
+        findings.warn(
+            Code::TriggerAlways,
+            text,
+            format!("alter table {table} enable trigger {name}; unless that is meant"),
+        );
     }
     Ok(())
 }

@@ -194,7 +194,7 @@ impl Direct {
         options.mode(0o600);
         let mut file = options.open(archive).await.map_err(unwritable)?;
         let mut blocks = self.source.fetch(want).await?;
-        while let Some(block) = blocks.next().await.map_err(|error| error.explain())? {
+        while let Some(block) = blocks.next().await.map_err(|error| self.source.explain(error))? {
             file.write_all(&block).await.map_err(unwritable)?;
         }
         file.flush().await.map_err(unwritable)

@@ -16,11 +16,17 @@ pub(super) fn unnamed(table: &TableName, identity: ReplicaIdentity, publisher: V
     let leave_out = format!("or --exclude '{table}'");
     match identity {
         ReplicaIdentity::Missing => Some((
-            format!("{table} has no primary key or replica identity: its updates and deletes would fail once published"),
-            format!("alter table {table} add primary key (…); or alter table {table} replica identity full; {leave_out}"),
+            format!(
+                "{table} has no primary key or replica identity: its updates and deletes would fail once published"
+            ),
+            format!(
+                "alter table {table} add primary key (…); or alter table {table} replica identity full; {leave_out}"
+            ),
         )),
         ReplicaIdentity::Generated => Some((
-            format!("the replica identity of {table} holds a generated column, which is never sent: its updates would fail"),
+            format!(
+                "the replica identity of {table} holds a generated column, which is never sent: its updates would fail"
+            ),
             format!("alter table {table} replica identity using index …, one of columns that are stored; {leave_out}"),
         )),
         ReplicaIdentity::FullGenerated if publisher.major() >= 18 => Some((

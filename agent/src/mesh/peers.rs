@@ -136,8 +136,8 @@ impl Peers {
             self.tasks.spawn(async move { stop.run_until_cancelled(peers.keep_in_touch(&node)).await });
         }
         while let Some(Some(connection)) = stop.run_until_cancelled(dialled.recv()).await {
-            let peers = self.clone();
-            self.tasks.spawn(async move { peers.adopt(connection).await });
+            let (peers, stop) = (self.clone(), stop.clone());
+            self.tasks.spawn(async move { stop.run_until_cancelled(peers.adopt(connection)).await });
         }
         self.tasks.close();
         self.tasks.wait().await;
@@ -233,7 +233,14 @@ impl Peers {
         let connection = self.endpoint.dial(address, node).await.map_err(|error| reach(error.explain()))?;
         let channel = rpc::over(&connection).await.map_err(reach)?;
         let link = Link { connection, channel, dialled: Some(Instant::now()) };
-        self.links.insert(node.clone(), link.clone());
+        match self.live_link(node) {
+            // The peer dialled meanwhile, and its id is the smaller one: both ends keep its connection.
+            Some(theirs) if *node < self.me => {
+                link.connection.close("another connection between us is in use");
+                return Ok(theirs);
+            }
+            _ => self.links.insert(node.clone(), link.clone()),
+        };
         info!(event = "mesh.peer_up", peer = %node, details.dialled = true, "connected to a peer");
         Ok(link)
     }

@@ -219,7 +219,7 @@ async fn receive_part(
     let format = if table.binary { CopyFormat::Binary } else { CopyFormat::Text };
     let mut sink = copy::copy_in(session, &ddl::copy_in(&table.name, &table.columns, format)).await.map_err(explain)?;
     let mut bytes = 0;
-    while let Some(block) = blocks.next().await.map_err(|error| error.explain())? {
+    while let Some(block) = blocks.next().await.map_err(|error| job.source.explain(error))? {
         shared.pace.wait(block.len() as u64).await;
         bytes += block.len() as u64;
         sink.send(block).await.map_err(explain)?;
