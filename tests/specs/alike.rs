@@ -50,7 +50,8 @@ fn schema(node: &Node) -> Vec<String> {
 
 /// Waits until `columns` of every row of `table` are the same on both nodes.
 pub(crate) async fn same_rows(a: &Node, b: &Node, table: &str, columns: &str) {
-    let query = format!("select md5(t::text) || ' ' || left(t::text, 300) from (select {columns} from {table}) t order by 1");
+    let query =
+        format!("select md5(t::text) || ' ' || left(t::text, 300) from (select {columns} from {table}) t order by 1");
     until(&format!("{table} is the same on {} and {}", a.id(), b.id()), PATIENCE, async || {
         let (there, here) = (a.texts(&query).await, b.texts(&query).await);
         let only = |these: &[String], those: &[String]| these.iter().find(|row| !those.contains(row)).cloned();

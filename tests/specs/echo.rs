@@ -62,7 +62,9 @@ async fn the_rows_that_were_loaded_are_not_sent_back() {
     assert_eq!(changes(&b, "spec", "none").await, counted(&[("I", 1)]));
     // The walsender of the way back had no more to decode than that: single rows, not thousands.
     let bytes: i64 = b
-        .value("select coalesce(sum(total_bytes), 0)::bigint from pg_stat_replication_slots where slot_name like 'steep%'")
+        .value(
+            "select coalesce(sum(total_bytes), 0)::bigint from pg_stat_replication_slots where slot_name like 'steep%'",
+        )
         .await;
     assert!(bytes < 100_000, "the walsender decoded {bytes} bytes");
     // Nor did anything arrive on node_a but that mark.

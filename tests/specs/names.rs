@@ -72,13 +72,17 @@ async fn hostile_names_of_schemas_tables_and_columns_do_no_harm() {
 
     for (at, node) in [&a, &b].into_iter().enumerate() {
         for table in &tables {
-            let column = node.texts(&format!(
-                "select quote_ident(attname) from pg_attribute where attrelid = {}::regclass and attnum = 1",
-                literal(table)
-            )).await;
+            let column = node
+                .texts(&format!(
+                    "select quote_ident(attname) from pg_attribute where attrelid = {}::regclass and attnum = 1",
+                    literal(table)
+                ))
+                .await;
             node.sql(&format!(
                 "insert into {table} ({0}) values ({1}); update {table} set other = 'changed {at}' where {0} = {2}",
-                column[0], at + 10, at + 1
+                column[0],
+                at + 10,
+                at + 1
             ))
             .await;
         }
@@ -114,6 +118,9 @@ async fn hostile_names_can_be_selected_and_left_out() {
     b.steepctl(START).arg("--tables").arg(&table).operation().completes().await;
     same_rows(&a, &b, &table, "*").await;
     assert_eq!(b.count(&table).await, 2);
-    let other = format!("select count(*) from pg_class where oid = to_regclass({})", literal(&format!("{}.other", quoted(name))));
+    let other = format!(
+        "select count(*) from pg_class where oid = to_regclass({})",
+        literal(&format!("{}.other", quoted(name)))
+    );
     assert_eq!(b.value::<i64>(&other).await, 0, "a table that was not selected came too");
 }

@@ -196,9 +196,18 @@ async fn a_key_with_a_generated_column_is_refused_before_updates_would_fail() {
     let generated = "generated always as (id * 2) stored";
     for (table, version) in [
         (format!("create table t (id int, g int {generated} primary key)"), 15),
-        (format!("create table t (id int, g int {generated} not null unique); alter table t replica identity using index t_g_key"), 15),
+        (
+            format!(
+                "create table t (id int, g int {generated} not null unique); alter table t replica identity using index t_g_key"
+            ),
+            15,
+        ),
         (format!("create table t (id int primary key, g int {generated}); alter table t replica identity full"), 18),
-        ("create table t (id int, g int generated always as (id) virtual); alter table t replica identity full".into(), 18),
+        (
+            "create table t (id int, g int generated always as (id) virtual); alter table t replica identity full"
+                .into(),
+            18,
+        ),
     ] {
         if a.major() < version {
             continue;
@@ -243,7 +252,8 @@ async fn foreign_keys_may_run_in_circles() {
     .await;
     start(&b).await;
     alike(&a, &b).await;
-    let unproven = b.texts("select conrelid::regclass::text from pg_constraint where contype = 'f' and not convalidated").await;
+    let unproven =
+        b.texts("select conrelid::regclass::text from pg_constraint where contype = 'f' and not convalidated").await;
     assert_eq!(unproven, ["unproven"]);
     b.sql("delete from teams where id = 7").await;
     a.sql("begin; insert into a values (100, 100); insert into b values (100, 100); commit").await;
@@ -276,10 +286,17 @@ async fn triggers_rest_while_rows_are_copied_and_fire_for_local_writes_afterward
     alike(&a, &b).await;
     assert_eq!(b.count("seen").await, 50, "a trigger fired for rows that were copied");
     for (at, node) in [&a, &b].into_iter().enumerate() {
-        node.sql(&format!("insert into watched values (100 + {at}, 'new'); update watched set v = 'w' where id = 1 + {at}")).await;
+        node.sql(&format!(
+            "insert into watched values (100 + {at}, 'new'); update watched set v = 'w' where id = 1 + {at}"
+        ))
+        .await;
         same_rows(&a, &b, "watched", "*").await;
         same_rows(&a, &b, "seen", "*").await;
-        assert_eq!(b.count("seen").await, 52 + 2 * at as i64, "a trigger fired for a replicated row, or not for a local one");
+        assert_eq!(
+            b.count("seen").await,
+            52 + 2 * at as i64,
+            "a trigger fired for a replicated row, or not for a local one"
+        );
     }
 }
 
