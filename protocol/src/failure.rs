@@ -142,7 +142,7 @@ codes! {
     4102 StoreTooNew General false "the steep_repl schema was made by a newer agent" "upgrade this agent"
     4103 StoreFailed General true "the agent could not read or write its own schema" "see the cause; check PostgreSQL's log"
     4201 SubscriptionFailing General true "a subscription stopped with an error" "see PostgreSQL's log on the node; mend the row or table, then: alter subscription NAME enable"
-    4203 SlotLost General false "a replication slot was lost" "initialize the node again: deploy/README.md says how, and what to drop first"
+    4203 SlotLost General false "a replication slot was lost" "initialize the node again, as deploy/README.md says"
     4204 CatchUpStalled Timeout true "the target does not catch up" "see PostgreSQL's logs on both nodes: can the target's server reach the source's?"
     4205 StillInUse Conflict true "something that should be free is still in use" "end the process named above, or try again"
     5001 BadRequest General false "the request makes no sense" "see steepctl help"

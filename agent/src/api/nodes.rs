@@ -5,7 +5,7 @@ use steep_protocol::{
     time,
     v1::{
         CancelNodeReply, CancelNodeRequest, GetNodeReply, GetNodeRequest, ListNodesReply, ListNodesRequest,
-        StartNodeReply, StartNodeRequest, nodes_client::NodesClient, nodes_server::Nodes,
+        NodeHeadline, StartNodeReply, StartNodeRequest, nodes_client::NodesClient, nodes_server::Nodes,
     },
     wire::rpc::status_of,
 };
@@ -32,7 +32,7 @@ pub struct Service(pub Door);
 impl Nodes for Service {
     async fn list(&self, request: Request<ListNodesRequest>) -> Result<Response<ListNodesReply>, Status> {
         self.0.admit(&request, Rpc::NodesList).await?;
-        let mut nodes = vec![self.0.peers.facts().headline];
+        let mut nodes = vec![self.own_headline()];
         nodes.extend(self.0.peers.headlines());
         nodes.sort_by(|one, other| one.node_id.cmp(&other.node_id));
         let mesh = self.0.peers.mesh().to_string();
@@ -105,12 +105,25 @@ impl Nodes for Service {
 }
 
 impl Service {
+    /// The headline as last measured, with what runs this very moment.
+    fn own_headline(&self) -> NodeHeadline {
+        let mut headline = self.0.peers.facts().headline;
+        let current = self.0.rooms.borrow().as_ref().and_then(|rooms| rooms.operations.current());
+        if let Some((op, progress)) = current {
+            headline.op_id = op.to_string();
+            headline.percent = Some(progress.overall_percent);
+            headline.eta_seconds = progress.eta_seconds;
+        }
+        headline
+    }
+
     async fn get_own(&self) -> Result<GetNodeReply, Failure> {
         let facts = self.0.peers.facts();
+        let mut headline = self.own_headline();
         let rooms = self.0.rooms.borrow().clone();
         let mut reply = GetNodeReply {
             served_by: self.0.me(),
-            headline: Some(facts.headline),
+            headline: Some(headline.clone()),
             system_identifier: facts.system_identifier,
             database: facts.database,
             ..GetNodeReply::default()
@@ -119,6 +132,8 @@ impl Service {
         let Some(rooms) = rooms else { return Ok(reply) };
         let Ok(session) = rooms.database.session(Purpose::Watch).await else { return Ok(reply) };
         let own = nodes::own(&rooms.store).await.map_err(|error| error.explain())?;
+        headline.state = own.init_state.to_string();
+        reply.headline = Some(headline);
         reply.init_started_at = own.init_started_at.map(time::message);
         reply.init_completed_at = own.init_completed_at.map(time::message);
         let subscriptions = subscriptions::list(&session).await.map_err(|error| error.explain())?;

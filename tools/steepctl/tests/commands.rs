@@ -62,7 +62,7 @@ node_a  18.4  SYNCHRONIZED  -       -                  -  ok      now
 node_b  18.4  COPYING       node_a  78.4% 14:03        -  busy    now
 node_c  18.4  FAILED        -       -            4.0 KiB  error   never
 ! node_c: STP-4203 the slot for node_c\\u{1b}[2J was lost
-  next: start the node again with --force
+  next: initialize the node again, as deploy/README.md says
 ";
     assert_eq!(ended.stdout.replace("  1s\n", "  now\n"), expected);
     assert_eq!(ended.stderr, "");
