@@ -1,6 +1,6 @@
 //! No row is lost and none is doubled, whatever applications write on either node while one is made from the other.
 
-use steep_tests::{Cluster, Ledger, NodeState::*};
+use steep_tests::{Cluster, Ledger, NodeState::*, PATIENCE, shop, until};
 
 const START: &str = "node start node_b --from node_a";
 
@@ -40,4 +40,62 @@ async fn what_is_written_into_a_table_of_the_target_from_its_first_moment_on_rea
         op.completes().await;
         ledger.agrees(&[&a, &b], &[on_b.stop().await]).await;
     }
+}
+
+#[tokio::test]
+async fn an_application_that_locks_in_another_order_does_not_end_the_building_of_keys() {
+    let [a, b] = Cluster::of(2).setting("deadlock_timeout", "3s").start().await;
+    a.sql(&shop::orders(1_000)).await;
+    b.hold_after("copy tables");
+    let op = b.steepctl(START).operation();
+    b.is_held().await;
+    let indexes = "select count(*) from pg_index where indrelid in ('orders'::regclass, 'customers'::regclass)";
+    until("the tables have their indexes", PATIENCE, async || {
+        let found: i64 = b.value(indexes).await;
+        if found == 4 { Ok(()) } else { Err(found) }
+    })
+    .await;
+    let application = b.connect().await;
+    // It wins: only others look whether they are in a deadlock.
+    let first = "set deadlock_timeout = '10min'; begin; insert into customers (name) values ('on b')";
+    application.batch_execute(first).await.expect("customers may be written");
+    b.let_go();
+    let waiting = "select count(*) from pg_locks where relation = 'customers'::regclass and not granted
+                    and mode = 'ShareRowExclusiveLock'";
+    until("the foreign key waits for the application", PATIENCE, async || {
+        if b.value::<i64>(waiting).await > 0 { Ok(()) } else { Err("nobody waits") }
+    })
+    .await;
+    let second = "insert into orders (customer_id, total) values (1, 7); commit";
+    application.batch_execute(second).await.expect("the application wins");
+    op.completes().await;
+    assert!(b.log().contains("snapshot.deadlock_lost"), "there was no deadlock to lose");
+    for table in ["customers", "orders"] {
+        b.holds_the_same_as(&a, table).await;
+    }
+    let keys = "select count(*) from pg_constraint where contype = 'f' and convalidated";
+    assert_eq!(b.value::<i64>(keys).await, 1);
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_go_back_ends_the_operation_with_its_cause() {
+    let [a, b] = Cluster::of(2).start().await;
+    for node in [&a, &b] {
+        node.sql("create table t (id int primary key, v text)").await;
+    }
+    // Only here, so that the row is good on node_b.
+    a.sql("alter table t add unique (v); insert into t values (1, 'one')").await;
+    let before = [a.inventory().await, b.inventory().await];
+    b.hold_after("copy tables");
+    let op = b.steepctl(START).operation();
+    b.is_held().await;
+    b.sql("insert into t values (2, 'one')").await;
+    b.let_go();
+    op.fails_with("STP-4201").await;
+    let shown = op.shown().await.expect("the operation is known");
+    let told = shown["operation"]["failure"]["message"].to_string();
+    assert!(told.contains("steep_from_node_b on node_a"), "{told}");
+    b.becomes(Failed).await;
+    a.inventory().await.is_as(&before[0]);
+    b.inventory().await.is_as(&before[1]);
 }

@@ -17,7 +17,7 @@ use crate::{
         ddl::OriginFilter,
         rows,
         sequences::{self, SequenceScope},
-        slots,
+        slots, subscriptions,
         tables::{self, TableKind},
     },
     rooms::Rooms,
@@ -76,7 +76,8 @@ pub async fn write_marker(rooms: &Rooms, op: OperationId) -> Result<Lsn, Failure
     slots::emit_marker(&session, &op.to_string()).await.map_err(explain)
 }
 
-/// How far the session's slot is confirmed by its subscription.
+/// How far the session's slot is confirmed by its subscription. Fails once the subscription for the way back has
+/// stopped with an error.
 pub async fn slot_progress(rooms: &Rooms, held: &Held) -> Result<v1::SlotProgressReply, Failure> {
     if let Some(failure) = held.failure() {
         return Err(failure.clone());
@@ -85,6 +86,10 @@ pub async fn slot_progress(rooms: &Rooms, held: &Held) -> Result<v1::SlotProgres
     let progress = slots::progress(&session, &held.slot).await.map_err(explain)?;
     let gone = || Failure::new(Code::SlotLost, format!("slot {} on {} is gone", held.slot, rooms.me));
     let progress = progress.ok_or_else(gone)?;
+    let back = subscribe::name_for(held.target.as_str());
+    if subscriptions::find(&session, &back).await.map_err(explain)?.is_some() {
+        subscribe::check_running(&session, &rooms.me, &back).await?;
+    }
     Ok(v1::SlotProgressReply {
         confirmed_lsn: progress.confirmed_flush.unwrap_or_default().to_string(),
         active: progress.is_active,

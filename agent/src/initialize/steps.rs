@@ -224,7 +224,7 @@ impl Direct {
                 if confirmed >= marker {
                     return Ok(());
                 }
-                subscribe::check_running(&look, &self.subscription).await?;
+                subscribe::check_running(&look, &self.rooms.me, &self.subscription).await?;
                 waiting.still(confirmed, || format!("{} waits for {}", self.subscription, self.plan.source))?;
                 sleep(LOOK).await;
             }
@@ -246,6 +246,8 @@ impl Direct {
             if confirmed >= marker {
                 return Ok(());
             }
+            // The source says so when its subscription has stopped.
+            self.source.slot_progress(self.session().id).await?;
             waiting
                 .still(confirmed, || format!("{subscription} on {} waits for {}", self.plan.source, self.rooms.me))?;
             sleep(LOOK).await;
@@ -273,7 +275,7 @@ impl Direct {
             }
         }
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
-        subscribe::check_running(&look, &self.subscription).await?;
+        subscribe::check_running(&look, &self.rooms.me, &self.subscription).await?;
         // Whatever was loaded under them has been sent past the way back by now.
         self.rooms.cleanup.drop_origins(context.op).await
     }

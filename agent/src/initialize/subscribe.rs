@@ -2,7 +2,7 @@
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
-    ids::OperationId,
+    ids::{NodeId, OperationId},
 };
 
 use crate::{
@@ -87,13 +87,15 @@ fn conninfo_of_peer(source: &str, text: &str) -> Result<Conninfo, Failure> {
 /// As many errors in a row say that a new subscription will not get over them; a restart of the source is one.
 const ERRORS_TOO_MANY: u64 = 3;
 
-/// Fails when the new subscription has stopped, or fails again and again.
-pub async fn check_running(session: &Session, name: &str) -> Result<(), Failure> {
+/// Fails when the new subscription of this node, `me`, has stopped, or fails again and again.
+pub async fn check_running(session: &Session, me: &NodeId, name: &str) -> Result<(), Failure> {
     let found = subscriptions::find(session, name).await.map_err(|error| error.explain())?;
     match found {
         Some(subscription) if subscription.is_enabled && subscription.apply_errors < ERRORS_TOO_MANY => Ok(()),
-        Some(_) => Err(Failure::new(Code::SubscriptionFailing, format!("subscription {name} stopped with an error"))
-            .hint("PostgreSQL's log on this node says which row or table; mend it, then start the node again")),
-        None => Err(Failure::new(Code::SubscriptionFailing, format!("subscription {name} was dropped"))),
+        Some(_) => {
+            Err(Failure::new(Code::SubscriptionFailing, format!("subscription {name} on {me} stopped with an error"))
+                .hint(format!("PostgreSQL's log on {me} says which row or table; mend it, then start the node again")))
+        }
+        None => Err(Failure::new(Code::SubscriptionFailing, format!("subscription {name} on {me} was dropped"))),
     }
 }

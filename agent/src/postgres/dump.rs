@@ -116,7 +116,7 @@ impl Programs {
         command.arg("--list").args(options).arg(archive).stdout(Stdio::piped());
         let output = command.output().await.map_err(|source| restoring("run pg_restore", source))?;
         if !output.status.success() {
-            let complaints = complaints(String::from_utf8_lossy(&output.stderr).lines());
+            let complaints = Complaints::of(String::from_utf8_lossy(&output.stderr).lines());
             return Err(program_failed("pg_restore", output.status, complaints));
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -176,7 +176,7 @@ impl Programs {
         let output = command.stdout(Stdio::piped()).output().await;
         let output = output.map_err(|source| restoring("run pg_restore", source))?;
         if !output.status.success() {
-            let complaints = complaints(String::from_utf8_lossy(&output.stderr).lines());
+            let complaints = Complaints::of(String::from_utf8_lossy(&output.stderr).lines());
             return Err(program_failed("pg_restore", output.status, complaints));
         }
         String::from_utf8(output.stdout).map_err(|error| {
@@ -244,7 +244,7 @@ pub struct RestoreRequest<'a> {
 pub struct Dump {
     child: Child,
     stdout: ChildStdout,
-    stderr: Option<JoinHandle<Vec<String>>>,
+    stderr: Option<JoinHandle<Complaints>>,
 }
 
 impl AsyncRead for Dump {
@@ -333,7 +333,7 @@ impl Drop for ListFile {
     }
 }
 
-fn gather_complaints(stderr: ChildStderr) -> JoinHandle<Vec<String>> {
+fn gather_complaints(stderr: ChildStderr) -> JoinHandle<Complaints> {
     tokio::spawn(async move {
         let mut lines = BufReader::new(stderr).lines();
         let mut kept = Vec::new();
@@ -342,32 +342,50 @@ fn gather_complaints(stderr: ChildStderr) -> JoinHandle<Vec<String>> {
                 kept.push(line);
             }
         }
-        complaints(kept.iter().map(String::as_str))
+        Complaints::of(kept.iter().map(String::as_str))
     })
 }
 
-/// The first lines about errors, each with what follows to explain it, safe to print.
-fn complaints<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let lines: Vec<&str> = lines.collect();
-    let beginning = lines.iter().position(|line| line.contains("error:") || line.contains("ERROR:")).unwrap_or(0);
-    let shorten = |line: &&str| escape_controls(&line.chars().take(300).collect::<String>());
-    lines[beginning..].iter().filter(|line| !line.trim().is_empty()).take(COMPLAINTS).map(shorten).collect()
+/// What a program wrote about its errors.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Complaints {
+    /// The first lines about errors, each with what follows to explain it, safe to print.
+    lines: Vec<String>,
+    /// The entry it was at when it lost a deadlock.
+    deadlock_at: Option<i32>,
 }
 
-async fn ended(
-    program: &'static str,
-    status: ExitStatus,
-    stderr: Option<JoinHandle<Vec<String>>>,
-) -> Result<(), Error> {
+impl Complaints {
+    fn of<'a>(lines: impl Iterator<Item = &'a str>) -> Self {
+        let lines: Vec<&str> = lines.collect();
+        let is_error = |line: &&str| line.contains("error:") || line.contains("ERROR:");
+        let beginning = lines.iter().position(is_error).unwrap_or(0);
+        let shorten = |line: &&str| escape_controls(&line.chars().take(300).collect::<String>());
+        let entry = |line: &&str| line.strip_prefix("pg_restore: from TOC entry ")?.split_once(';')?.0.parse().ok();
+        let lost = lines.get(beginning).is_some_and(|line| line.ends_with("ERROR:  deadlock detected"));
+        Self {
+            deadlock_at: if lost { lines[..beginning].iter().rev().find_map(entry) } else { None },
+            lines: lines[beginning..]
+                .iter()
+                .filter(|line| !line.trim().is_empty())
+                .take(COMPLAINTS)
+                .map(shorten)
+                .collect(),
+        }
+    }
+}
+
+async fn ended(program: &'static str, status: ExitStatus, stderr: Option<JoinHandle<Complaints>>) -> Result<(), Error> {
     let complaints = match stderr {
         Some(task) => task.await.unwrap_or_default(),
-        None => Vec::new(),
+        None => Complaints::default(),
     };
     if status.success() { Ok(()) } else { Err(program_failed(program, status, complaints)) }
 }
 
-fn program_failed(program: &'static str, status: ExitStatus, complaints: Vec<String>) -> Error {
-    Error::Program { program, status: status.to_string(), complaints }
+fn program_failed(program: &'static str, status: ExitStatus, complaints: Complaints) -> Error {
+    let Complaints { lines, deadlock_at } = complaints;
+    Error::Program { program, status: status.to_string(), complaints: lines, deadlock_at }
 }
 
 fn dumping(what: &str, source: std::io::Error) -> Error {
@@ -407,8 +425,22 @@ mod tests {
     #[test]
     fn complaints_begin_at_the_first_error_and_are_safe_to_print() {
         let stderr = "pg_restore: warning: x\npg_restore: error: could not execute query: ERROR:  role \"a\u{1b}\" does not exist\nCommand was: ALTER TABLE";
-        let kept = complaints(stderr.lines());
-        assert_eq!(kept.len(), 2);
-        assert!(kept[0].contains("role \"a\\u{1b}\" does not exist") && kept[1].starts_with("Command was"), "{kept:?}");
+        let kept = Complaints::of(stderr.lines());
+        assert_eq!(kept.lines.len(), 2);
+        assert!(kept.lines[0].contains("role \"a\\u{1b}\" does not exist"), "{kept:?}");
+        assert!(kept.lines[1].starts_with("Command was"), "{kept:?}");
+        assert_eq!(kept.deadlock_at, None);
+    }
+
+    #[test]
+    fn a_lost_deadlock_is_told_from_other_errors() {
+        let stderr = |error: &str| {
+            format!(
+                "pg_restore: while PROCESSING TOC:\npg_restore: from TOC entry 3475; 2606 16480 FK CONSTRAINT a b c\n\
+                 pg_restore: error: could not execute query: ERROR:  {error}\nDETAIL:  Process 7 waits"
+            )
+        };
+        assert_eq!(Complaints::of(stderr("deadlock detected").lines()).deadlock_at, Some(3475));
+        assert_eq!(Complaints::of(stderr("type \"deadlock detected\" is missing").lines()).deadlock_at, None);
     }
 }

@@ -147,6 +147,8 @@ pub enum Error {
         status: String,
         /// The first lines it wrote about its errors.
         complaints: Vec<String>,
+        /// The entry of the archive at which it lost a deadlock; all before it is made.
+        deadlock_at: Option<i32>,
     },
     /// pg_dump or pg_restore could not be run, or its output not be read.
     #[error("cannot {doing}")]

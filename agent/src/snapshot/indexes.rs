@@ -13,21 +13,25 @@ use std::{
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::OperationId,
-    names::TableName,
+    names::{TableName, escape_controls},
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::{
     operations::Context,
     postgres::{
-        Database, Purpose, ddl,
+        self, Database, Purpose, ddl,
         dump::{Programs, RestoreRequest, Section, TocEntry},
     },
 };
 
 /// Tables whose keys and indexes are built by one run of pg_restore, where they are small.
 const BATCH: usize = 32;
+
+/// How many deadlocks with applications are lost before it is no accident any more.
+const MOST_DEADLOCKS: u32 = 30;
 
 /// PostgreSQL's catalogs, by the oid pg_dump lists them under.
 const PG_CLASS: u32 = 1259;
@@ -161,9 +165,23 @@ impl Builder {
     }
 
     async fn restore(&self, entries: &[&TocEntry]) -> Result<(), Failure> {
-        if entries.is_empty() {
-            return Ok(());
+        let mut left = entries;
+        let mut deadlocks = 0;
+        while !left.is_empty() {
+            let Err(error) = self.restore_once(left).await else { break };
+            deadlocks += 1;
+            left = match resumed(&error, left) {
+                Some(rest) if deadlocks <= MOST_DEADLOCKS => rest,
+                _ => return Err(error.explain()),
+            };
+            let (op, entry) = (self.shared.op, escape_controls(&left[0].label));
+            warn!(event = "snapshot.deadlock_lost", op_id = %op, details.entry = entry, "an application won a deadlock");
         }
+        self.shared.context.feed.progress(|progress| progress.indexes_made(entries.len() as u32));
+        Ok(())
+    }
+
+    async fn restore_once(&self, entries: &[&TocEntry]) -> Result<(), postgres::Error> {
         let shared = &self.shared;
         let settings: Vec<_> = shared.settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
         // Dropping the future kills pg_restore; its backends end with the operation's cleanup.
@@ -177,8 +195,19 @@ impl Builder {
             then: &[],
             cancelled: &cancelled,
         };
-        shared.programs.restore(&shared.database, &request).await.map_err(|error| error.explain())?;
-        shared.context.feed.progress(|progress| progress.indexes_made(entries.len() as u32));
-        Ok(())
+        shared.programs.restore(&shared.database, &request).await
+    }
+}
+
+/// What is left to make after `error`, if that was a deadlock with an application, which locks tables in an order of
+/// its own. The statement that lost was rolled back.
+fn resumed<'a, 'e>(error: &postgres::Error, entries: &'a [&'e TocEntry]) -> Option<&'a [&'e TocEntry]> {
+    match error {
+        postgres::Error::Program { deadlock_at: Some(lost), .. } => {
+            let at = entries.iter().position(|entry| entry.dump_id == *lost)?;
+            Some(&entries[at..])
+        }
+        // As one script: all of it was rolled back.
+        _ => (error.sqlstate() == Some("40P01")).then_some(entries),
     }
 }
