@@ -73,7 +73,8 @@ async fn an_application_that_locks_in_another_order_does_not_end_the_building_of
     for table in ["customers", "orders"] {
         b.holds_the_same_as(&a, table).await;
     }
-    let keys = "select count(*) from pg_constraint where contype = 'f' and convalidated";
+    let keys =
+        "select count(*) from pg_constraint where conrelid = 'orders'::regclass and contype = 'f' and convalidated";
     assert_eq!(b.value::<i64>(keys).await, 1);
 }
 

@@ -70,6 +70,33 @@ async fn partitioned_tables_come_with_all_partitions_and_rows_move_between_them(
 }
 
 #[tokio::test]
+async fn a_partitioned_table_of_the_target_has_the_same_partitions_or_is_refused() {
+    let [a, b] = Cluster::of(2).start().await;
+    let parted = "create table parted (id int primary key, v text) partition by range (id);
+                  create table parted_1 partition of parted for values from (0) to (100);";
+    let second = "create table parted_2 partition of parted for values from (100) to (200);";
+    a.sql(parted).await;
+    b.sql(parted).await;
+    a.sql(second).await;
+    let told = b.steepctl(START).fails_with("STP-2202");
+    assert!(told.stderr.contains("partition public.parted_2 is missing here"), "{told}");
+    b.sql(second).await;
+    b.sql("create table more partition of parted default").await;
+    let told = b.steepctl(START).fails_with("STP-2202");
+    assert!(told.stderr.contains("partition public.more exists here only"), "{told}");
+    b.sql("drop table more").await;
+    a.sql("insert into parted select n, 'v' from generate_series(1, 150) n").await;
+    start(&b).await;
+    alike(&a, &b).await;
+    // From one partition to the other, on either node.
+    b.sql("update parted set id = 180 where id = 8").await;
+    a.sql("update parted set id = 0 where id = 120; delete from parted where id = 150").await;
+    for table in ["parted", "parted_1", "parted_2"] {
+        same_rows(&a, &b, table, "*").await;
+    }
+}
+
+#[tokio::test]
 async fn generated_identity_and_dropped_columns_come_as_they_are() {
     let [a, b] = Cluster::of(2).start().await;
     a.sql(

@@ -4,6 +4,9 @@ use steep_tests::{Cluster, Node};
 
 use crate::alike::{alike, same_rows};
 
+const BOTH_WAYS: &str = "node start node_b --from node_a";
+const ONE_WAY: &str = "node start node_b --from node_a --one-way";
+
 /// A type and expressions of values that are easily lost on the way.
 type Type = (&'static str, &'static [&'static str]);
 
@@ -192,7 +195,7 @@ async fn rewrite(node: &Node, table: &str, from: i64) {
     .await;
 }
 
-async fn every_type(a: &Node, b: &Node, start: &str, both_ways: bool) {
+async fn every_type([a, b]: [&Node; 2], start: &str, both_ways: bool, settings: [&[&str]; 2]) {
     let mut has_xml = true;
     for node in [a, b] {
         has_xml &= node.try_sql("select '<a/>'::xml").await.is_ok();
@@ -214,6 +217,12 @@ async fn every_type(a: &Node, b: &Node, start: &str, both_ways: bool) {
     let expected: &[&str] = if has_xml { &[] } else { &["xml"] };
     assert_eq!(forgotten, expected, "types without a column in this spec");
 
+    // The spec's own sessions are open already and keep what they began with.
+    for (node, settings) in [a, b].into_iter().zip(settings) {
+        for setting in settings {
+            node.sql(&format!("alter database postgres set {setting}")).await;
+        }
+    }
     let plan = b.steepctl(start).arg("--dry-run").arg("-o").arg("json").succeeds().json();
     for table in plan["tables"].as_array().expect("a dry run shows the tables") {
         let binary = ["as_binary", "forever"].iter().any(|name| table["table"].to_string().contains(name));
@@ -235,23 +244,44 @@ async fn every_type(a: &Node, b: &Node, start: &str, both_ways: bool) {
 #[tokio::test]
 async fn every_type_arrives_byte_by_byte() {
     let [a, b] = Cluster::of(2).start().await;
-    every_type(&a, &b, "node start node_b --from node_a", true).await;
+    every_type([&a, &b], BOTH_WAYS, true, [&[], &[]]).await;
+}
+
+#[tokio::test]
+async fn every_type_arrives_byte_by_byte_whatever_the_databases_settings_are() {
+    let [a, b] = Cluster::of(2).start().await;
+    let both = ["search_path = nowhere", "lock_timeout = '1ms'", "idle_in_transaction_session_timeout = '100ms'"];
+    let on_a =
+        ["DateStyle = 'German'", "IntervalStyle = sql_standard", "bytea_output = escape", "extra_float_digits = -9"];
+    let on_b =
+        ["DateStyle = 'SQL, DMY'", "IntervalStyle = iso_8601", "TimeZone = 'Asia/Kathmandu'", "xmloption = document"];
+    let [mut on_a, mut on_b] = [on_a, on_b].map(|own| [&both[..], &own].concat());
+    on_a.extend([
+        "TimeZone = 'America/St_Johns'",
+        "default_transaction_isolation = serializable",
+        "statement_timeout = '2s'",
+    ]);
+    on_b.extend(["standard_conforming_strings = off", "client_encoding = latin1", "statement_timeout = '2s'"]);
+    if a.major() > 16 {
+        [&mut on_a, &mut on_b].map(|settings| settings.push("transaction_timeout = '300ms'"));
+    }
+    every_type([&a, &b], BOTH_WAYS, true, [&on_a, &on_b]).await;
 }
 
 #[tokio::test]
 async fn every_type_arrives_byte_by_byte_from_16_on_18() {
     let [a, b] = Cluster::of(2).pg(&["16", "18"]).start().await;
-    every_type(&a, &b, "node start node_b --from node_a", true).await;
+    every_type([&a, &b], BOTH_WAYS, true, [&[], &[]]).await;
 }
 
 #[tokio::test]
 async fn every_type_arrives_byte_by_byte_from_15_on_18() {
     let [a, b] = Cluster::of(2).pg(&["15", "18"]).start().await;
-    every_type(&a, &b, "node start node_b --from node_a --one-way", false).await;
+    every_type([&a, &b], ONE_WAY, false, [&[], &[]]).await;
 }
 
 #[tokio::test]
 async fn every_type_arrives_byte_by_byte_on_15_where_there_is_xml() {
     let [a, b] = Cluster::of(2).pg(&["15"]).start().await;
-    every_type(&a, &b, "node start node_b --from node_a --one-way", false).await;
+    every_type([&a, &b], ONE_WAY, false, [&[], &[]]).await;
 }

@@ -64,6 +64,13 @@ impl Pair<'_> {
         for theirs in &facts.tables {
             let Some(name) = theirs.table.as_ref().map(table_name) else { continue };
             let ours = existing.get(&name);
+            if ours.is_none()
+                && let Some(root) = theirs.root.as_ref().map(table_name).filter(|root| existing.contains_key(root))
+            {
+                let text = format!("table {root} differs: partition {name} is missing here");
+                findings.error(Code::SchemaDiffers, text, Code::SchemaDiffers.hint());
+                continue;
+            }
             let differences = ours.map(|ours| self.differences(theirs, ours)).unwrap_or_default();
             if !differences.is_empty() {
                 let text = format!("table {name} differs: {}", differences.join("; "));
@@ -78,6 +85,18 @@ impl Pair<'_> {
                     findings.error(Code::NoReplicaIdentity, text, hint);
                 }
             }
+        }
+    }
+
+    /// Adds what speaks against `ours`, all that the partitioned tables here are made of: a partition that the source
+    /// does not have takes rows nobody sends, and gives rows nobody takes.
+    pub(super) fn check_partitions(&self, findings: &mut Findings, facts: &v1::ExamineReply, ours: &[Table]) {
+        let is_theirs =
+            |name: &TableName| facts.tables.iter().any(|t| t.table.as_ref().map(table_name).as_ref() == Some(name));
+        for own in ours.iter().filter(|own| own.is_partition && !is_theirs(&own.name)) {
+            let root = own.root.as_ref().unwrap_or(&own.name);
+            let text = format!("table {root} differs: partition {} exists here only, not on {}", own.name, self.source);
+            findings.error(Code::SchemaDiffers, text, Code::SchemaDiffers.hint());
         }
     }
 

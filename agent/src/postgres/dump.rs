@@ -150,9 +150,11 @@ impl Programs {
         let purpose = Purpose::Restore(request.op);
         let mut command = child(&self.pg_restore, database.config(), purpose, request.settings);
         command.arg("--exit-on-error").arg("--no-tablespaces").arg("--use-list").arg(list);
-        if request.single_transaction {
-            command.arg("--single-transaction");
-        }
+        match request.single_transaction {
+            true => command.arg("--single-transaction"),
+            // Only then it says at which entry it failed.
+            false => command.arg("--verbose"),
+        };
         command.arg(request.archive).stdout(Stdio::null());
         let mut child = command.spawn().map_err(|source| restoring("run pg_restore", source))?;
         let stderr = child.stderr.take().map(gather_complaints);
@@ -336,42 +338,50 @@ impl Drop for ListFile {
 fn gather_complaints(stderr: ChildStderr) -> JoinHandle<Complaints> {
     tokio::spawn(async move {
         let mut lines = BufReader::new(stderr).lines();
-        let mut kept = Vec::new();
+        let mut complaints = Complaints::default();
         while let Ok(Some(line)) = lines.next_line().await {
-            if kept.len() < 200 {
-                kept.push(line);
-            }
+            complaints.hear(&line);
         }
-        Complaints::of(kept.iter().map(String::as_str))
+        complaints
     })
 }
 
-/// What a program wrote about its errors.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// What a program wrote about its first error.
+#[derive(Debug, Default)]
 struct Complaints {
-    /// The first lines about errors, each with what follows to explain it, safe to print.
+    /// The error and what follows to explain it, safe to print; until there is one, what was said last.
     lines: Vec<String>,
-    /// The entry it was at when it lost a deadlock.
-    deadlock_at: Option<i32>,
+    has_error: bool,
+    /// The entry of the archive it was at.
+    entry: Option<i32>,
+    /// The error was a deadlock that it lost.
+    is_deadlock: bool,
 }
 
 impl Complaints {
     fn of<'a>(lines: impl Iterator<Item = &'a str>) -> Self {
-        let lines: Vec<&str> = lines.collect();
-        let is_error = |line: &&str| line.contains("error:") || line.contains("ERROR:");
-        let beginning = lines.iter().position(is_error).unwrap_or(0);
-        let shorten = |line: &&str| escape_controls(&line.chars().take(300).collect::<String>());
-        let entry = |line: &&str| line.strip_prefix("pg_restore: from TOC entry ")?.split_once(';')?.0.parse().ok();
-        let lost = lines.get(beginning).is_some_and(|line| line.ends_with("ERROR:  deadlock detected"));
-        Self {
-            deadlock_at: if lost { lines[..beginning].iter().rev().find_map(entry) } else { None },
-            lines: lines[beginning..]
-                .iter()
-                .filter(|line| !line.trim().is_empty())
-                .take(COMPLAINTS)
-                .map(shorten)
-                .collect(),
+        let mut complaints = Self::default();
+        lines.for_each(|line| complaints.hear(line));
+        complaints
+    }
+
+    fn hear(&mut self, line: &str) {
+        if !self.has_error {
+            let entry = line.strip_prefix("pg_restore: from TOC entry ").and_then(|rest| rest.split_once(';'));
+            self.entry = entry.and_then(|(number, _)| number.parse().ok()).or(self.entry);
+            self.has_error = ["pg_dump: error:", "pg_restore: error:"].iter().any(|start| line.starts_with(start));
+            if self.has_error {
+                self.is_deadlock = line.ends_with("ERROR:  deadlock detected");
+                self.lines.clear();
+            }
         }
+        if line.trim().is_empty() || self.has_error && self.lines.len() == COMPLAINTS {
+            return;
+        }
+        if self.lines.len() == COMPLAINTS {
+            self.lines.remove(0);
+        }
+        self.lines.push(escape_controls(&line.chars().take(300).collect::<String>()));
     }
 }
 
@@ -384,8 +394,8 @@ async fn ended(program: &'static str, status: ExitStatus, stderr: Option<JoinHan
 }
 
 fn program_failed(program: &'static str, status: ExitStatus, complaints: Complaints) -> Error {
-    let Complaints { lines, deadlock_at } = complaints;
-    Error::Program { program, status: status.to_string(), complaints: lines, deadlock_at }
+    let deadlock_at = complaints.entry.filter(|_| complaints.is_deadlock);
+    Error::Program { program, status: status.to_string(), complaints: complaints.lines, deadlock_at }
 }
 
 fn dumping(what: &str, source: std::io::Error) -> Error {
@@ -424,23 +434,30 @@ mod tests {
 
     #[test]
     fn complaints_begin_at_the_first_error_and_are_safe_to_print() {
-        let stderr = "pg_restore: warning: x\npg_restore: error: could not execute query: ERROR:  role \"a\u{1b}\" does not exist\nCommand was: ALTER TABLE";
+        let before = "pg_restore: creating TABLE \"public.error: x\"\n".repeat(1000);
+        let stderr = format!(
+            "{before}pg_restore: error: could not execute query: ERROR:  role \"a\u{1b}\" does not exist\n\
+             Command was: ALTER TABLE\n\npg_restore: error: more"
+        );
         let kept = Complaints::of(stderr.lines());
-        assert_eq!(kept.lines.len(), 2);
         assert!(kept.lines[0].contains("role \"a\\u{1b}\" does not exist"), "{kept:?}");
         assert!(kept.lines[1].starts_with("Command was"), "{kept:?}");
-        assert_eq!(kept.deadlock_at, None);
+        assert_eq!(kept.lines.len(), 3);
+        assert!(!kept.is_deadlock);
+        assert_eq!(Complaints::of(before.lines()).lines.len(), COMPLAINTS);
     }
 
     #[test]
-    fn a_lost_deadlock_is_told_from_other_errors() {
+    fn a_lost_deadlock_is_told_from_other_errors_and_at_which_entry_it_was() {
         let stderr = |error: &str| {
-            format!(
+            let stderr = format!(
                 "pg_restore: while PROCESSING TOC:\npg_restore: from TOC entry 3475; 2606 16480 FK CONSTRAINT a b c\n\
                  pg_restore: error: could not execute query: ERROR:  {error}\nDETAIL:  Process 7 waits"
-            )
+            );
+            Complaints::of(stderr.lines())
         };
-        assert_eq!(Complaints::of(stderr("deadlock detected").lines()).deadlock_at, Some(3475));
-        assert_eq!(Complaints::of(stderr("type \"deadlock detected\" is missing").lines()).deadlock_at, None);
+        let lost = stderr("deadlock detected");
+        assert_eq!((lost.is_deadlock, lost.entry), (true, Some(3475)));
+        assert!(!stderr("type \"deadlock detected\" is missing").is_deadlock);
     }
 }
