@@ -263,7 +263,7 @@ async fn every_type_arrives_byte_by_byte_whatever_the_databases_settings_are() {
     ]);
     on_b.extend(["standard_conforming_strings = off", "client_encoding = latin1", "statement_timeout = '2s'"]);
     if a.major() > 16 {
-        [&mut on_a, &mut on_b].map(|settings| settings.push("transaction_timeout = '300ms'"));
+        [&mut on_a, &mut on_b].into_iter().for_each(|settings| settings.push("transaction_timeout = '300ms'"));
     }
     every_type([&a, &b], BOTH_WAYS, true, [&on_a, &on_b]).await;
 }
