@@ -25,6 +25,7 @@ use crate::{
     cleanup::Cleanup,
     config::Config,
     lifecycle::NodeEvent,
+    link::{self, Links, Publisher},
     mesh::{Facts, Peers},
     operations::Operations,
     postgres::{Database, PostgresConfig},
@@ -58,7 +59,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     info!(event = "agent.started", details.listen = %endpoint.address(), details.mesh = %peers.mesh(), "agent started");
 
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let Arrivals { rpc: calls, bulk, connections } = arrivals;
+    let Arrivals { rpc: calls, bulk, link, connections } = arrivals;
+    let links = Links::new(&config, peers.clone(), stop.child_token());
     let door = Door::new(peers.clone(), rooms.subscribe());
     let serving = rpc::serve(door.routes(), calls, stop.clone().cancelled_owned());
     tasks.spawn(async move {
@@ -69,9 +71,10 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     tasks.spawn(http::serve(http, peers.clone(), stop.clone()));
     tasks.spawn(peers.clone().run(connections, stop.clone()));
     tasks.spawn(serve_bulk(bulk, rooms.subscribe(), stop.clone()));
+    tasks.spawn(serve_links(link, rooms.subscribe(), stop.clone()));
 
     let ended = tokio::select! {
-        ended = live(&config, &peers, &facts, &rooms) => ended,
+        ended = live(&config, &peers, &links, &facts, &rooms) => ended,
         () = told_to_end() => Ok(()),
     };
     info!(event = "agent.stopping", "agent stops");
@@ -80,6 +83,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
             wind_up(&rooms).await;
         }
         stop.cancel();
+        links.ended().await;
         endpoint.close().await;
         tasks.close();
         tasks.wait().await;
@@ -95,6 +99,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
 async fn live(
     config: &Arc<Config>,
     peers: &Peers,
+    links: &Links,
     facts: &watch::Sender<Facts>,
     rooms: &watch::Sender<Option<Arc<Rooms>>>,
 ) -> Result<(), Failure> {
@@ -107,18 +112,21 @@ async fn live(
         bin_dir: config.postgres.bin_dir.clone(),
     });
     let owner = Owner { node: config.node.id.clone(), mesh: peers.mesh().clone() };
-    let store = reach_postgres(&database, &owner, facts).await?;
+    let store = reach_postgres(&database, &owner, links, facts).await?;
     let identity = store.identity();
     facts.send_modify(|facts| {
         facts.system_identifier = identity.system_identifier;
         facts.database = identity.database.clone();
     });
-    let cleanup = Cleanup::new(store.clone(), database.clone(), peers.clone());
+    let cleanup = Cleanup::new(store.clone(), database.clone(), peers.clone(), links.clone());
+    look_after_links(links, &database).await;
     let made = Arc::new(Rooms {
         me: config.node.id.clone(),
         config: Arc::clone(config),
         sessions: Sessions::new(database.clone(), cleanup.clone(), config.copy.clone()),
         operations: Operations::new(store.clone(), &config.node.state_dir),
+        links: links.clone(),
+        publisher: Publisher::new(database.clone(), store.clone(), links),
         store,
         database,
         peers: peers.clone(),
@@ -132,7 +140,14 @@ async fn live(
 }
 
 /// Opens the store, waiting for PostgreSQL as long as it takes; gives up only on what waiting cannot mend.
-async fn reach_postgres(database: &Database, owner: &Owner, facts: &watch::Sender<Facts>) -> Result<Store, Failure> {
+///
+/// Sockets of links are there as soon as PostgreSQL answers: its walreceivers wait for them.
+async fn reach_postgres(
+    database: &Database,
+    owner: &Owner,
+    links: &Links,
+    facts: &watch::Sender<Facts>,
+) -> Result<Store, Failure> {
     let began = tokio::time::Instant::now();
     let mut pauses = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(250))
@@ -140,6 +155,8 @@ async fn reach_postgres(database: &Database, owner: &Owner, facts: &watch::Sende
         .without_max_times()
         .build();
     loop {
+        // Where the database turns out not to be ours, neither are its links: they were made by its own agent, elsewhere.
+        drop(links.restore(database, false).await);
         let failure = match Store::open(database.clone(), owner.clone()).await {
             Ok(store) => return Ok(store),
             Err(error) => error.explain(),
@@ -221,6 +238,14 @@ async fn janitor(rooms: &Rooms) {
         if let Err(failure) = rooms.cleanup.sweep(is_running).await {
             warn!(event = "agent.cleanup", error = telemetry::failure(&failure), "the janitor could not look");
         }
+        look_after_links(&rooms.links, &rooms.database).await;
+    }
+}
+
+/// Links follow their subscriptions, also those that were dropped by hand.
+async fn look_after_links(links: &Links, database: &Database) {
+    if let Err(failure) = links.restore(database, true).await {
+        warn!(event = "agent.cleanup", error = telemetry::failure(&failure), "links could not be looked after");
     }
 }
 
@@ -236,6 +261,29 @@ async fn serve_bulk(
         let sender = Sender::new(rooms.sessions.clone(), rooms.peers.clone(), rooms.database.clone());
         let stop = stop.clone();
         streams.spawn(async move { stop.run_until_cancelled(sender.serve(io)).await });
+    }
+    streams.close();
+    streams.wait().await;
+}
+
+async fn serve_links(
+    mut arrivals: mpsc::Receiver<steep_protocol::wire::io::Io>,
+    rooms: watch::Receiver<Option<Arc<Rooms>>>,
+    stop: CancellationToken,
+) {
+    let streams = TaskTracker::new();
+    while let Some(Some(io)) = stop.run_until_cancelled(arrivals.recv()).await {
+        let publisher = rooms.borrow().as_ref().map(|rooms| rooms.publisher.clone());
+        let stop = stop.clone();
+        streams.spawn(async move {
+            let served = async {
+                match publisher {
+                    Some(publisher) => publisher.serve(io).await,
+                    None => link::not_yet(io).await,
+                }
+            };
+            stop.run_until_cancelled(served).await
+        });
     }
     streams.close();
     streams.wait().await;

@@ -13,6 +13,7 @@ use steep_protocol::{
 use tracing::{info, warn};
 
 use crate::{
+    link::Links,
     mesh::{Peers, Source},
     postgres::{
         self, Database, Purpose, Session, activity, ddl, inventory,
@@ -55,6 +56,9 @@ pub enum Effect {
     Slot {
         /// Its name.
         name: String,
+        /// The node it was made for: a replication link lets nobody else read it.
+        #[serde(default)]
+        peer: Option<NodeId>,
     },
     /// A publication, made or enlarged.
     Publication {
@@ -102,7 +106,7 @@ pub enum Effect {
 impl Effect {
     fn kind_and_name(&self) -> (&'static str, String) {
         match self {
-            Self::Slot { name } => ("slot", name.clone()),
+            Self::Slot { name, .. } => ("slot", name.clone()),
             Self::Publication { name, .. } => ("publication", name.clone()),
             Self::Subscription { name } => ("subscription", name.clone()),
             Self::Origin { name } => ("origin", name.clone()),
@@ -120,12 +124,13 @@ pub struct Cleanup {
     store: Store,
     database: Database,
     peers: Peers,
+    links: Links,
 }
 
 impl Cleanup {
     /// For operations on this node.
-    pub fn new(store: Store, database: Database, peers: Peers) -> Self {
-        Self { store, database, peers }
+    pub fn new(store: Store, database: Database, peers: Peers, links: Links) -> Self {
+        Self { store, database, peers, links }
     }
 
     /// Writes `effect` down, does it, and marks it as there. After an error the row stays: nobody knows how
@@ -219,8 +224,12 @@ impl Cleanup {
         })?;
         let explain = |error: postgres::Error| error.explain();
         match effect {
-            Effect::Slot { name } => slots::drop(session, &name).await.map(drop).map_err(explain),
-            Effect::Subscription { name } => subscriptions::drop(session, &name).await.map(drop).map_err(explain),
+            Effect::Slot { name, .. } => slots::drop(session, &name).await.map(drop).map_err(explain),
+            Effect::Subscription { name } => {
+                subscriptions::drop(session, &name).await.map_err(explain)?;
+                self.links.close(&name);
+                Ok(())
+            }
             Effect::Origin { name } => origins::drop(session, &name).await.map(drop).map_err(explain),
             Effect::Publication { name, created, added } => {
                 self.undo_publication(session, op, &name, created, &added).await
@@ -318,7 +327,7 @@ mod tests {
         let before: Inventory = vec![(1259, [16384, 16390].into()), (2618, [17].into())].into();
         let created = CreatedObject { class_id: 1259, object_id: 16400, kind: "table".into(), identity: "a.b".into() };
         let effects = [
-            Effect::Slot { name: "s".into() },
+            Effect::Slot { name: "s".into(), peer: Some("node_b".parse().expect("a node")) },
             Effect::Publication { name: "steep".into(), created: true, added: members.clone() },
             Effect::Subscription { name: "s".into() },
             Effect::Origin { name: "o".into() },

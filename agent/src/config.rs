@@ -185,8 +185,45 @@ pub struct Postgres {
 #[serde(deny_unknown_fields, default)]
 pub struct Replication {
     /// Connection string by which the *other* nodes' PostgreSQL servers reach this node's. Never a password:
-    /// it is stored in the other database's catalog. Default: host, port and user of `[postgres]`.
+    /// it is stored in the other database's catalog. Default: host, port and user of `[postgres]`. Used with
+    /// [`LinkMode::Direct`].
     pub conninfo: Option<String>,
+    /// How the *other* nodes' PostgreSQL servers reach this node's.
+    pub link: LinkMode,
+    /// Where the sockets of this node's own links lie. Default: `link` in `node.state_dir`.
+    pub socket_dir: Option<PathBuf>,
+    /// What this node's PostgreSQL adds when it reaches others directly: certificates, a passfile.
+    pub local_conninfo: Option<String>,
+}
+
+/// `replication.link`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkMode {
+    /// Through the agents.
+    #[default]
+    Mesh,
+    /// PostgreSQL to PostgreSQL.
+    Direct,
+}
+
+impl LinkMode {
+    /// The word for it between agents.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Mesh => "mesh",
+            Self::Direct => "direct",
+        }
+    }
+
+    /// What another agent means; one that says nothing knows the direct way only.
+    pub fn told(text: &str) -> Option<Self> {
+        match text {
+            "mesh" => Some(Self::Mesh),
+            "direct" | "" => Some(Self::Direct),
+            _ => None,
+        }
+    }
 }
 
 /// `[copy]`
@@ -325,7 +362,8 @@ impl Config {
         for file in [&mut config.pki.cert, &mut config.pki.key, &mut config.pki.ca] {
             *file = directory.join(&*file);
         }
-        for file in [&mut config.postgres.passfile, &mut config.postgres.bin_dir].into_iter().flatten() {
+        let optional = [&mut config.postgres.passfile, &mut config.postgres.bin_dir, &mut config.replication.socket_dir];
+        for file in optional.into_iter().flatten() {
             *file = directory.join(&*file);
         }
         config.node.state_dir = directory.join(&config.node.state_dir);
@@ -372,6 +410,10 @@ impl Config {
         if conninfo.to_lowercase().contains("password") {
             return wrong("replication.conninfo", "it holds a password; use a passfile beside the other server".into());
         }
+        let local = self.replication.local_conninfo.as_deref().unwrap_or_default();
+        if local.to_lowercase().contains("password") {
+            return wrong("replication.local_conninfo", "it holds a password; name a passfile instead".into());
+        }
         Ok(())
     }
 
@@ -387,6 +429,12 @@ impl Config {
                 id: self.node.id.clone(),
             }),
         }
+    }
+
+    /// Where the sockets of replication links lie, as an absolute path.
+    pub fn socket_dir(&self) -> PathBuf {
+        let dir = self.replication.socket_dir.clone().unwrap_or_else(|| self.node.state_dir.join("link"));
+        std::path::absolute(&dir).unwrap_or(dir)
     }
 
     /// Where others reach this agent, for operators to read.
@@ -491,6 +539,11 @@ mod tests {
                 &format!("{LEAST}[replication]\nconninfo = \"password=x\"\n"),
                 "replication.conninfo: it holds a password",
             ),
+            (&format!("{LEAST}[replication]\nlink = \"pigeon\"\n"), "unknown variant `pigeon`"),
+            (
+                &format!("{LEAST}[replication]\nlocal_conninfo = \"sslpassword=x\"\n"),
+                "replication.local_conninfo: it holds a password",
+            ),
             (&format!("{LEAST}[http]\nlisten = \"0.0.0.0:80\"\n"), "not a loopback address"),
             (
                 &LEAST.replace("[pki]", "[[mesh.peers]]\nid = \"node_a\"\naddress = \"x:1\"\n[pki]"),
@@ -561,6 +614,9 @@ mod tests {
         "postgres.passfile",
         "postgres.bin_dir",
         "replication.conninfo",
+        "replication.link",
+        "replication.socket_dir",
+        "replication.local_conninfo",
         "copy.parallel",
         "copy.session_lease",
         "copy.part_size",

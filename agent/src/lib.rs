@@ -9,7 +9,7 @@
 //!   it works with.
 //! * [`snapshot`] moves a database as blocks; [`operations`] runs long work as steps that can be undone.
 //! * [`session`] is what this node holds open for a peer; [`cleanup`] knows every side effect and how it is undone;
-//!   [`parts`] cuts tables.
+//!   [`link`] carries replication; [`parts`] cuts tables.
 //! * [`store`] is what the agent remembers; [`mesh`] the other agents; [`postgres`] everything said to the local
 //!   PostgreSQL.
 //! * [`lifecycle`] is the states of a node; [`config`] every key of `agent.toml`; [`telemetry`] the log.
@@ -25,6 +25,7 @@ pub mod operations;
 pub mod snapshot;
 
 pub mod cleanup;
+pub mod link;
 pub mod parts;
 pub mod session;
 

@@ -5,7 +5,13 @@ use std::sync::Arc;
 use steep_protocol::ids::NodeId;
 
 use crate::{
-    cleanup::Cleanup, config::Config, mesh::Peers, operations::Operations, postgres::Database, session::Sessions,
+    cleanup::Cleanup,
+    config::Config,
+    link::{Links, Publisher},
+    mesh::Peers,
+    operations::Operations,
+    postgres::Database,
+    session::Sessions,
     store::Store,
 };
 
@@ -28,4 +34,8 @@ pub struct Rooms {
     pub sessions: Sessions,
     /// What runs here.
     pub operations: Operations,
+    /// Replication links of this node's subscriptions.
+    pub links: Links,
+    /// Replication links to this node's PostgreSQL.
+    pub publisher: Publisher,
 }

@@ -45,6 +45,12 @@ impl Steepctl {
         self
     }
 
+    /// More words, taken as they are.
+    pub fn args(mut self, words: &[&str]) -> Self {
+        self.words.extend(words.iter().map(|word| (*word).to_owned()));
+        self
+    }
+
     /// An environment variable, over those of the operator.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));

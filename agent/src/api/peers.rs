@@ -17,9 +17,9 @@ use crate::{
     initialize::{
         messages::table_name,
         preflight::{self, Wanted},
+        reach::Reach,
         source,
         start::selection_of,
-        subscribe,
     },
     session::{Held, OpenRequest},
 };
@@ -75,7 +75,7 @@ impl Peers for Service {
             parallel: request.parallel,
             force: false,
         };
-        reply(preflight::examine_source(&*self.0.rooms()?, caller.node(), &wanted).await)
+        reply(preflight::examine_source(&*self.0.rooms()?, caller.node(), &wanted, &request.link).await)
     }
 
     async fn open_session(&self, request: Request<v1::OpenSessionRequest>) -> Answer<v1::OpenSessionReply> {
@@ -98,7 +98,7 @@ impl Peers for Service {
             whole_database: request.whole_database,
             parallel: request.parallel,
         };
-        let conninfo = subscribe::own_conninfo(&rooms).map_err(|failure| status_of(&failure))?;
+        let reach = Reach::own(&rooms).map_err(|failure| status_of(&failure))?.to_message();
         let held = rooms.sessions.open(caller.node(), open).await.map_err(|failure| status_of(&failure))?;
         let tables = held.tables.iter().map(|(table, plan)| v1::SessionTable {
             oid: table.oid,
@@ -113,9 +113,11 @@ impl Peers for Service {
             slot: held.slot.clone(),
             lsn: held.lsn.to_string(),
             snapshot: held.snapshot.clone(),
-            conninfo,
+            conninfo: reach.conninfo,
             tables: tables.collect(),
             lease_seconds: rooms.sessions.lease().as_secs(),
+            link: reach.link,
+            database: reach.database,
         }))
     }
 

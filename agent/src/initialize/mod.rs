@@ -2,13 +2,14 @@
 //!
 //! [`preflight`] looks whether both nodes can do it and changes nothing, with [`shapes`] for the tables and [`disk`]
 //! for the room they need; [`direct`] is the recipe, read top to bottom; [`steps`] its longer steps, [`schema`] the one
-//! that makes tables; [`subscribe`] makes subscriptions on either end; [`start`] is the door.
+//! that makes tables; [`subscribe`] makes subscriptions on either end, over what [`reach`] says; [`start`] is the door.
 
 pub mod direct;
 mod disk;
 pub mod findings;
 pub mod messages;
 pub mod preflight;
+pub mod reach;
 pub mod schema;
 mod shapes;
 pub mod source;

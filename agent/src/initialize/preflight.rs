@@ -16,10 +16,12 @@ use super::{
     disk,
     findings::Findings,
     messages::{source_table, table_name},
+    reach::Reach,
     shapes::{self, Pair},
     subscribe,
 };
 use crate::{
+    config::LinkMode,
     parts::PAGE_BYTES,
     postgres::{
         self, Purpose, Session, activity, catalog,
@@ -56,8 +58,13 @@ fn explain(error: postgres::Error) -> Failure {
     error.explain()
 }
 
-/// Facts and findings about this node as the source.
-pub async fn examine_source(rooms: &Rooms, target: &NodeId, wanted: &Wanted) -> Result<v1::ExamineReply, Failure> {
+/// Facts and findings about this node as the source; `their_link`: how its PostgreSQL would reach the target's.
+pub async fn examine_source(
+    rooms: &Rooms,
+    target: &NodeId,
+    wanted: &Wanted,
+    their_link: &str,
+) -> Result<v1::ExamineReply, Failure> {
     let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
     let server = catalog::server_facts(&session).await.map_err(explain)?;
     let role = catalog::role_facts(&session).await.map_err(explain)?;
@@ -66,6 +73,9 @@ pub async fn examine_source(rooms: &Rooms, target: &NodeId, wanted: &Wanted) -> 
     check_server(&mut findings, &server, wanted);
     check_publisher(&mut findings, &server, &role);
     check_pairs_only(&session, &mut findings, target.as_str(), wanted).await?;
+    if !wanted.one_way {
+        check_link(rooms, &session, &mut findings, target, their_link).await?;
+    }
     let selected = tables::select(&session, &wanted.selection).await.map_err(explain)?;
     check_selection(&mut findings, &wanted.selection, &selected);
     check_tables(&mut findings, &selected.tables, &role, server.version);
@@ -99,6 +109,7 @@ pub async fn examine_source(rooms: &Rooms, target: &NodeId, wanted: &Wanted) -> 
         extensions: catalog::extensions(&session).await.map_err(explain)?,
         pg_dump_major,
         schemas: schemas.into_iter().map(|schema| v1::SourceSchema { oid: schema.oid, name: schema.name }).collect(),
+        link: rooms.config.replication.link.as_str().to_owned(),
     })
 }
 
@@ -134,6 +145,8 @@ pub async fn examine_target(
     }
     check_pairs_only(&session, &mut findings, source, wanted).await?;
     check_wal_kept(&mut findings, source, facts);
+    let peer = source.parse().map_err(|_| rooms.peers.unknown(source))?;
+    check_link(rooms, &session, &mut findings, &peer, &facts.link).await?;
     let name = subscribe::name_for(source);
     let duplicate = subscriptions::find(&session, &name).await.map_err(explain)?.is_some();
     findings.must(!duplicate, Code::IllegalState, "no subscription from the source yet", || {
@@ -272,6 +285,33 @@ fn check_pair(findings: &mut Findings, source: &str, server: &ServerFacts, facts
             "or start it with --one-way",
         );
     }
+}
+
+/// This node's PostgreSQL must reach the socket of a link to `peer`, if that is how `peer`'s is reached.
+async fn check_link(
+    rooms: &Rooms,
+    session: &Session,
+    findings: &mut Findings,
+    peer: &NodeId,
+    link: &str,
+) -> Result<(), Failure> {
+    if LinkMode::told(link) != Some(LinkMode::Mesh) {
+        if let Err(failure) = Reach::local(rooms) {
+            findings.error(failure.code, failure.message, failure.hint);
+        }
+        return Ok(());
+    }
+    match rooms.links.probe(&rooms.database, session, peer).await {
+        Ok(()) => findings.must(true, Code::LinkUnreachable, "PostgreSQL reaches the replication link", String::new),
+        Err(failure) if [Code::LinkUnreachable, Code::LinkSocketUnusable].contains(&failure.code) => {
+            let causes: String = failure.causes.iter().map(|cause| format!(": {cause}")).collect();
+            findings.error(failure.code, failure.message + &causes, failure.hint);
+        }
+        // A role that may not look is told so by another check: it may not subscribe either.
+        Err(failure) if failure.sqlstate.as_deref() == Some("42501") => {}
+        Err(failure) => return Err(failure),
+    }
+    Ok(())
 }
 
 /// WAL written while the tables are copied must be kept until they are; nobody knows how much that will be, but a

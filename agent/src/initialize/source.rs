@@ -9,7 +9,7 @@ use steep_protocol::{
 };
 use tracing::info;
 
-use super::{messages, subscribe};
+use super::{messages, reach::Reach, subscribe};
 use crate::{
     lifecycle::NodeEvent,
     postgres::{
@@ -105,8 +105,9 @@ pub async fn subscribe_back(
     op: OperationId,
     request: &v1::SubscribeRequest,
 ) -> Result<String, Failure> {
-    let (slot, publication, conninfo) = (&request.slot, &request.publication, &request.conninfo);
-    subscribe::subscribe(rooms, op, target.as_str(), slot, publication, conninfo, OriginFilter::None).await
+    let reach = Reach::told(target, &request.link, &request.database, &request.conninfo)?;
+    let (slot, publication) = (&request.slot, &request.publication);
+    subscribe::subscribe(rooms, op, target, slot, publication, &reach, OriginFilter::None).await
 }
 
 /// Ends the target's operation here: what it made stays, or is undone.

@@ -47,7 +47,8 @@ pub async fn start(rooms: &Rooms, request: &v1::StartNodeRequest, actor: &Actor)
     if rooms.operations.progress(op).is_some() {
         return Ok(Answer { op: Some(op), checks: Vec::new(), tables: Vec::new() });
     }
-    let facts = source.examine(plan.selection.clone(), plan.wanted.one_way, plan.wanted.parallel).await?;
+    let link = rooms.config.replication.link.as_str();
+    let facts = source.examine(plan.selection.clone(), plan.wanted.one_way, plan.wanted.parallel, link).await?;
     let (mut checks, here) = preflight::examine_target(rooms, plan.source.as_str(), &facts, &plan.wanted).await?;
     checks.extend(facts.checks.iter().cloned());
     let tables = planned_tables(rooms, &facts, &here);

@@ -18,7 +18,9 @@ use super::{
     direct::{Direct, unless_lost},
     findings::verdict,
     messages::table_name,
-    preflight, subscribe,
+    preflight,
+    reach::Reach,
+    subscribe,
 };
 use crate::{
     cleanup::Effect,
@@ -48,7 +50,8 @@ impl Direct {
     /// Looks again, now that the operation is the only one: what was true for the request may have changed.
     pub(super) async fn check_both_nodes(&mut self, _: &Context) -> Result<(), Failure> {
         let wanted = &self.plan.wanted;
-        self.facts = self.source.examine(self.plan.selection.clone(), wanted.one_way, wanted.parallel).await?;
+        let link = self.rooms.config.replication.link.as_str();
+        self.facts = self.source.examine(self.plan.selection.clone(), wanted.one_way, wanted.parallel, link).await?;
         let source = self.plan.source.as_str();
         let (mut checks, here) = preflight::examine_target(&self.rooms, source, &self.facts, wanted).await?;
         self.here = here;
@@ -80,7 +83,7 @@ impl Direct {
         publish(&self.rooms.cleanup, &look, context.op, &self.own_publication(), &self.kept_tables()).await?;
         let slot = slot_name(&self.plan.source, context.op);
         let patience = self.rooms.config.copy.slot_timeout;
-        let effect = Effect::Slot { name: slot.clone() };
+        let effect = Effect::Slot { name: slot.clone(), peer: Some(self.plan.source.clone()) };
         let made = async {
             let never = CancellationToken::new();
             replication::create_slot(&self.rooms.database, context.op, &slot, patience, &never).await.map_err(explain)
@@ -184,10 +187,11 @@ impl Direct {
         let reply = &self.session().reply;
         // One way, everything the source has belongs here, wherever it came from.
         let origin = if self.plan.wanted.one_way { OriginFilter::Any } else { OriginFilter::None };
-        let source = self.plan.source.as_str();
-        let (slot, publication, conninfo) = (&reply.slot, &reply.publication, &reply.conninfo);
+        let source = &self.plan.source;
+        let reach = Reach::told(source, &reply.link, &reply.database, &reply.conninfo)?;
+        let (slot, publication) = (&reply.slot, &reply.publication);
         self.subscription =
-            subscribe::subscribe(&self.rooms, context.op, source, slot, publication, conninfo, origin).await?;
+            subscribe::subscribe(&self.rooms, context.op, source, slot, publication, &reach, origin).await?;
         Ok(())
     }
 
@@ -234,8 +238,8 @@ impl Direct {
 
     pub(super) async fn replicate_back(&mut self, _: &Context) -> Result<(), Failure> {
         let slot = self.reverse_slot.clone().expect("the slot for the way back was made before the copy");
-        let conninfo = subscribe::own_conninfo(&self.rooms)?;
-        let subscription = self.source.subscribe(&slot, &self.own_publication(), &conninfo).await?;
+        let reach = Reach::own(&self.rooms)?;
+        let subscription = self.source.subscribe(&slot, &self.own_publication(), reach.to_message()).await?;
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
         let marker = slots::emit_marker(&look, &slot).await.map_err(explain)?;
         let mut waiting = Waiting::new(self.rooms.config.copy.catch_up_timeout);

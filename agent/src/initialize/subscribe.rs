@@ -5,20 +5,16 @@ use steep_protocol::{
     ids::{NodeId, OperationId},
 };
 
+use super::reach::Reach;
 use crate::{
     cleanup::Effect,
     postgres::{
         self, Purpose, Session,
-        conninfo::Conninfo,
         ddl::{self, NewSubscription, OriginFilter},
         subscriptions,
     },
     rooms::Rooms,
 };
-
-/// What a peer may say about how its PostgreSQL is reached. Anything else in its conninfo could read this
-/// machine's files or loosen this server's checks.
-const FROM_A_PEER: &[&str] = &["host", "hostaddr", "port", "user", "dbname", "sslmode", "channel_binding"];
 
 /// The name of this node's subscription to `source`.
 pub fn name_for(source: &str) -> String {
@@ -28,60 +24,38 @@ pub fn name_for(source: &str) -> String {
     name
 }
 
-/// How other nodes' PostgreSQL reach this one's, for the peer that will subscribe.
-pub fn own_conninfo(rooms: &Rooms) -> Result<String, Failure> {
-    let own = match &rooms.config.replication.conninfo {
-        Some(text) => Conninfo::parse(text).map_err(|error| {
-            Failure::new(Code::ConfigInvalid, format!("replication.conninfo: {error}"))
-                .hint("mend agent.toml on the source")
-        })?,
-        None => Conninfo::of(rooms.database.config()),
-    };
-    let dbname = rooms.config.postgres.dbname.clone();
-    Ok(own.without("password").without("passfile").with("dbname", dbname).to_string())
-}
-
 /// Subscribes this node to a peer's slot and starts it. It begins where the slot stands and copies nothing.
 pub async fn subscribe(
     rooms: &Rooms,
     op: OperationId,
-    source: &str,
+    source: &NodeId,
     slot: &str,
     publication: &str,
-    conninfo: &str,
+    reach: &Reach,
     origin: OriginFilter,
 ) -> Result<String, Failure> {
     let explain = |error: postgres::Error| error.explain();
-    let conninfo = conninfo_of_peer(source, conninfo)?;
-    let name = name_for(source);
+    let name = name_for(source.as_str());
     let session = rooms.database.session(Purpose::Ddl(op)).await.map_err(explain)?;
     if subscriptions::find(&session, &name).await.map_err(explain)?.is_some() {
         let text = format!("a subscription {name} exists already on {}", rooms.me);
         return Err(Failure::new(Code::IllegalState, text).hint(format!("drop subscription {name}; on {}", rooms.me)));
     }
     let version = session.version();
-    let new = NewSubscription { name: &name, conninfo: &conninfo, publication, slot, origin, version };
-    let create = ddl::create_subscription(&new).map_err(explain)?;
     let effect = Effect::Subscription { name: name.clone() };
-    rooms.cleanup.make(op, "subscribe", &effect, async { session.run(&create).await.map_err(explain) }).await?;
+    let make = async {
+        let conninfo = match reach {
+            Reach::Mesh { database } => rooms.links.offer(&rooms.database, source, database, slot, &name).await?,
+            Reach::Direct(conninfo) => conninfo.clone().over(&Reach::local(rooms)?).pinned(),
+        };
+        let new = NewSubscription { name: &name, conninfo: &conninfo, publication, slot, origin, version };
+        let create = ddl::create_subscription(&new).map_err(explain)?;
+        subscriptions::create(&session, &create).await.map_err(explain)
+    };
+    rooms.cleanup.make(op, "subscribe", &effect, make).await?;
     session.run(&ddl::enable_subscription(&name)).await.map_err(explain)?;
     session.close().await;
     Ok(name)
-}
-
-fn conninfo_of_peer(source: &str, text: &str) -> Result<Conninfo, Failure> {
-    let bad = |reason: String| {
-        Failure::new(
-            Code::BadRequest,
-            format!("{source} gives an address of its PostgreSQL that cannot be used: {reason}"),
-        )
-        .hint(format!("mend replication.conninfo in the agent.toml of {source}"))
-    };
-    let parsed = Conninfo::parse(text).map_err(|error| bad(error.to_string()))?;
-    if let Some(key) = parsed.keys().find(|key| !FROM_A_PEER.contains(key)) {
-        return Err(bad(format!("{key} may not be set from another node")));
-    }
-    Ok(parsed.pinned())
 }
 
 /// As many errors in a row say that a new subscription will not get over them; a restart of the source is one.

@@ -15,7 +15,8 @@ use steep_protocol::{
     version,
     wire::{
         bulk::BlockSource,
-        endpoint::{BULK_STREAM, Connection, Endpoint},
+        endpoint::{BULK_STREAM, Connection, Endpoint, LINK_STREAM},
+        io::Io,
         rpc::{self, MAX_MESSAGE_BYTES, PeerChannel},
     },
 };
@@ -162,6 +163,11 @@ impl Peers {
         let io = link.connection.open(BULK_STREAM).await.map_err(|error| error.explain())?;
         let request = v1::BulkRequest { want: Some(request) };
         BlockSource::request(io, &request).await.map_err(|error| error.explain())
+    }
+
+    /// Opens a stream for a replication link to `node`'s PostgreSQL.
+    pub async fn open_link(&self, node: &NodeId) -> Result<Io, Failure> {
+        self.link(node).await?.connection.open(LINK_STREAM).await.map_err(|error| error.explain())
     }
 
     /// Whether the peer shares this machine, so that compression is wasted.

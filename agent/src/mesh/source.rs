@@ -47,15 +47,16 @@ impl Source {
         &self.node
     }
 
-    /// Facts and findings for the preflight.
+    /// Facts and findings for the preflight. `link`: how its PostgreSQL would reach ours.
     pub async fn examine(
         &self,
         selection: v1::Selection,
         one_way: bool,
         parallel: u32,
+        link: &str,
     ) -> Result<v1::ExamineReply, Failure> {
-        let op_id = self.op.to_string();
-        ask!(self, examine, v1::ExamineRequest { op_id, selection: Some(selection), one_way, parallel })
+        let (op_id, link) = (self.op.to_string(), link.to_owned());
+        ask!(self, examine, v1::ExamineRequest { op_id, selection: Some(selection), one_way, parallel, link })
     }
 
     /// Opens the session: locks, slot, snapshot.
@@ -102,13 +103,18 @@ impl Source {
         ask!(self, slot_progress, v1::SlotProgressRequest { session_id: session.to_string() })
     }
 
-    /// Has the source subscribe to the slot we made for it.
-    pub async fn subscribe(&self, slot: &str, publication: &str, conninfo: &str) -> Result<String, Failure> {
+    /// Has the source subscribe to the slot we made for it; `reach` says how its PostgreSQL reaches ours.
+    pub async fn subscribe(
+        &self,
+        slot: &str,
+        publication: &str,
+        reach: v1::SubscribeRequest,
+    ) -> Result<String, Failure> {
         let request = v1::SubscribeRequest {
             op_id: self.op.to_string(),
             slot: slot.to_owned(),
             publication: publication.to_owned(),
-            conninfo: conninfo.to_owned(),
+            ..reach
         };
         Ok(ask!(self, subscribe, request)?.subscription)
     }

@@ -99,6 +99,15 @@ fn small(row: &Row, name: &str) -> Result<u32, Error> {
     Ok(u32::try_from(field::<i32>(row, name)?).unwrap_or(0))
 }
 
+/// Whether the server's own processes find the file at `path`; `Ok(false)`: they see no such file.
+///
+/// Fails with [`Error::Denied`] and SQLSTATE 42501 where they may not go there.
+pub async fn server_finds(session: &Session, path: &str) -> Result<bool, Error> {
+    let looking = doing(format!("have the server look for {path}"));
+    let row = session.one(looking, sql!("catalog/find_server_file.sql"), &[&path]).await?;
+    field(&row, "is_there")
+}
+
 /// What the role we connect as may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoleFacts {

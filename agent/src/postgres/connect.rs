@@ -171,6 +171,20 @@ impl Database {
         Session::introduce(client, task, purpose).await
     }
 
+    /// User and group of the server's processes, as the operating system knows them; `None` where the server is not
+    /// reached over a unix socket.
+    #[cfg(unix)]
+    pub async fn server_account(&self) -> Result<Option<(u32, u32)>, Error> {
+        if !self.config.is_socket() {
+            return Ok(None);
+        }
+        let path = std::path::Path::new(&self.config.host).join(format!(".s.PGSQL.{}", self.config.port));
+        let stream = tokio::net::UnixStream::connect(path).await.map_err(|source| self.unreachable(source))?;
+        // Of a listening socket these are the credentials of who listens.
+        let listener = stream.peer_cred().map_err(|source| self.unreachable(source))?;
+        Ok(Some((listener.uid(), listener.gid())))
+    }
+
     pub(super) fn unreachable(&self, source: impl Into<Cause>) -> Error {
         Error::Unreachable { address: self.config.address(), source: source.into() }
     }

@@ -11,7 +11,7 @@ use super::{
 };
 
 /// A libpq connection string, as keys and values.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Conninfo {
     pairs: Vec<(String, String)>,
 }
@@ -74,6 +74,12 @@ impl Conninfo {
     pub fn without(mut self, key: &str) -> Self {
         self.pairs.retain(|(known, _)| known != key);
         self
+    }
+
+    /// With everything that `other` sets, in place of what it was.
+    #[must_use]
+    pub fn over(self, other: &Self) -> Self {
+        other.pairs.iter().fold(self, |sum, (key, value)| sum.with(key, value))
     }
 
     /// Every key it sets.
@@ -183,6 +189,8 @@ mod tests {
     fn a_later_value_takes_the_place_of_an_earlier_one() {
         let conninfo = Conninfo::parse("host=a port=1").expect("a conninfo").with("host", "b");
         assert_eq!(conninfo.to_string(), "port=1 host=b");
+        let local = Conninfo::parse("host=c sslcert=x").expect("a conninfo");
+        assert_eq!(conninfo.over(&local).to_string(), "port=1 host=c sslcert=x");
     }
 
     #[test]

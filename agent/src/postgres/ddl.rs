@@ -19,10 +19,17 @@ use super::{
 pub const OWN_SCHEMA: &str = "steep_repl";
 
 /// A statement ready to run. Only this file makes them.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Statement {
     sql: String,
     doing: Doing,
+}
+
+/// Without its text: that of a subscription holds a secret.
+impl std::fmt::Debug for Statement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Statement({:?})", self.doing)
+    }
 }
 
 impl Statement {
@@ -331,6 +338,41 @@ fn subscribing(what: &str, name: &str) -> Doing {
 fn alter_subscription(what: &str, name: &str, change: &str) -> Statement {
     let sql = format!("alter subscription {} {change}", quote_identifier(name));
     Statement::new(sql, subscribing(what, name))
+}
+
+/// Gives a subscription another way to its publisher.
+pub(super) fn move_subscription(name: &str, conninfo: &Conninfo) -> Statement {
+    alter_subscription("move", name, &format!("connection {}", quote_literal(&conninfo.to_string())))
+}
+
+/// Keeps what follows in the transaction out of the server's log, values of parameters included.
+pub(super) fn silence_log() -> Statement {
+    let settings = [
+        ("log_statement", "none"),
+        ("log_duration", "off"),
+        ("log_min_duration_statement", "-1"),
+        ("log_min_duration_sample", "-1"),
+        ("log_transaction_sample_rate", "0"),
+        ("log_parameter_max_length", "0"),
+        ("log_parameter_max_length_on_error", "0"),
+    ];
+    let sql = settings.map(|(name, value)| format!("set local {name} to {}", quote_literal(value))).join("; ");
+    Statement::new(sql, doing("keep a secret out of the log").or(Code::SubscribePrivilege))
+}
+
+/// Runs what the transaction was handed over in `steep.statement`.
+pub(super) fn run_handed_over(doing: Doing) -> Statement {
+    let sql = "do $steep$
+declare
+    said text; more text; advice text;
+begin
+    execute pg_catalog.current_setting('steep.statement');
+exception when others then
+    get stacked diagnostics said = message_text, more = pg_exception_detail, advice = pg_exception_hint;
+    raise exception using errcode = sqlstate, message = said, detail = more, hint = advice;
+end
+$steep$";
+    Statement::new(sql, doing)
 }
 
 /// Lets a subscription's worker run.

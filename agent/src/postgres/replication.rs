@@ -227,10 +227,12 @@ fn not_a_walsender(database: &Database, error: tokio_postgres::Error) -> Error {
     }
 }
 
-trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+/// Bytes both ways, whatever carries them.
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
-async fn dial(config: &PostgresConfig) -> io::Result<Box<dyn Duplex>> {
+/// Connects to the server and says nothing yet.
+pub(super) async fn dial(config: &PostgresConfig) -> io::Result<Box<dyn Duplex>> {
     #[cfg(unix)]
     if config.is_socket() {
         let path = std::path::Path::new(&config.host).join(format!(".s.PGSQL.{}", config.port));

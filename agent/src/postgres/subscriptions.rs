@@ -1,19 +1,22 @@
 //! Subscriptions of the local database and how their workers fare.
 //!
-//! The connection string of a subscription is written once and never read back: it may hold a password.
+//! The connection string of a subscription may hold a password: only that of a replication link is read back, for it is
+//! where the link's secret is kept.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
-use steep_protocol::lsn::Lsn;
+use steep_protocol::{failure::Code, lsn::Lsn};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Row;
 
 use super::{
     connect::{Session, count_field, field},
+    conninfo::Conninfo,
     ddl,
     error::{Doing, Error, doing},
     slots::lsn_field,
+    unseen,
 };
 
 /// How long a worker may take to end after its subscription was disabled.
@@ -91,6 +94,41 @@ pub async fn find(session: &Session, name: &str) -> Result<Option<Subscription>,
 async fn read(session: &Session, doing: Doing, name: Option<&str>) -> Result<Vec<Subscription>, Error> {
     let rows = session.rows(doing, sql!("replication/list_subscriptions.sql"), &[&name]).await?;
     rows.iter().map(Subscription::read).collect()
+}
+
+/// A subscription whose publisher is reached through a replication link, or may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Linked {
+    /// Its name.
+    pub name: String,
+    /// The slot it reads.
+    pub slot: String,
+    /// Its connection string.
+    pub conninfo: Conninfo,
+}
+
+/// Subscriptions of ours that reach their publisher over a unix socket; those without a slot are left out.
+pub async fn linked(session: &Session) -> Result<Vec<Linked>, Error> {
+    let reading = doing("read how subscriptions reach their publishers").privilege(Code::SubscribePrivilege);
+    let rows = session.rows(reading, sql!("replication/list_linked_subscriptions.sql"), &[]).await?;
+    let mut found = Vec::new();
+    for row in &rows {
+        // One that libpq could not read either is none of ours.
+        if let Ok(conninfo) = Conninfo::parse(field(row, "conninfo")?) {
+            found.push(Linked { name: field(row, "name")?, slot: field(row, "slot")?, conninfo });
+        }
+    }
+    Ok(found)
+}
+
+/// Runs what [`ddl::create_subscription`] rendered; its text is shown and logged nowhere.
+pub async fn create(session: &Session, statement: &ddl::Statement) -> Result<(), Error> {
+    unseen::run(session, statement).await
+}
+
+/// Gives a subscription another connection string. Its worker, if one runs, starts anew with it.
+pub async fn reconnect(session: &Session, name: &str, conninfo: &Conninfo) -> Result<(), Error> {
+    unseen::run(session, &ddl::move_subscription(name, conninfo)).await
 }
 
 /// Disables a subscription and waits until its worker has ended, so that nothing is being applied any more.

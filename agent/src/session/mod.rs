@@ -144,7 +144,7 @@ impl Sessions {
             ));
         }
         let slot = slot_name(target, op);
-        let effect = Effect::Slot { name: slot.clone() };
+        let effect = Effect::Slot { name: slot.clone(), peer: Some(target.clone()) };
         let exported = self
             .cleanup
             .make(op, &format!("session for {target}"), &effect, async {

@@ -89,6 +89,21 @@ pub async fn open_operations(store: &Store) -> Result<Vec<OperationId>, Error> {
     store.rows("read what was made", sql, &[]).await?.iter().map(|row| operation(row, "op_id")).collect()
 }
 
+/// Whom a slot of this node was made for, and what with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotOf {
+    /// The node that reads it; `None`: its row was written by an agent that did not note it.
+    pub peer: Option<String>,
+    /// Publications made by the same operation.
+    pub publications: Vec<String>,
+}
+
+/// What is known of a slot of this node that was made, and neither undone nor given up.
+pub async fn slot_of(store: &Store, slot: &str) -> Result<Option<SlotOf>, Error> {
+    let row = store.maybe("look whose a slot is", sql!("store/find_slot.sql"), &[&slot]).await?;
+    row.map(|row| Ok(SlotOf { peer: field(&row, "peer")?, publications: field(&row, "publications")? })).transpose()
+}
+
 fn read(row: &Row) -> Result<Intent, Error> {
     Ok(Intent {
         id: field(row, "id")?,

@@ -1,7 +1,7 @@
 //! The one endpoint of an agent: QUIC and TCP on the same port number.
 //!
 //! Between two agents there is one QUIC connection, whoever dialled it; both ends open streams on it. The
-//! first byte of a stream says what it carries: [`RPC_STREAM`] or [`BULK_STREAM`]. The TCP listener beside it
+//! first byte of a stream says what it carries: [`RPC_STREAM`], [`BULK_STREAM`] or [`LINK_STREAM`]. The TCP listener beside it
 //! speaks gRPC (ALPN `h2`) for steepctl and any standard client. Everything that arrives comes out of one
 //! [`Arrivals`].
 //!
@@ -43,6 +43,8 @@ use crate::{
 pub const RPC_STREAM: u8 = 0x01;
 /// First byte of a stream that carries blocks.
 pub const BULK_STREAM: u8 = 0x02;
+/// First byte of a stream that carries a replication link.
+pub const LINK_STREAM: u8 = 0x03;
 
 const QUIC_ALPN: &[u8] = b"steep/1";
 const TCP_ALPN: &[u8] = b"h2";
@@ -135,6 +137,8 @@ pub struct Arrivals {
     pub rpc: mpsc::Receiver<Io>,
     /// Streams whose opener wants blocks.
     pub bulk: mpsc::Receiver<Io>,
+    /// Streams whose opener's PostgreSQL wants to replicate from ours.
+    pub link: mpsc::Receiver<Io>,
     /// Connections that peers have dialled.
     pub connections: mpsc::Receiver<Connection>,
 }
@@ -143,6 +147,7 @@ pub struct Arrivals {
 struct Inbox {
     rpc: mpsc::Sender<Io>,
     bulk: mpsc::Sender<Io>,
+    link: mpsc::Sender<Io>,
     connections: mpsc::Sender<Connection>,
 }
 
@@ -179,14 +184,15 @@ impl Endpoint {
 
         let (rpc, rpc_out) = mpsc::channel(ARRIVALS_WAITING);
         let (bulk, bulk_out) = mpsc::channel(ARRIVALS_WAITING);
+        let (link, link_out) = mpsc::channel(ARRIVALS_WAITING);
         let (connections, connections_out) = mpsc::channel(ARRIVALS_WAITING);
-        let inbox = Inbox { rpc, bulk, connections };
+        let inbox = Inbox { rpc, bulk, link, connections };
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let endpoint = Self { quic, identity, inbox, tasks, stop, address: bound };
         let acceptor = endpoint.identity.server_config(&[TCP_ALPN]).map_err(Error::Tls)?;
         endpoint.tasks.spawn(endpoint.clone().accept_quic());
         endpoint.tasks.spawn(endpoint.clone().accept_tcp(tcp, TlsAcceptor::from(Arc::new(acceptor))));
-        Ok((endpoint, Arrivals { rpc: rpc_out, bulk: bulk_out, connections: connections_out }))
+        Ok((endpoint, Arrivals { rpc: rpc_out, bulk: bulk_out, link: link_out, connections: connections_out }))
     }
 
     /// Where it listens; the port is the real one where 0 was asked for.
@@ -327,6 +333,7 @@ async fn sort_stream(
     let to = match kind[0] {
         RPC_STREAM => &inbox.rpc,
         BULK_STREAM => &inbox.bulk,
+        LINK_STREAM => &inbox.link,
         other => return Err(format!("streams of kind {other:#04x} are unknown").into()),
     };
     Ok(to.send(Io::quic(peer, send, recv)).await?)
@@ -430,7 +437,7 @@ impl Connection {
         remote.is_loopback() || self.quic.local_ip().is_some_and(|local| local == remote)
     }
 
-    /// Opens a stream of `kind` ([`RPC_STREAM`] or [`BULK_STREAM`]).
+    /// Opens a stream of `kind` ([`RPC_STREAM`], [`BULK_STREAM`] or [`LINK_STREAM`]).
     pub async fn open(&self, kind: u8) -> Result<Io, Error> {
         let (mut send, recv) = self.quic.open_bi().await.map_err(|error| self.ended(&error))?;
         // Control above bulk, so that a copy never delays a question.

@@ -1,4 +1,4 @@
-//! `cargo x bench copy`: how long a copy takes, side by side with what one would use instead.
+//! `cargo x bench`: Steep side by side with what one would use instead; `copy` here, `link` in [`link`].
 //!
 //! All contenders run in one go on the same two servers with the same settings, fsync on. The target is made
 //! anew before each run, the source cleaned of what the last one left and read once. Time counts from the first
@@ -7,6 +7,7 @@
 mod arena;
 mod contender;
 mod data;
+mod link;
 mod report;
 mod watch;
 
@@ -29,6 +30,8 @@ use crate::{
 pub enum Command {
     /// Initialize a node, against native copy_data, pg_dump | pg_restore and pgcopydb
     Copy(Arguments),
+    /// Replicate through the agents, against PostgreSQL to PostgreSQL
+    Link(link::Arguments),
 }
 
 #[derive(Debug, clap::Args)]
@@ -65,7 +68,14 @@ pub struct Arguments {
 /// Debian's pgcopydb speaks to PostgreSQL 15 at most, so it meets ours on that.
 const PGCOPYDB_VERSION: u32 = 15;
 
-pub fn run(Command::Copy(arguments): Command) -> Result<()> {
+pub fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Copy(arguments) => copy(&arguments),
+        Command::Link(arguments) => link::run(&arguments),
+    }
+}
+
+fn copy(arguments: &Arguments) -> Result<()> {
     if arguments.runs == 0 || arguments.scale == 0 {
         bail!("--runs and --scale are 1 or more");
     }
@@ -86,7 +96,7 @@ pub fn run(Command::Copy(arguments): Command) -> Result<()> {
     fights.retain(|(_, contenders)| !contenders.is_empty());
     for set in arguments.set.iter().flat_map(|set| set.parts()) {
         for (version, contenders) in &fights {
-            fight(&arguments, &binaries, set, *version, contenders)?;
+            fight(arguments, &binaries, set, *version, contenders)?;
         }
     }
     Ok(())

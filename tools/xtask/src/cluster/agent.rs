@@ -24,6 +24,9 @@ pub struct Agent {
     pub program: PathBuf,
     pub config: PathBuf,
     pub state_dir: PathBuf,
+    /// Where its replication links have their sockets, unless in the state directory.
+    #[serde(default)]
+    pub socket_dir: Option<PathBuf>,
     /// Where it writes its log; a restart appends.
     pub log: PathBuf,
     /// host:port for its peers and steepctl.
@@ -52,6 +55,7 @@ impl Agent {
             program: program.to_owned(),
             config: home.join("agent.toml"),
             state_dir: home.join("state"),
+            socket_dir: None,
             log: home.join("agent.log"),
             address: format!("127.0.0.1:{port}"),
             http: format!("127.0.0.1:{http_port}"),
@@ -71,12 +75,13 @@ impl Agent {
             .iter()
             .map(|(id, address)| format!("\n[[mesh.peers]]\nid = {id:?}\naddress = {address:?}\n"))
             .collect();
+        let socket_dir = self.socket_dir.as_ref().map(|dir| format!("socket_dir = {}\n", text(dir))).unwrap_or_default();
         let toml = format!(
             "[node]\nid = {node_id:?}\nstate_dir = {state_dir}\n\n\
              [mesh]\nlisten = {address:?}\n{peers}\n\
              [pki]\ncert = {cert}\nkey = {key}\nca = {ca}\n\n\
              [postgres]\nhost = {host}\nport = {port}\ndbname = {DATABASE:?}\nuser = {USER:?}\nbin_dir = {bin_dir}\n\n\
-             [replication]\nconninfo = {conninfo}\n\n\
+             [replication]\nconninfo = {conninfo}\n{socket_dir}\n\
              [http]\nlisten = {http:?}\n{extra}\n"
         );
         fs::create_dir_all(&self.state_dir)?;

@@ -148,17 +148,10 @@ impl Cluster {
         let mut nodes = Vec::new();
         for (index, (node_id, postgres)) in ids.iter().zip(&servers).enumerate() {
             let (home, socket) = place.of_server(node_id);
-            nodes.push(Node {
-                node_id: node_id.clone(),
-                server: Server::new(postgres, &home, &socket),
-                agent: Agent::new(
-                    node_id,
-                    &options.binaries.agent,
-                    &place.of_node(node_id),
-                    ports[index * 2],
-                    ports[index * 2 + 1],
-                ),
-            });
+            let (agent, home_of_agent) = (&options.binaries.agent, place.of_node(node_id));
+            let mut agent = Agent::new(node_id, agent, &home_of_agent, ports[index * 2], ports[index * 2 + 1]);
+            agent.socket_dir = place.of_links(node_id);
+            nodes.push(Node { node_id: node_id.clone(), server: Server::new(postgres, &home, &socket), agent });
         }
         let cluster = Self { format: 1, place, binaries: options.binaries.clone(), nodes };
         if let Err(error) = cluster.write_down() {

@@ -55,7 +55,7 @@ impl Place {
             let_through(&dir)?;
         }
         let data_in_short = !Account::of_servers().may_enter(&dir);
-        let longest = ids.iter().map(|id| socket_length(&dir.join(id).join("postgres"))).max().unwrap_or(0);
+        let longest = ids.iter().map(|id| socket_length(&dir.join(id).join("state/link/0123456789"))).max().unwrap_or(0);
         let short = (data_in_short || longest > LONGEST_SOCKET).then(|| short_folder(&dir));
         let place = Self { dir, made_dir, entries, short, data_in_short };
         if let Err(error) = place.make_folders(ids) {
@@ -94,6 +94,11 @@ impl Place {
             Some(short) => (long, short.join(id)),
             None => (long.clone(), long),
         }
+    }
+
+    /// Where the agent's replication links have their sockets, when its own folder is too long or closed to the server.
+    pub(super) fn of_links(&self, id: &str) -> Option<PathBuf> {
+        self.short.as_ref().map(|short| short.join(format!("{id}-link")))
     }
 
     /// Removes everything that was made, and nothing else.
