@@ -362,7 +362,8 @@ impl Config {
         for file in [&mut config.pki.cert, &mut config.pki.key, &mut config.pki.ca] {
             *file = directory.join(&*file);
         }
-        let optional = [&mut config.postgres.passfile, &mut config.postgres.bin_dir, &mut config.replication.socket_dir];
+        let optional =
+            [&mut config.postgres.passfile, &mut config.postgres.bin_dir, &mut config.replication.socket_dir];
         for file in optional.into_iter().flatten() {
             *file = directory.join(&*file);
         }

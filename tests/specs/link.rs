@@ -189,7 +189,9 @@ async fn what_no_walreceiver_says_is_refused_and_audited() {
     a.sql("create publication everything for table private").await;
     a.sql("select pg_create_logical_replication_slot('steep_node_c_0123456789ab', 'pgoutput')").await;
     let start = |slot: &str, publication: &str| {
-        format!("START_REPLICATION SLOT \"{slot}\" LOGICAL 0/0 (proto_version '2', publication_names '\"{publication}\"')")
+        format!(
+            "START_REPLICATION SLOT \"{slot}\" LOGICAL 0/0 (proto_version '2', publication_names '\"{publication}\"')"
+        )
     };
     let commands = [
         "drop table private".to_owned(),
@@ -286,9 +288,12 @@ async fn the_secret_of_a_link_is_shown_and_logged_nowhere() {
             .texts("select row_to_json(i)::text from steep_repl.intents i union all select row_to_json(l)::text from steep_repl.audit_log l")
             .await
             .join("\n");
-        for (place, text) in
-            [("PostgreSQL's log", server_log), ("the agent's log", node.log()), ("pg_stat_activity", shown), ("steep_repl", recorded)]
-        {
+        for (place, text) in [
+            ("PostgreSQL's log", server_log),
+            ("the agent's log", node.log()),
+            ("pg_stat_activity", shown),
+            ("steep_repl", recorded),
+        ] {
             assert!(!text.contains(&secret), "{} of {} holds the secret", place, node.id());
         }
     }
@@ -377,7 +382,9 @@ async fn postgresql_reaches_postgresql_directly_where_that_is_configured() {
     a.reconfigure_agent(directly);
     // A local side that cannot be is told before anything changes.
     let before = b.inventory().await;
-    b.reconfigure_agent(|toml| directly(toml).replace("[replication]\n", "[replication]\nlocal_conninfo = \"host=x\"\n"));
+    b.reconfigure_agent(|toml| {
+        directly(toml).replace("[replication]\n", "[replication]\nlocal_conninfo = \"host=x\"\n")
+    });
     let refused = b.steepctl(START).fails_with("STP-1001");
     assert!(refused.stderr.contains("local_conninfo") && refused.stderr.contains("sslrootcert"), "{refused}");
     b.inventory().await.is_as(&before);
@@ -421,7 +428,8 @@ async fn a_direct_way_that_leads_nowhere_is_told_in_the_servers_own_words() {
     a.sql(&shop::orders(50)).await;
     let nowhere = "conninfo = \"host=/nowhere port=5432 user=postgres\"";
     a.reconfigure_agent(|toml| {
-        let lines: Vec<_> = toml.lines().map(|line| if line.starts_with("conninfo") { nowhere } else { line }).collect();
+        let lines: Vec<_> =
+            toml.lines().map(|line| if line.starts_with("conninfo") { nowhere } else { line }).collect();
         directly(lines.join("\n") + "\n")
     });
     let op = b.steepctl(START).operation();

@@ -43,14 +43,55 @@ const SOURCES: [&str; 9] = [
 
 /// All other words of such queries: SQL's own, columns, aliases.
 const WORDS: [&str; 44] = [
-    "select", "distinct", "from", "where", "join", "on", "in", "and", "or", "not", "as", "lateral", "variadic", "union",
-    "case", "when", "then", "else", "end", "is", "null", "pg_catalog", "text", "oid", "relid", "attrs", "attnames",
-    "pubname", "schemaname", "tablename", "nspname", "relname", "relnamespace", "relkind", "srrelid", "rowfilter",
-    "qual", "t", "n", "c", "p", "ps", "gpt", "pt",
+    "select",
+    "distinct",
+    "from",
+    "where",
+    "join",
+    "on",
+    "in",
+    "and",
+    "or",
+    "not",
+    "as",
+    "lateral",
+    "variadic",
+    "union",
+    "case",
+    "when",
+    "then",
+    "else",
+    "end",
+    "is",
+    "null",
+    "pg_catalog",
+    "text",
+    "oid",
+    "relid",
+    "attrs",
+    "attnames",
+    "pubname",
+    "schemaname",
+    "tablename",
+    "nspname",
+    "relname",
+    "relnamespace",
+    "relkind",
+    "srrelid",
+    "rowfilter",
+    "qual",
+    "t",
+    "n",
+    "c",
+    "p",
+    "ps",
+    "gpt",
+    "pt",
 ];
 
 /// What START_REPLICATION may set besides the publications.
-const STREAM_OPTIONS: [&str; 7] = ["proto_version", "streaming", "two_phase", "origin", "binary", "messages", "failover"];
+const STREAM_OPTIONS: [&str; 7] =
+    ["proto_version", "streaming", "two_phase", "origin", "binary", "messages", "failover"];
 
 /// One word, quoted name, literal or sign of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,8 +129,15 @@ impl Scope {
 
     /// `SLOT "name" LOGICAL 0/0 (option 'value', …)`.
     fn streams(&self, tokens: &[Token]) -> Result<(), String> {
-        let [Token::Word(slot), name, Token::Word(logical), Token::Word(_), Token::Sign('/'), Token::Word(_), rest @ ..] =
-            tokens
+        let [
+            Token::Word(slot),
+            name,
+            Token::Word(logical),
+            Token::Word(_),
+            Token::Sign('/'),
+            Token::Word(_),
+            rest @ ..,
+        ] = tokens
         else {
             return Err("it does not name a slot and a position".into());
         };
@@ -167,7 +215,8 @@ fn tokens(text: &str) -> Option<Vec<Token>> {
             '"' | '\'' => {
                 let (inner, after) = quoted(&rest[1..], c)?;
                 // A word that touches a quote could change its meaning: E'…', U&"…".
-                let touches = matches!(tokens.last(), Some(Token::Word(_))) && !text_before(text, rest).ends_with([' ', '\n']);
+                let touches =
+                    matches!(tokens.last(), Some(Token::Word(_))) && !text_before(text, rest).ends_with([' ', '\n']);
                 if touches {
                     return None;
                 }
@@ -220,17 +269,17 @@ mod tests {
     use super::*;
 
     fn scope() -> Scope {
-        Scope { slot: "steep_node_b_0123456789ab".into(), publications: vec!["steep".into(), "steep_only_node.b".into()] }
+        Scope {
+            slot: "steep_node_b_0123456789ab".into(),
+            publications: vec!["steep".into(), "steep_only_node.b".into()],
+        }
     }
 
     /// Word for word what servers sent, from 15 to 18.
     const SENT: &[(&str, Command)] = &[
         ("SELECT pg_catalog.set_config('search_path', '', false);", Command::Question),
         ("IDENTIFY_SYSTEM", Command::Question),
-        (
-            "SELECT t.pubname FROM\n pg_catalog.pg_publication t WHERE\n t.pubname IN ('steep')",
-            Command::Question,
-        ),
+        ("SELECT t.pubname FROM\n pg_catalog.pg_publication t WHERE\n t.pubname IN ('steep')", Command::Question),
         (
             "SELECT DISTINCT t.schemaname, t.tablename \n, t.attnames FROM pg_catalog.pg_publication_tables t\n WHERE t.pubname IN ('steep')",
             Command::Question,

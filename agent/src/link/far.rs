@@ -115,7 +115,8 @@ impl Publisher {
         let counters = self.meter.of(&caller, End::Publisher);
         let Some(_turn) = Turn::take(&self.open, &caller) else {
             let text = format!("{caller} has {SESSIONS_AT_ONCE} sessions open already");
-            let failure = Failure::new(Code::LinkDenied, text).hint("they end with PostgreSQL's own sessions; try again");
+            let failure =
+                Failure::new(Code::LinkDenied, text).hint("they end with PostgreSQL's own sessions; try again");
             drop(link::answer(&mut io, Err(&failure)).await);
             return;
         };
@@ -142,7 +143,8 @@ impl Publisher {
             return Err(denied(format!("{caller} asks for database {:?}, links lead to {own:?}", request.database)));
         }
         let opening = Opening::asked_for(&request.application_name, &request.client_encoding, &request.options);
-        let opening = opening.map_err(|reason| denied(format!("{caller} asks for a session it may not have: {reason}")))?;
+        let opening =
+            opening.map_err(|reason| denied(format!("{caller} asks for a session it may not have: {reason}")))?;
         let known = intents::slot_of(&self.store, &request.slot).await.map_err(|error| error.explain())?;
         let scope = match known {
             Some(SlotOf { peer: Some(peer), publications }) if peer == caller.as_str() => {
@@ -179,7 +181,8 @@ impl Publisher {
             let end = relay::up(from_peer, to_server, &mut session).await;
             if let relay::End::Refused(reason) = end {
                 counters.refused();
-                let failure = Failure::new(Code::LinkDenied, format!("{caller} says what a link does not carry: {reason}"));
+                let failure =
+                    Failure::new(Code::LinkDenied, format!("{caller} says what a link does not carry: {reason}"));
                 self.write_down(caller, slot, &failure.message).await;
                 // Nobody listens any more where the server was faster.
                 drop(say.send(Refused::from(&failure).to_bytes()));
@@ -201,7 +204,9 @@ impl Publisher {
     /// Logs and audits a denial, the same one not again and again.
     async fn write_down(&self, caller: &NodeId, slot: &str, reason: &str) {
         self.denied.retain(|_, at| at.elapsed() < SAME_DENIAL);
-        if self.denied.len() >= DENIALS || self.denied.insert(format!("{caller}\0{slot}\0{reason}"), Instant::now()).is_some() {
+        if self.denied.len() >= DENIALS
+            || self.denied.insert(format!("{caller}\0{slot}\0{reason}"), Instant::now()).is_some()
+        {
             return;
         }
         let failure = Failure::new(Code::LinkDenied, reason);

@@ -13,6 +13,7 @@ use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::NodeId,
 };
+use tokio::sync::Mutex;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -43,6 +44,8 @@ pub struct Links {
     peers: Peers,
     open: Arc<DashMap<String, Open>>,
     meter: Meter,
+    /// Directories are made, looked at and swept by one at a time.
+    turn: Arc<Mutex<()>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -58,8 +61,15 @@ struct Open {
 impl Links {
     /// None are open yet. All of them end with `stop`.
     pub fn new(config: &Config, peers: Peers, stop: CancellationToken) -> Self {
-        let place = Place::new(&config.socket_dir(), &config.node.id);
-        Self { place, peers, open: Arc::default(), meter: Meter::default(), tasks: TaskTracker::new(), stop }
+        Self {
+            place: Place::new(&config.socket_dir(), &config.node.id),
+            peers,
+            open: Arc::default(),
+            meter: Meter::default(),
+            turn: Arc::default(),
+            tasks: TaskTracker::new(),
+            stop,
+        }
     }
 
     /// Makes a link to `database` of `peer` for a subscription that will be made, and returns its connection string,
@@ -72,12 +82,12 @@ impl Links {
         slot: &str,
         subscription: &str,
     ) -> Result<Conninfo, Failure> {
+        let _turn = self.turn.lock().await;
+        // A link of that name is one whose subscription was dropped by hand just now.
+        self.close(subscription);
         let dir = self.place.make(peer, account(local).await?)?;
         let secret = Secret::random()?;
         let conninfo = conninfo(&dir, peer, database, &secret);
-        // A link of that name is one whose subscription was dropped by hand just now.
-        self.close(subscription);
-        self.place.make(peer, account(local).await?)?;
         self.listen(peer, database, slot, subscription, secret, false)?;
         Ok(conninfo)
     }
@@ -87,6 +97,7 @@ impl Links {
     ///
     /// A link that cannot be opened is logged, and tried again by the next call.
     pub async fn restore(&self, local: &Database, may_move: bool) -> Result<(), Failure> {
+        let _turn = self.turn.lock().await;
         let explain = |error: postgres::Error| error.explain();
         let session = local.session(Purpose::Watch).await.map_err(explain)?;
         let found = subscriptions::linked(&session).await.map_err(explain)?;
@@ -185,6 +196,7 @@ impl Links {
 
     /// Whether the local PostgreSQL could reach the socket of a link to `peer`; fails with what is in the way.
     pub async fn probe(&self, local: &Database, session: &Session, peer: &NodeId) -> Result<(), Failure> {
+        let _turn = self.turn.lock().await;
         let server = account(local).await?;
         let was_there = self.place.of(peer).exists();
         let dir = self.place.make(peer, server)?;
@@ -205,7 +217,8 @@ impl Links {
         match found {
             Ok(true) => Ok(()),
             Ok(false) => {
-                let text = format!("PostgreSQL does not see {}: it runs on another machine or in a container", dir.display());
+                let text =
+                    format!("PostgreSQL does not see {}: it runs on another machine or in a container", dir.display());
                 let hint = "run the agent beside PostgreSQL, with replication.socket_dir where both see it; or set \
                             replication.link = \"direct\" on the other node";
                 Err(Failure::new(Code::LinkUnreachable, text).hint(hint))

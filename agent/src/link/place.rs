@@ -38,7 +38,10 @@ pub(super) struct Place {
 }
 
 fn unusable(path: &Path, why: &str) -> Failure {
-    Failure::new(Code::LinkSocketUnusable, format!("{} cannot hold sockets of replication links: {why}", path.display()))
+    Failure::new(
+        Code::LinkSocketUnusable,
+        format!("{} cannot hold sockets of replication links: {why}", path.display()),
+    )
 }
 
 impl Place {
@@ -111,7 +114,9 @@ impl Place {
         if fs::symlink_metadata(&path).is_ok_and(|found| found.file_type().is_socket()) {
             if UnixStream::connect(&path).is_ok() {
                 let why = format!("somebody listens on {} already", path.display());
-                return Err(unusable(&self.root, &why).hint("stop the other agent that uses this replication.socket_dir"));
+                return Err(
+                    unusable(&self.root, &why).hint("stop the other agent that uses this replication.socket_dir")
+                );
             }
             fs::remove_file(&path).map_err(failed)?;
         }
@@ -172,9 +177,8 @@ pub(super) fn socket_in(dir: &Path) -> PathBuf {
 /// Lets `group` in, or nobody but ourselves where there is none or it cannot be given.
 fn open_to(dir: &Path, group: Option<u32>) -> io::Result<()> {
     let found = fs::metadata(dir)?;
-    let is_given = group.is_some_and(|group| {
-        found.gid() == group || std::os::unix::fs::chown(dir, None, Some(group)).is_ok()
-    });
+    let is_given =
+        group.is_some_and(|group| found.gid() == group || std::os::unix::fs::chown(dir, None, Some(group)).is_ok());
     let mode = if is_given { 0o710 } else { 0o700 };
     if found.mode() & 0o777 == mode { Ok(()) } else { fs::set_permissions(dir, fs::Permissions::from_mode(mode)) }
 }

@@ -161,9 +161,8 @@ fn caught_up(arena: &Arena) -> Result<()> {
 /// How long commits take that wait for the target to apply them.
 fn commits(arena: &Arena, subscription: &str, count: u32) -> Result<[Duration; 2]> {
     let source = arena.source();
-    source.sql(&format!(
-        "alter system set synchronous_standby_names = '\"{subscription}\"'; select pg_reload_conf();"
-    ))?;
+    source
+        .sql(&format!("alter system set synchronous_standby_names = '\"{subscription}\"'; select pg_reload_conf();"))?;
     let measured = waiting_commits(arena, count);
     source.sql("alter system reset synchronous_standby_names; select pg_reload_conf();")?;
     measured
@@ -239,7 +238,10 @@ fn print(arguments: &Arguments, version: &str, all: &[(Way, Vec<Measured>); 2]) 
     let (half, most) = (mesh[2] - direct[2], mesh[3] - direct[3]);
     let allowed = milliseconds(ADDED);
     let goals = [
-        (load >= THROUGHPUT, format!("a load through the mesh runs at {load:.2} of the direct way, at least {THROUGHPUT}")),
+        (
+            load >= THROUGHPUT,
+            format!("a load through the mesh runs at {load:.2} of the direct way, at least {THROUGHPUT}"),
+        ),
         (backlog >= THROUGHPUT, format!("a backlog at {backlog:.2} of the direct way, at least {THROUGHPUT}")),
         (half < allowed, format!("a commit is applied {half:.2} ms later (half of them), below {allowed:.0} ms")),
         (most < allowed, format!("{most:.2} ms later (95 of 100), below {allowed:.0} ms")),

@@ -75,7 +75,8 @@ impl Agent {
             .iter()
             .map(|(id, address)| format!("\n[[mesh.peers]]\nid = {id:?}\naddress = {address:?}\n"))
             .collect();
-        let socket_dir = self.socket_dir.as_ref().map(|dir| format!("socket_dir = {}\n", text(dir))).unwrap_or_default();
+        let socket_dir =
+            self.socket_dir.as_ref().map(|dir| format!("socket_dir = {}\n", text(dir))).unwrap_or_default();
         let toml = format!(
             "[node]\nid = {node_id:?}\nstate_dir = {state_dir}\n\n\
              [mesh]\nlisten = {address:?}\n{peers}\n\

@@ -55,7 +55,8 @@ impl Place {
             let_through(&dir)?;
         }
         let data_in_short = !Account::of_servers().may_enter(&dir);
-        let longest = ids.iter().map(|id| socket_length(&dir.join(id).join("state/link/0123456789"))).max().unwrap_or(0);
+        let longest =
+            ids.iter().map(|id| socket_length(&dir.join(id).join("state/link/0123456789"))).max().unwrap_or(0);
         let short = (data_in_short || longest > LONGEST_SOCKET).then(|| short_folder(&dir));
         let place = Self { dir, made_dir, entries, short, data_in_short };
         if let Err(error) = place.make_folders(ids) {
