@@ -282,7 +282,7 @@ async fn serve_links(
                     None => link::not_yet(io).await,
                 }
             };
-            stop.run_until_cancelled(served).await
+            Box::pin(stop.run_until_cancelled(served)).await
         });
     }
     streams.close();

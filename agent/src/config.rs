@@ -18,6 +18,10 @@ use steep_protocol::{
     wire::identity::{self, Identity, Who},
 };
 
+mod replication;
+
+pub use replication::{LinkMode, Replication};
+
 /// What is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -178,52 +182,6 @@ pub struct Postgres {
     pub passfile: Option<PathBuf>,
     /// Where pg_dump and pg_restore lie. Default: looked for.
     pub bin_dir: Option<PathBuf>,
-}
-
-/// `[replication]`
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Replication {
-    /// Connection string by which the *other* nodes' PostgreSQL servers reach this node's. Never a password:
-    /// it is stored in the other database's catalog. Default: host, port and user of `[postgres]`. Used with
-    /// [`LinkMode::Direct`].
-    pub conninfo: Option<String>,
-    /// How the *other* nodes' PostgreSQL servers reach this node's.
-    pub link: LinkMode,
-    /// Where the sockets of this node's own links lie. Default: `link` in `node.state_dir`.
-    pub socket_dir: Option<PathBuf>,
-    /// What this node's PostgreSQL adds when it reaches others directly: certificates, a passfile.
-    pub local_conninfo: Option<String>,
-}
-
-/// `replication.link`
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LinkMode {
-    /// Through the agents.
-    #[default]
-    Mesh,
-    /// PostgreSQL to PostgreSQL.
-    Direct,
-}
-
-impl LinkMode {
-    /// The word for it between agents.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Mesh => "mesh",
-            Self::Direct => "direct",
-        }
-    }
-
-    /// What another agent means; one that says nothing knows the direct way only.
-    pub fn told(text: &str) -> Option<Self> {
-        match text {
-            "mesh" => Some(Self::Mesh),
-            "direct" | "" => Some(Self::Direct),
-            _ => None,
-        }
-    }
 }
 
 /// `[copy]`

@@ -211,8 +211,8 @@ async fn what_no_walreceiver_says_is_refused_and_audited() {
         let said = said(&refused);
         assert!(!refused.status.success() && said.contains("STP-4212"), "{command}: {said}");
         assert!(!said.contains("of node_a"), "{command}: {said}");
-        until("the denial is audited", PATIENCE, async || match audited().await {
-            now if now > before => Ok(before = now),
+        before = until("the denial is audited", PATIENCE, async || match audited().await {
+            now if now > before => Ok(now),
             now => Err(format!("{now} rows after {command}")),
         })
         .await;

@@ -125,7 +125,7 @@ async fn next_message(peer: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut
     loop {
         if buffer.len() >= HEADER_BYTES {
             let length = (&buffer[1..]).get_u32() as usize;
-            if length < 4 || length >= MAX_MESSAGE_BYTES {
+            if !(4..MAX_MESSAGE_BYTES).contains(&length) {
                 return Err(End::Refused(format!("a message of {length} bytes is not for a link")));
             }
             if buffer.len() > length {

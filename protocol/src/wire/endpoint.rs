@@ -9,7 +9,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -490,13 +490,4 @@ fn transport() -> Arc<TransportConfig> {
         .max_concurrent_uni_streams(VarInt::from_u32(16))
         .mtu_discovery_config(Some(mtu));
     Arc::new(config)
-}
-
-/// The address a peer on this machine would dial for a listener on `bound`.
-pub fn reachable(bound: SocketAddr) -> SocketAddr {
-    match bound.ip() {
-        ip if !ip.is_unspecified() => bound,
-        ip if ip.is_ipv4() => SocketAddr::from((Ipv4Addr::LOCALHOST, bound.port())),
-        _ => SocketAddr::from((Ipv6Addr::LOCALHOST, bound.port())),
-    }
 }
