@@ -27,6 +27,7 @@ use crate::{
     lifecycle::NodeEvent,
     link::{self, Links, Publisher},
     mesh::{Facts, Peers},
+    mirror,
     operations::Operations,
     postgres::{Database, PostgresConfig},
     rooms::Rooms,
@@ -52,9 +53,10 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         Endpoint::bind(&config.mesh.listen, Arc::new(identity)).await.map_err(|error| error.explain())?;
     let http = http::bind(config.http.listen).await?;
     let instance_id = SessionId::generate().to_string();
-    let headline = vitals::bare(me.as_str(), config.advertised());
+    let address = config.advertised(endpoint.address().port());
+    let headline = vitals::bare(me.as_str(), &address);
     let facts = watch::Sender::new(Facts { instance_id, headline, ..Facts::default() });
-    let peers = Peers::new(endpoint.clone(), me.clone(), &config.mesh.peers, facts.subscribe());
+    let peers = Peers::new(endpoint.clone(), me.clone(), address, &config.mesh.seeds, facts.subscribe());
     let rooms = watch::Sender::new(None);
     info!(event = "agent.started", details.listen = %endpoint.address(), details.mesh = %peers.mesh(), "agent started");
 
@@ -82,6 +84,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         if let Some(rooms) = rooms.borrow().clone() {
             wind_up(&rooms).await;
         }
+        peers.leave();
         stop.cancel();
         links.ended().await;
         endpoint.close().await;
@@ -118,6 +121,7 @@ async fn live(
         facts.system_identifier = identity.system_identifier;
         facts.database = identity.database.clone();
     });
+    mirror::recall(&store, peers).await.map_err(|error| error.explain())?;
     let cleanup = Cleanup::new(store.clone(), database.clone(), peers.clone(), links.clone());
     look_after_links(links, &database).await;
     let made = Arc::new(Rooms {
@@ -135,7 +139,7 @@ async fn live(
     recover(&made).await?;
     rooms.send_replace(Some(Arc::clone(&made)));
     info!(event = "agent.ready", "PostgreSQL is reached");
-    tokio::join!(watch_vitals(&made, facts), janitor(&made));
+    tokio::join!(watch_vitals(&made, facts), janitor(&made), mirror::keep(&made.store, peers));
     Ok(())
 }
 
@@ -212,7 +216,8 @@ async fn watch_vitals(rooms: &Rooms, facts: &watch::Sender<Facts>) {
     let mut was_well = true;
     loop {
         tick.tick().await;
-        let (headline, is_serving) = vitals::headline(rooms, &mut look).await;
+        let (mut headline, is_serving) = vitals::headline(rooms, &mut look).await;
+        vitals::date(&mut headline, &facts.borrow().headline);
         let is_well = headline.health != "error";
         match (was_well, is_well) {
             (true, false) => {

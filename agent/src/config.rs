@@ -137,21 +137,13 @@ pub struct Mesh {
     /// `host:port` to listen on, the same number for UDP and TCP.
     #[serde(default = "default_listen")]
     pub listen: String,
-    /// `host:port` others reach us at, shown to operators. Default: `listen`.
+    /// `host:port` at which the other agents reach this one. Default: `listen`, with the name of this machine where
+    /// that says no address.
     pub advertise: Option<String>,
-    /// The other agents.
+    /// `host:port` of agents through which this one joins the mesh; any one that answers is enough. None: it waits to
+    /// be called.
     #[serde(default)]
-    pub peers: Vec<Peer>,
-}
-
-/// `[[mesh.peers]]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Peer {
-    /// Its node id.
-    pub id: NodeId,
-    /// `host:port` its agent listens on.
-    pub address: String,
+    pub seeds: Vec<String>,
 }
 
 /// `[pki]`
@@ -345,16 +337,8 @@ impl Config {
         if let Some(Err(reason)) = self.mesh.advertise.as_deref().map(host_and_port) {
             return wrong("mesh.advertise", reason);
         }
-        for peer in &self.mesh.peers {
-            if let Err(reason) = host_and_port(&peer.address) {
-                return wrong("mesh.peers.address", format!("{}: {reason}", peer.id));
-            }
-            if peer.id == self.node.id {
-                return wrong("mesh.peers.id", format!("{} is this node itself", peer.id));
-            }
-            if self.mesh.peers.iter().filter(|other| other.id == peer.id).count() > 1 {
-                return wrong("mesh.peers.id", format!("{} is named twice", peer.id));
-            }
+        if let Some(Err(reason)) = self.mesh.seeds.iter().map(|seed| host_and_port(seed)).find(Result::is_err) {
+            return wrong("mesh.seeds", reason);
         }
         if !(1..=16).contains(&self.copy.parallel) {
             return wrong("copy.parallel", format!("{} is not between 1 and 16", self.copy.parallel));
@@ -396,9 +380,16 @@ impl Config {
         std::path::absolute(&dir).unwrap_or(dir)
     }
 
-    /// Where others reach this agent, for operators to read.
-    pub fn advertised(&self) -> &str {
-        self.mesh.advertise.as_deref().unwrap_or(&self.mesh.listen)
+    /// Where others reach this agent, which listens on `port`.
+    pub fn advertised(&self, port: u16) -> String {
+        if let Some(address) = &self.mesh.advertise {
+            return address.clone();
+        }
+        let (host, _) = self.mesh.listen.rsplit_once(':').unwrap_or((&self.mesh.listen, ""));
+        match host {
+            "0.0.0.0" | "[::]" => format!("{}:{port}", rustix::system::uname().nodename().to_string_lossy()),
+            host => format!("{host}:{port}"),
+        }
     }
 }
 
@@ -505,8 +496,8 @@ mod tests {
             ),
             (&format!("{LEAST}[http]\nlisten = \"0.0.0.0:80\"\n"), "not a loopback address"),
             (
-                &LEAST.replace("[pki]", "[[mesh.peers]]\nid = \"node_a\"\naddress = \"x:1\"\n[pki]"),
-                "mesh.peers.id: node_a is this node itself",
+                &LEAST.replace("[mesh]", "[mesh]\nseeds = [\"a:1\", \"10.0.0.7\"]"),
+                "agent.toml: mesh.seeds: \"10.0.0.7\" has no port",
             ),
         ];
         for (text, expected) in cases {
@@ -561,8 +552,7 @@ mod tests {
         "node.state_dir",
         "mesh.listen",
         "mesh.advertise",
-        "mesh.peers.id",
-        "mesh.peers.address",
+        "mesh.seeds",
         "pki.cert",
         "pki.key",
         "pki.ca",

@@ -4,7 +4,8 @@
 //! Reading order, top down; every arrow between rooms points down this list (`cargo x check` holds it):
 //!
 //! * [`agent`] wires everything and tells the life story of one run.
-//! * [`api`] is the door: parse, authorize, call, reply. [`vitals`] measures how the node fares.
+//! * [`api`] is the door: parse, authorize, call, reply. [`vitals`] measures how the node fares;
+//!   [`mirror`] writes down how the others do.
 //! * [`initialize`] holds the recipe by which a node comes to be synchronized, and its preflight; [`rooms`] is what
 //!   it works with.
 //! * [`snapshot`] moves a database as blocks; [`operations`] runs long work as steps that can be undone.
@@ -16,6 +17,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod mirror;
 pub mod vitals;
 
 pub mod initialize;

@@ -69,7 +69,7 @@ fn check(file: &std::path::Path) -> Result<(), Failure> {
     let config = Config::load(file).map_err(|error| error.explain())?;
     let identity = config.identity().map_err(|error| error.explain())?;
     telemetry::say(&format!(
-        "{}: good\n  {} of mesh {}\n  listens on {}, PostgreSQL at {}:{} database {}\n  {} peers",
+        "{}: good\n  {} of mesh {}\n  listens on {}, PostgreSQL at {}:{} database {}\n  {} seeds",
         file.display(),
         identity.me(),
         identity.me().mesh,
@@ -77,7 +77,7 @@ fn check(file: &std::path::Path) -> Result<(), Failure> {
         config.postgres.host,
         config.postgres.port,
         config.postgres.dbname,
-        config.mesh.peers.len(),
+        config.mesh.seeds.len(),
     ));
     Ok(())
 }

@@ -10,7 +10,7 @@ use crate::{
 
 /// Looks at the node; says whether PostgreSQL answered. `look` is kept from one look to the next.
 pub async fn headline(rooms: &Rooms, look: &mut Option<Session>) -> (v1::NodeHeadline, bool) {
-    let mut headline = bare(rooms.me.as_str(), rooms.config.advertised());
+    let mut headline = bare(rooms.me.as_str(), rooms.peers.address());
     headline.postgres_address = rooms.database.config().address();
     if look.as_ref().is_none_or(Session::is_closed) {
         match rooms.database.session(Purpose::Watch).await {
@@ -31,6 +31,15 @@ pub async fn headline(rooms: &Rooms, look: &mut Option<Session>) -> (v1::NodeHea
             (v1::NodeHeadline { health: "error".into(), health_reason: reason, ..headline }, false)
         }
     }
+}
+
+/// Says since when `headline` reads as it does, `before` being the one told last.
+pub fn date(headline: &mut v1::NodeHeadline, before: &v1::NodeHeadline) {
+    let is_same = headline.state == before.state
+        && headline.source_node == before.source_node
+        && headline.op_id == before.op_id
+        && headline.health == before.health;
+    headline.changed_at = before.changed_at.filter(|_| is_same).or_else(|| Some(time::now()));
 }
 
 /// What can be said without PostgreSQL.

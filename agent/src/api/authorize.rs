@@ -36,6 +36,12 @@ pub enum Rpc {
     OperationsGet,
     OperationsWatch,
     OperationsCancel,
+    MeshList,
+    MeshMatrix,
+    MeshPing,
+    MeshJoin,
+    MeshLeave,
+    MeshForget,
     Peers,
 }
 
@@ -58,6 +64,12 @@ pub const TABLE: &[(Rpc, &str, Allowed)] = &[
     (Rpc::OperationsGet, "steep.v1.Operations/Get", Allowed::From(Role::Viewer)),
     (Rpc::OperationsWatch, "steep.v1.Operations/Watch", Allowed::From(Role::Viewer)),
     (Rpc::OperationsCancel, "steep.v1.Operations/Cancel", Allowed::From(Role::Operator)),
+    (Rpc::MeshList, "steep.v1.Mesh/List", Allowed::From(Role::Viewer)),
+    (Rpc::MeshMatrix, "steep.v1.Mesh/Matrix", Allowed::From(Role::Viewer)),
+    (Rpc::MeshPing, "steep.v1.Mesh/Ping", Allowed::From(Role::Viewer)),
+    (Rpc::MeshJoin, "steep.v1.Mesh/Join", Allowed::From(Role::Operator)),
+    (Rpc::MeshLeave, "steep.v1.Mesh/Leave", Allowed::From(Role::Operator)),
+    (Rpc::MeshForget, "steep.v1.Mesh/Forget", Allowed::From(Role::Admin)),
     (Rpc::Peers, "steep.v1.Peers/*", Allowed::Nodes),
 ];
 

@@ -1,12 +1,13 @@
 //! The door: parse, authorize, call, reply. Decides nothing.
 //!
 //! [`authorize`] says who may ask what; [`forward`] sends a request that names another node to that node's
-//! agent, once; [`nodes`], [`operations`] and [`peers`] are the services; [`http`] answers probes; [`reply`]
+//! agent, once; [`nodes`], [`operations`], [`mesh`] and [`peers`] are the services; [`http`] answers probes; [`reply`]
 //! turns rows into messages.
 
 pub mod authorize;
 pub mod forward;
 pub mod http;
+pub mod mesh;
 pub mod nodes;
 pub mod operations;
 pub mod peers;
@@ -16,7 +17,10 @@ use std::sync::Arc;
 
 use steep_protocol::{
     failure::{Code, Failure},
-    v1::{nodes_server::NodesServer, operations_server::OperationsServer, peers_server::PeersServer},
+    v1::{
+        mesh_server::MeshServer, nodes_server::NodesServer, operations_server::OperationsServer,
+        peers_server::PeersServer,
+    },
     wire::rpc::{MAX_MESSAGE_BYTES, status_of},
 };
 use tokio::sync::watch;
@@ -44,6 +48,7 @@ impl Door {
             .add_service(
                 OperationsServer::new(operations::Service(self.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES),
             )
+            .add_service(MeshServer::new(mesh::Service(self.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES))
             .add_service(PeersServer::new(peers::Service(self.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES))
     }
 

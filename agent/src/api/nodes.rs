@@ -108,6 +108,8 @@ impl Service {
     /// The headline as last measured, with what runs this very moment.
     fn own_headline(&self) -> NodeHeadline {
         let mut headline = self.0.peers.facts().headline;
+        (headline.as_of, headline.age_ms) = (Some(time::now()), Some(0));
+        headline.liveness = "alive".into();
         let current = self.0.rooms.borrow().as_ref().and_then(|rooms| rooms.operations.current());
         if let Some((op, progress)) = current {
             headline.op_id = op.to_string();
@@ -139,7 +141,7 @@ impl Service {
         let subscriptions = subscriptions::list(&session).await.map_err(|error| error.explain())?;
         reply.subscriptions = subscriptions.iter().map(reply::subscription).collect();
         let slots = slots::list(&session).await.map_err(|error| error.explain())?;
-        let peers: Vec<_> = self.0.peers.names().cloned().collect();
+        let peers: Vec<_> = self.0.peers.names().collect();
         reply.slots = slots.iter().map(|slot| reply::slot(slot, &peers)).collect();
         let last = operations::list(&rooms.store, 1).await.map_err(|error| error.explain())?;
         reply.last_failure = last.first().and_then(|op| op.failure.as_ref()).map(Into::into);

@@ -4,7 +4,6 @@ use steep_protocol::{
     failure::{Code, Failure},
     ids::{OperationId, SessionId},
     v1::{self, peers_server::Peers},
-    version,
     wire::rpc::status_of,
 };
 use tonic::{Request, Response, Status};
@@ -54,16 +53,7 @@ impl Service {
 impl Peers for Service {
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Answer<v1::HelloReply> {
         let caller = self.admit(&request).await?;
-        let peers = &self.0.peers;
-        peers.admit(caller.node(), request.get_ref()).map_err(|failure| status_of(&failure))?;
-        let facts = peers.facts();
-        Ok(Response::new(v1::HelloReply {
-            protocol: version::PROTOCOL,
-            instance_id: facts.instance_id,
-            system_identifier: facts.system_identifier,
-            database: facts.database,
-            headline: Some(facts.headline),
-        }))
+        reply(self.0.peers.admit(caller.node(), request.get_ref()).await)
     }
 
     async fn examine(&self, request: Request<v1::ExamineRequest>) -> Answer<v1::ExamineReply> {
@@ -188,5 +178,14 @@ impl Peers for Service {
         let rooms = self.0.rooms()?;
         let closed = source::close(&rooms, caller.node(), op, request.keep, &request.reason).await;
         reply(closed.map(|()| v1::CloseSessionReply {}))
+    }
+    async fn exchange(&self, request: Request<v1::ExchangeRequest>) -> Answer<v1::ExchangeReply> {
+        let caller = self.admit(&request).await?;
+        Ok(Response::new(self.0.peers.answer_exchange(caller.node(), request.get_ref())))
+    }
+
+    async fn links(&self, request: Request<v1::LinksRequest>) -> Answer<v1::LinksReply> {
+        self.admit(&request).await?;
+        Ok(Response::new(self.0.peers.own_links()))
     }
 }

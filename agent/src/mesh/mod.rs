@@ -1,10 +1,20 @@
 //! The other agents: who they are, how to reach them, what they last said of their nodes.
 //!
-//! In this version peers come from the configuration; [`peers`] keeps one connection to each of them, whoever
-//! dialled it. [`source`] is what a target asks of the source it is initialized from.
+//! [`membership`] knows who is there and [`view`] what they have said; [`gossip`] decides what is told to whom. These
+//! three are pure. [`peers`] keeps a connection to each peer, whoever dialled it; `carrier` brings what gossip wants told
+//! over these; `seeds` finds the first of them; `rows` shows what is known of all nodes, with its age. [`source`] is what a
+//! target asks of the source it is initialized from.
 
+pub mod gossip;
+pub mod membership;
+pub mod view;
+
+mod carrier;
 pub mod peers;
+mod rows;
+mod seeds;
 pub mod source;
 
 pub use peers::{Facts, Peers};
+pub use rows::Row;
 pub use source::Source;

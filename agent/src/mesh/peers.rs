@@ -1,13 +1,18 @@
-//! One connection to each peer, and the headline each last gave.
+//! One connection to each peer, and who the peers are.
 //!
 //! Any end may dial; of two connections between the same agents the one dialled by the smaller node id is used
-//! and the other is closed a little later, when nothing uses it any more. Once a second each peer is asked
-//! for its headline, so that any agent can speak of all nodes.
+//! and the other is closed a little later, when nothing uses it any more. Both ends say hello first on every
+//! connection: nothing that comes over it is believed before, so two agents with one node id find out. Who the peers
+//! are, gossip tells; what it wants told is carried by [`super::carrier`].
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use dashmap::DashMap;
 use futures::future::join_all;
+use jiff::Timestamp;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{MeshName, NodeId},
@@ -21,24 +26,29 @@ use steep_protocol::{
     },
 };
 use tokio::{
-    sync::{Mutex, mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    sync::{Notify, mpsc, watch},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::info;
 
-use crate::config;
+use super::{
+    carrier::Outbox,
+    gossip::{Gossip, Output},
+    membership::Run,
+    seeds::Seeds,
+};
 
-/// How often a peer is asked for its headline.
-const POLL: Duration = Duration::from_secs(1);
-/// How long a peer may take to answer that.
-const POLL_LIMIT: Duration = Duration::from_secs(3);
-/// A peer that has not answered for so long is not called up any more.
-const SILENT_AFTER: Duration = Duration::from_secs(5);
+/// How long a peer may take to say who it is.
+const GREETING: Duration = Duration::from_secs(3);
+/// How long an agent whose node id somebody else uses has to show that it lives.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// Connections dialled from both ends within so long were dialled without knowing of each other.
 const TOGETHER: Duration = Duration::from_secs(3);
 /// How long a connection that is no longer wanted may finish what runs on it.
 const GRACE: Duration = Duration::from_secs(30);
+/// Clocks may differ; a generation further ahead than this was made up.
+const CLOCKS_DIFFER_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// What this agent tells a peer of itself.
 #[derive(Debug, Clone, Default)]
@@ -55,46 +65,60 @@ pub struct Facts {
     pub is_serving: bool,
 }
 
+/// A connection over which both ends have said hello.
 #[derive(Debug, Clone)]
-struct Link {
-    connection: Connection,
-    channel: PeerChannel,
+pub(super) struct Link {
+    pub(super) connection: Connection,
+    pub(super) channel: PeerChannel,
     /// When we dialled it; `None`: the peer did.
     dialled: Option<Instant>,
-}
-
-#[derive(Debug, Clone)]
-struct View {
-    reply: v1::HelloReply,
-    heard: Instant,
+    /// Which run of which agent is at the other end.
+    instance_id: String,
 }
 
 /// The other agents. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct Peers {
-    endpoint: Endpoint,
-    me: NodeId,
-    addresses: Arc<BTreeMap<NodeId, String>>,
-    links: Arc<DashMap<NodeId, Link>>,
-    dialling: Arc<DashMap<NodeId, Arc<Mutex<()>>>>,
-    views: Arc<DashMap<NodeId, View>>,
-    facts: watch::Receiver<Facts>,
-    tasks: TaskTracker,
+    pub(super) endpoint: Endpoint,
+    pub(super) me: NodeId,
+    pub(super) address: Arc<str>,
+    gossip: Arc<Mutex<Gossip>>,
+    began: Instant,
+    pub(super) wake: Arc<Notify>,
+    pub(super) links: Arc<DashMap<NodeId, Link>>,
+    dialling: Arc<DashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
+    pub(super) outbox: Outbox,
+    pub(super) seeds: Arc<Seeds>,
+    pub(super) facts: watch::Receiver<Facts>,
+    pub(super) tasks: TaskTracker,
+    pub(super) stop: CancellationToken,
 }
 
 impl Peers {
-    /// Knows the configured peers; call [`Peers::run`] to keep in touch with them.
-    pub fn new(endpoint: Endpoint, me: NodeId, peers: &[config::Peer], facts: watch::Receiver<Facts>) -> Self {
-        let addresses = peers.iter().map(|peer| (peer.id.clone(), peer.address.clone())).collect();
+    /// Knows nobody yet; call [`Peers::run`] to join the mesh through one of `seeds` and to be reached at `address`.
+    pub fn new(
+        endpoint: Endpoint,
+        me: NodeId,
+        address: String,
+        seeds: &[String],
+        facts: watch::Receiver<Facts>,
+    ) -> Self {
+        let run = Run { node: me.clone(), address: address.clone(), generation: wall_clock() };
+        let gossip = Gossip::new(run, rand::random());
         Self {
             endpoint,
             me,
-            addresses: Arc::new(addresses),
+            address: address.into(),
+            gossip: Arc::new(Mutex::new(gossip)),
+            began: Instant::now(),
+            wake: Arc::default(),
             links: Arc::default(),
             dialling: Arc::default(),
-            views: Arc::default(),
+            outbox: Outbox::default(),
+            seeds: Arc::new(Seeds::new(seeds)),
             facts,
             tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
         }
     }
 
@@ -103,19 +127,25 @@ impl Peers {
         &self.me
     }
 
+    /// `host:port` at which others reach this agent.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// The mesh this agent belongs to.
     pub fn mesh(&self) -> &MeshName {
         &self.endpoint.identity().me().mesh
     }
 
-    /// All nodes but this one.
-    pub fn names(&self) -> impl Iterator<Item = &NodeId> {
-        self.addresses.keys()
+    /// All nodes but this one, also those that are down, until they are forgotten.
+    pub fn names(&self) -> impl Iterator<Item = NodeId> {
+        let names: Vec<_> = self.look(|gossip, _| gossip.members().map(|member| member.run.node.clone()).collect());
+        names.into_iter()
     }
 
     /// Whether `node` belongs to the mesh as far as this agent knows.
     pub fn knows(&self, node: &NodeId) -> bool {
-        *node == self.me || self.addresses.contains_key(node)
+        *node == self.me || self.look(|gossip, _| gossip.member(node).is_some())
     }
 
     /// What this agent tells of itself now.
@@ -125,23 +155,65 @@ impl Peers {
 
     /// The failure for a node nobody has heard of.
     pub fn unknown(&self, node: &str) -> Failure {
-        let known: Vec<_> = std::iter::once(&self.me).chain(self.names()).map(NodeId::as_str).collect();
+        let known: Vec<_> = std::iter::once(self.me.clone()).chain(self.names()).map(String::from).collect();
         Failure::new(Code::UnknownNode, format!("{} knows no node {node:?}", self.me))
             .cause(format!("it knows {}", known.join(", ")))
     }
 
-    /// Keeps in touch with every peer until `stop`; takes over connections that peers have dialled.
+    /// Joins the mesh and keeps in touch with its members until `stop`; takes over connections that peers have dialled.
     pub async fn run(self, mut dialled: mpsc::Receiver<Connection>, stop: CancellationToken) {
-        for node in self.addresses.keys() {
-            let (peers, node, stop) = (self.clone(), node.clone(), stop.clone());
-            self.tasks.spawn(async move { stop.run_until_cancelled(peers.keep_in_touch(&node)).await });
-        }
+        self.begin();
         while let Some(Some(connection)) = stop.run_until_cancelled(dialled.recv()).await {
-            let (peers, stop) = (self.clone(), stop.clone());
-            self.tasks.spawn(async move { stop.run_until_cancelled(peers.adopt(connection)).await });
+            let peers = self.clone();
+            self.spawn(async move { peers.adopt(connection).await });
         }
+        self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    /// Runs `task` until it ends or the agent does.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move { stop.run_until_cancelled(task).await });
+    }
+
+    /// Lets `play` change gossip's state, then does what gossip wants done.
+    pub(super) fn gossip<T>(&self, play: impl FnOnce(&mut Gossip, Duration) -> T) -> T {
+        let (played, outputs) = {
+            let mut gossip = self.gossip.lock().unwrap_or_else(PoisonError::into_inner);
+            let played = play(&mut gossip, self.now());
+            (played, gossip.outputs())
+        };
+        for output in outputs {
+            match output {
+                Output::Datagram { to, bytes } => self.send(to, bytes),
+                Output::Exchange(with) => self.begin_exchange(with),
+                Output::Changed(change) => self.tell_change(&change),
+            }
+        }
+        played
+    }
+
+    /// Reads gossip's state.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Gossip, Duration) -> T) -> T {
+        look(&self.gossip.lock().unwrap_or_else(PoisonError::into_inner), self.now())
+    }
+
+    /// Time as gossip counts it.
+    pub(super) fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// When gossip's moment `at` was, by the clock on the wall.
+    pub(super) fn time_of(&self, at: Duration) -> Timestamp {
+        let ago = self.now().saturating_sub(at);
+        Timestamp::now() - ago
+    }
+
+    /// The instant of gossip's moment `at`.
+    pub(super) fn instant_of(&self, at: Duration) -> Instant {
+        self.began + at
     }
 
     /// A channel to `node`'s agent: over the connection there is, or a new one.
@@ -175,57 +247,55 @@ impl Peers {
         self.links.get(node).is_some_and(|link| link.connection.is_local())
     }
 
-    /// What each peer last said, as (headline, age); a peer never heard of has an empty one.
-    pub fn headlines(&self) -> Vec<v1::NodeHeadline> {
-        self.addresses.iter().map(|(node, address)| self.headline(node, address)).collect()
+    /// Answers a hello of `node`, or refuses a peer whose node id is already in use by another agent.
+    pub async fn admit(&self, node: &NodeId, hello: &v1::HelloRequest) -> Result<v1::HelloReply, Failure> {
+        self.understands(node, hello.protocol)?;
+        self.is_the_only(node, &hello.instance_id).await?;
+        let facts = self.facts();
+        let run = self.look(|gossip, _| gossip.me().clone());
+        Ok(v1::HelloReply {
+            protocol: version::PROTOCOL,
+            instance_id: facts.instance_id,
+            system_identifier: facts.system_identifier,
+            database: facts.database,
+            headline: Some(facts.headline),
+            generation: run.generation,
+            address: run.address,
+            your_generation: self.look(|gossip, _| gossip.view().generation(node).max(gossip.view().forgotten(node))),
+        })
     }
 
-    fn headline(&self, node: &NodeId, address: &str) -> v1::NodeHeadline {
-        match self.views.get(node) {
-            Some(view) if view.heard.elapsed() < SILENT_AFTER => view.reply.headline.clone().unwrap_or_default(),
-            Some(view) => v1::NodeHeadline {
-                health: "unknown".into(),
-                health_reason: format!("not heard of for {} s", view.heard.elapsed().as_secs()),
-                ..view.reply.headline.clone().unwrap_or_default()
-            },
-            None => v1::NodeHeadline {
-                node_id: node.to_string(),
-                health: "unknown".into(),
-                health_reason: "not heard of since this agent started".into(),
-                address: address.to_owned(),
-                ..v1::NodeHeadline::default()
-            },
+    fn understands(&self, node: &NodeId, protocol: u32) -> Result<(), Failure> {
+        if version::understands(protocol) {
+            return Ok(());
+        }
+        let text = format!("{node} speaks protocol {protocol}, {} speaks {}", self.me, version::PROTOCOL);
+        Err(Failure::new(Code::ProtocolMismatch, text))
+    }
+
+    /// Fails when another agent that calls itself `node` lives; the one that does not answer was its earlier run.
+    async fn is_the_only(&self, node: &NodeId, instance_id: &str) -> Result<(), Failure> {
+        if *node == self.me {
+            let is_me = self.facts.borrow().instance_id == instance_id;
+            return if is_me { Ok(()) } else { Err(taken(node, "the agent you called", "you")) };
+        }
+        let Some(other) = self.live_link(node).filter(|link| link.instance_id != instance_id) else { return Ok(()) };
+        let answered = timeout(SIGN_OF_LIFE, self.hello(&other.channel)).await;
+        match answered {
+            Ok(Ok(reply)) if reply.instance_id == other.instance_id => {
+                Err(taken(node, &format!("an agent at {}", reply.address), "you"))
+            }
+            _ => Ok(()),
         }
     }
 
-    /// Refuses a peer whose node id is already in use by another agent or another database.
-    pub fn admit(&self, node: &NodeId, hello: &v1::HelloRequest) -> Result<(), Failure> {
-        if !version::understands(hello.protocol) {
-            return Err(Failure::new(
-                Code::ProtocolMismatch,
-                format!("{node} speaks protocol {}, {} speaks {}", hello.protocol, self.me, version::PROTOCOL),
-            ));
-        }
-        if *node == self.me && hello.instance_id != self.facts().instance_id {
-            return Err(taken(node, "the agent you called", "you"));
-        }
-        let Some(view) = self.views.get(node) else { return Ok(()) };
-        let same_run = view.reply.instance_id == hello.instance_id;
-        let both_known = view.reply.system_identifier != 0 && hello.system_identifier != 0;
-        let other_database = both_known
-            && (view.reply.system_identifier != hello.system_identifier || view.reply.database != hello.database);
-        if !same_run && other_database && view.heard.elapsed() < SILENT_AFTER {
-            let address = self.addresses.get(node).map(String::as_str).unwrap_or("another address");
-            return Err(taken(node, &format!("an agent at {address}"), "you, with another database"));
-        }
-        Ok(())
-    }
-
-    async fn link(&self, node: &NodeId) -> Result<Link, Failure> {
+    /// The connection to `node`: the one there is, or a new one.
+    pub(super) async fn link(&self, node: &NodeId) -> Result<Link, Failure> {
         if let Some(link) = self.live_link(node) {
             return Ok(link);
         }
-        let Some(address) = self.addresses.get(node) else { return Err(self.unknown(node.as_str())) };
+        let address = self.look(|gossip, _| gossip.member(node).map(|member| member.run.address.clone()));
+        let address = address.ok_or_else(|| self.unknown(node.as_str()))?;
         // One dial at a time for each peer; whoever waited finds the link made.
         let turn = Arc::clone(self.dialling.entry(node.clone()).or_default().value());
         let _turn = turn.lock().await;
@@ -236,22 +306,67 @@ impl Peers {
             let told = format!("cannot reach the agent of {node} at {address}");
             Failure { message: told, ..failure.clone() }.cause(failure.message)
         };
-        let connection = self.endpoint.dial(address, node).await.map_err(|error| reach(error.explain()))?;
-        let channel = rpc::over(&connection).await.map_err(reach)?;
-        let link = Link { connection, channel, dialled: Some(Instant::now()) };
+        let connection = self.endpoint.dial(&address, node).await.map_err(|error| reach(error.explain()))?;
+        self.greet_dialled(node, connection).await.map_err(reach)
+    }
+
+    /// Says hello over a connection we dialled to `node`, and makes it the one that is used.
+    pub(super) async fn greet_dialled(&self, node: &NodeId, connection: Connection) -> Result<Link, Failure> {
+        let link = self.greet(node, connection, Some(Instant::now())).await?;
         match self.live_link(node) {
             // The peer dialled meanwhile, and its id is the smaller one: both ends keep its connection.
-            Some(theirs) if *node < self.me => {
+            Some(theirs) if *node < self.me && theirs.instance_id == link.instance_id => {
                 link.connection.close("another connection between us is in use");
                 return Ok(theirs);
             }
             _ => self.links.insert(node.clone(), link.clone()),
         };
-        info!(event = "mesh.peer_up", peer = %node, details.dialled = true, "connected to a peer");
+        info!(event = "mesh.connected", peer = %node, details.dialled = true, "connected to a peer");
+        self.listen(node.clone(), link.connection.clone());
         Ok(link)
     }
 
-    fn live_link(&self, node: &NodeId) -> Option<Link> {
+    async fn greet(&self, node: &NodeId, connection: Connection, dialled: Option<Instant>) -> Result<Link, Failure> {
+        let greeted = async {
+            let channel = rpc::over(&connection).await?;
+            let silent =
+                |_| Failure::new(Code::PeerSilent, format!("{node} did not say hello in {} s", GREETING.as_secs()));
+            let said = timeout(GREETING, self.hello(&channel)).await.map_err(silent)?;
+            let reply = said.map_err(|failure| connection.refusal().unwrap_or(failure))?;
+            self.understands(node, reply.protocol)?;
+            self.is_the_only(node, &reply.instance_id).await?;
+            Ok((channel, reply))
+        };
+        match greeted.await {
+            Ok((channel, reply)) => {
+                self.gossip(|gossip, now| gossip.outgrow(reply.your_generation, latest(), now));
+                Ok(Link { connection, channel, dialled, instance_id: reply.instance_id })
+            }
+            Err(failure) => {
+                connection.close("we do not take part in one mesh");
+                Err(failure)
+            }
+        }
+    }
+
+    /// Asks who is at the other end of `channel`, and says who we are.
+    pub(super) async fn hello(&self, channel: &PeerChannel) -> Result<v1::HelloReply, Failure> {
+        let facts = self.facts();
+        let run = self.look(|gossip, _| gossip.me().clone());
+        let request = v1::HelloRequest {
+            protocol: version::PROTOCOL,
+            instance_id: facts.instance_id,
+            system_identifier: facts.system_identifier,
+            database: facts.database,
+            generation: run.generation,
+            address: run.address,
+        };
+        let answered = PeersClient::new(channel.clone()).hello(request).await;
+        Ok(answered.map_err(|status| rpc::failure_of(&status))?.into_inner())
+    }
+
+    /// The connection to `node`, if there is one.
+    pub(super) fn live_link(&self, node: &NodeId) -> Option<Link> {
         let link = self.links.get(node)?;
         (!link.connection.is_closed()).then(|| link.clone())
     }
@@ -261,91 +376,72 @@ impl Peers {
             connection.close("only agents speak QUIC here; use TCP");
             return;
         };
-        let Ok(channel) = rpc::over(&connection).await else { return };
-        let link = Link { connection, channel, dialled: None };
+        let link = match self.greet(&node, connection, None).await {
+            Ok(link) => link,
+            Err(failure) => {
+                self.tell_refused(&node, &failure);
+                return;
+            }
+        };
+        let listened = link.connection.clone();
         let loser = match self.live_link(&node) {
             // Both dialled at once: the smaller node id's connection is kept. A peer that dials later has lost ours,
             // even when we cannot know that yet.
-            Some(ours) if self.me < node && ours.dialled.is_some_and(|at| at.elapsed() < TOGETHER) => Some(link),
+            Some(ours)
+                if self.me < node
+                    && ours.instance_id == link.instance_id
+                    && ours.dialled.is_some_and(|at| at.elapsed() < TOGETHER) =>
+            {
+                Some(link)
+            }
             old => {
                 self.links.insert(node.clone(), link);
                 old
             }
         };
-        info!(event = "mesh.peer_up", peer = %node, details.dialled = false, "a peer connected");
+        info!(event = "mesh.connected", peer = %node, details.dialled = false, "a peer connected");
+        self.listen(node, listened);
         if let Some(loser) = loser {
             sleep(GRACE).await;
             loser.connection.close("another connection between us is in use");
         }
     }
 
-    async fn keep_in_touch(&self, node: &NodeId) {
-        let mut tick = interval(POLL);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut was_up = true;
-        loop {
-            tick.tick().await;
-            let heard = match timeout(POLL_LIMIT, self.hello(node)).await {
-                Ok(heard) => heard,
-                Err(_) => {
-                    Err(Failure::new(Code::PeerSilent, format!("{node} did not answer in {} s", POLL_LIMIT.as_secs())))
-                }
-            };
-            match heard {
-                Ok(reply) => {
-                    was_up = true;
-                    self.views.insert(node.clone(), View { reply, heard: Instant::now() });
-                }
-                Err(failure) if was_up => {
-                    was_up = false;
-                    warn!(event = "mesh.peer_down", peer = %node, error = crate::telemetry::failure(&failure), "peer does not answer");
-                }
-                Err(_) => {}
-            }
-        }
-    }
-
-    async fn hello(&self, node: &NodeId) -> Result<v1::HelloReply, Failure> {
-        let facts = self.facts();
-        let request = v1::HelloRequest {
-            protocol: version::PROTOCOL,
-            instance_id: facts.instance_id,
-            system_identifier: facts.system_identifier,
-            database: facts.database,
-        };
-        let link = self.link(node).await?;
-        let answered = PeersClient::new(link.channel).hello(request).await;
-        let reply = answered
-            .map_err(|status| link.connection.refusal().unwrap_or_else(|| rpc::failure_of(&status)))?
-            .into_inner();
-        if !version::understands(reply.protocol) {
-            return Err(Failure::new(
-                Code::ProtocolMismatch,
-                format!("{node} speaks protocol {}, {} speaks {}", reply.protocol, self.me, version::PROTOCOL),
-            ));
-        }
-        Ok(reply)
-    }
-
     /// Asks every peer the same at once, each for at most `limit`; returns answers and who gave none.
+    ///
+    /// Peers that are down are not asked, and counted among those.
     pub async fn ask_all<T, F>(&self, limit: Duration, ask: impl Fn(PeerChannel) -> F) -> (Vec<T>, Vec<NodeId>)
     where
         F: Future<Output = Result<T, Failure>>,
     {
         let ask = &ask;
-        let asked = self.addresses.keys().map(|node| async move {
-            let answer = async { ask(self.channel(node).await?).await };
-            (node, timeout(limit, answer).await)
+        let members: Vec<_> = self.look(|gossip, _| gossip.members().cloned().collect());
+        let asked = members.iter().map(|member| async move {
+            if !member.liveness.may_answer() {
+                return (&member.run.node, None);
+            }
+            let answer = async { ask(self.channel(&member.run.node).await?).await };
+            (&member.run.node, timeout(limit, answer).await.ok())
         });
         let (mut answers, mut silent) = (Vec::new(), Vec::new());
         for (node, answer) in join_all(asked).await {
             match answer {
-                Ok(Ok(answer)) => answers.push(answer),
-                Ok(Err(_)) | Err(_) => silent.push(node.clone()),
+                Some(Ok(answer)) => answers.push(answer),
+                Some(Err(_)) | None => silent.push(node.clone()),
             }
         }
         (answers, silent)
     }
+}
+
+/// Milliseconds since 1970.
+pub(super) fn wall_clock() -> u64 {
+    Timestamp::now().as_millisecond().try_into().unwrap_or_default()
+}
+
+/// The highest generation that a clock could give by now.
+pub(super) fn latest() -> u64 {
+    wall_clock() + CLOCKS_DIFFER_MS
 }
 
 fn taken(node: &NodeId, one: &str, other: &str) -> Failure {

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`control`] is the one session all of it goes through, and the lock that keeps a second agent
 //! out; [`migrate`] brings the schema up to date and [`identity`] refuses a database that is not this node's.
-//! Then one file a table or two: [`nodes`], [`operations`] with their [`steps`] and [`events`], [`intents`],
+//! Then one file a table or two: [`nodes`], [`hearsay`] of others, [`operations`] with their [`steps`] and [`events`], [`intents`],
 //! [`ledger`], [`progress`], [`audit`].
 //!
 //! What is written here is believed after a crash, so every function is one transaction. Whoever drops one of its
@@ -14,6 +14,7 @@ mod identity;
 mod migrate;
 mod row;
 
+pub mod hearsay;
 pub mod nodes;
 pub mod operations;
 

@@ -30,6 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use super::{
+    datagram::{LEAVING, buffers},
     identity::{self, Expect, Identity, PeerId, peer_in},
     io::Io,
     verify::{Verdict, explain_alert, explain_tls},
@@ -209,9 +210,18 @@ impl Endpoint {
     ///
     /// The other end may still refuse ours: that shows in the first stream, as [`Error::Refused`].
     pub async fn dial(&self, address: &str, node: &NodeId) -> Result<Connection, Error> {
+        self.dial_expecting(address, &Expect::Node(node.clone())).await
+    }
+
+    /// Dials whichever node of our mesh answers at `address`; its certificate says which one that is.
+    pub async fn dial_any(&self, address: &str) -> Result<Connection, Error> {
+        self.dial_expecting(address, &Expect::AnyNode).await
+    }
+
+    async fn dial_expecting(&self, address: &str, expect: &Expect) -> Result<Connection, Error> {
         let mut last = Error::Unreachable { address: address.into(), reason: "the name has no address".into() };
         for to in resolve(address).await? {
-            match self.dial_one(address, to, node).await {
+            match self.dial_one(address, to, expect).await {
                 Ok(connection) => return Ok(connection),
                 Err(error @ Error::Refused { .. }) => return Err(error),
                 Err(error) => last = error,
@@ -220,10 +230,9 @@ impl Endpoint {
         Err(last)
     }
 
-    async fn dial_one(&self, address: &str, to: SocketAddr, node: &NodeId) -> Result<Connection, Error> {
+    async fn dial_one(&self, address: &str, to: SocketAddr, expect: &Expect) -> Result<Connection, Error> {
         let verdict = Verdict::default();
-        let tls =
-            self.identity.client_config(&[QUIC_ALPN], Expect::Node(node.clone()), &verdict).map_err(Error::Tls)?;
+        let tls = self.identity.client_config(&[QUIC_ALPN], expect.clone(), &verdict).map_err(Error::Tls)?;
         let tls = QuicClientConfig::try_from(tls).map_err(|error| Error::Tls(general(&error)))?;
         let mut client = quinn::ClientConfig::new(Arc::new(tls));
         client.transport_config(transport());
@@ -249,7 +258,7 @@ impl Endpoint {
     /// Stops accepting and dialling, tells the peers, and waits until every task of the endpoint has ended.
     pub async fn close(&self) {
         self.stop.cancel();
-        self.quic.close(VarInt::from_u32(0), b"the agent is shutting down");
+        self.quic.close(VarInt::from_u32(0), LEAVING.as_bytes());
         self.tasks.close();
         self.tasks.wait().await;
         self.quic.wait_idle().await;
@@ -393,7 +402,7 @@ pub(super) fn refusal_in(error: &quinn::ConnectionError) -> Option<Failure> {
 /// One QUIC connection to an authenticated peer. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Connection {
-    quic: quinn::Connection,
+    pub(super) quic: quinn::Connection,
     peer: PeerId,
 }
 
@@ -489,5 +498,6 @@ fn transport() -> Arc<TransportConfig> {
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_AT_ONCE))
         .max_concurrent_uni_streams(VarInt::from_u32(16))
         .mtu_discovery_config(Some(mtu));
+    buffers(&mut config);
     Arc::new(config)
 }

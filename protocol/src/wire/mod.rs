@@ -2,10 +2,11 @@
 //!
 //! [`identity`] turns certificate files into TLS settings and says who a peer is; [`endpoint`] listens and
 //! dials, QUIC and TCP on one port number; [`rpc`] is gRPC over either; [`bulk`] is one stream of checked
-//! blocks, [`link`] one whose bytes are PostgreSQL's. The only place that names `quinn`, `rustls` and `tonic::transport`.
+//! blocks, [`link`] one whose bytes are PostgreSQL's, [`datagram`] is what is small and may be lost. The only place that names `quinn`, `rustls` and `tonic::transport`.
 
 pub mod bulk;
 pub mod compress;
+pub mod datagram;
 pub mod endpoint;
 pub mod identity;
 pub mod io;

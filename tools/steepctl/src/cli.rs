@@ -7,7 +7,7 @@ use steep_protocol::failure::{Code, Failure};
 
 use crate::{
     client::{Client, Files},
-    commands::{explain::ExplainArgs, node::NodeCommand, op::OpCommand, pki::PkiCommand},
+    commands::{explain::ExplainArgs, mesh::MeshCommand, node::NodeCommand, op::OpCommand, pki::PkiCommand},
     output::{Color, Format, Output, Talk},
     units,
 };
@@ -50,6 +50,9 @@ pub enum Command {
     /// Look at operations, follow them, cancel them
     #[command(subcommand)]
     Op(OpCommand),
+    /// Look at the mesh, join it, leave it, forget nodes
+    #[command(subcommand)]
+    Mesh(MeshCommand),
     /// Make, issue and inspect certificates
     #[command(subcommand)]
     Pki(PkiCommand),
@@ -132,7 +135,7 @@ impl Global {
 }
 
 /// `host:port`, `[::1]:port`.
-fn peer(text: &str) -> Result<String, String> {
+pub(crate) fn peer(text: &str) -> Result<String, String> {
     let text = text.trim();
     let (host, port) = text.rsplit_once(':').ok_or("it has no port: HOST:PORT is expected")?;
     if port.parse::<u16>().is_ok_and(|port| port != 0) {

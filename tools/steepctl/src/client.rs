@@ -7,7 +7,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure, Family},
-    v1::{self, nodes_client::NodesClient, operations_client::OperationsClient},
+    v1::{self, mesh_client::MeshClient, nodes_client::NodesClient, operations_client::OperationsClient},
     wire::{
         identity::{Expect, Identity},
         rpc::{self, MAX_MESSAGE_BYTES, PeerChannel},
@@ -135,6 +135,40 @@ impl<'a> Client<'a> {
     pub async fn cancel_operation(&mut self, op_id: &str) -> Result<v1::CancelOperationReply, Failure> {
         let request = v1::CancelOperationRequest { op_id: op_id.to_owned() };
         self.ask(ANSWER_LIMIT, async |channel| operations(channel).cancel(request.clone()).await).await
+    }
+
+    /// All members of the mesh.
+    pub async fn list_members(&mut self) -> Result<v1::ListMembersReply, Failure> {
+        self.ask(ANSWER_LIMIT, async |channel| mesh(channel).list(v1::ListMembersRequest {}).await).await
+    }
+
+    /// How each agent reaches each other.
+    pub async fn matrix(&mut self) -> Result<v1::MatrixReply, Failure> {
+        self.ask(ANSWER_LIMIT, async |channel| mesh(channel).matrix(v1::MatrixRequest {}).await).await
+    }
+
+    /// Has one agent asked, or all for an empty `node_id`.
+    pub async fn ping(&mut self, node_id: &str) -> Result<v1::PingReply, Failure> {
+        let request = v1::PingRequest { node_id: node_id.to_owned() };
+        self.ask(ANSWER_LIMIT, async |channel| mesh(channel).ping(request.clone()).await).await
+    }
+
+    /// Has the agent join through `seed`.
+    pub async fn join(&mut self, seed: &str) -> Result<v1::JoinReply, Failure> {
+        let request = v1::JoinRequest { seed: seed.to_owned() };
+        self.ask(ANSWER_LIMIT * 2, async |channel| mesh(channel).join(request.clone()).await).await
+    }
+
+    /// Has the agent of a node leave.
+    pub async fn leave(&mut self, node_id: &str) -> Result<v1::LeaveReply, Failure> {
+        let request = v1::LeaveRequest { node_id: node_id.to_owned() };
+        self.ask(ANSWER_LIMIT, async |channel| mesh(channel).leave(request.clone()).await).await
+    }
+
+    /// Has all agents forget a node.
+    pub async fn forget(&mut self, node_id: &str) -> Result<v1::ForgetReply, Failure> {
+        let request = v1::ForgetRequest { node_id: node_id.to_owned() };
+        self.ask(ANSWER_LIMIT, async |channel| mesh(channel).forget(request.clone()).await).await
     }
 
     /// The events of an operation after a cursor.
@@ -271,6 +305,10 @@ fn nodes(channel: PeerChannel) -> NodesClient<PeerChannel> {
 
 fn operations(channel: PeerChannel) -> OperationsClient<PeerChannel> {
     OperationsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+fn mesh(channel: PeerChannel) -> MeshClient<PeerChannel> {
+    MeshClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 /// The events of an operation as they arrive.

@@ -179,6 +179,26 @@ pub fn date_time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
 }
 
+/// `now`, `3s`, `2m05s`; with a `~` before what is too old to be believed.
+pub fn age(milliseconds: u64, is_stale: bool) -> String {
+    let age = Duration::from_millis(milliseconds);
+    match (age.as_secs(), is_stale) {
+        (0, false) => "now".into(),
+        (seconds @ 1..10, false) => format!("{seconds}s"),
+        (_, false) => duration(age),
+        (_, true) => format!("~{}", duration(age)),
+    }
+}
+
+/// `0.62ms`, `12.4ms`, `1.2s`: the time of a question and its answer.
+pub fn round_trip(microseconds: u64) -> String {
+    match microseconds as f64 / 1e3 {
+        small if small < 9.995 => format!("{small:.2}ms"),
+        middle if middle < 999.5 => format!("{middle:.1}ms"),
+        large => format!("{:.1}s", large / 1e3),
+    }
+}
+
 /// How long ago something was said: `now`, `3s ago`, `2m05s ago`. Clocks may differ: the future is now.
 pub fn ago(at: Timestamp, now: Timestamp) -> String {
     let passed = since(at, now);

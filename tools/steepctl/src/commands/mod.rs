@@ -1,6 +1,7 @@
 //! What steepctl can do: one file a command, with its help in its arguments' docs.
 
 pub mod explain;
+pub mod mesh;
 pub mod node;
 pub mod op;
 pub mod pki;
@@ -22,6 +23,7 @@ pub fn run(cli: Cli, out: &Output) -> Result<Exit, Failure> {
         Command::Status => wait_for(status::run(global, out)),
         Command::Node(command) => wait_for(node::run(command, global, out)),
         Command::Op(command) => wait_for(op::run(command, global, out)),
+        Command::Mesh(command) => wait_for(mesh::run(command, global, out)),
         Command::Pki(command) => pki::run(command, out),
         Command::Explain(args) => explain::run(&args, out),
         Command::Version => version::run(out),

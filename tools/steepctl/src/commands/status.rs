@@ -18,8 +18,8 @@ use crate::{
 };
 
 const BAR_WIDTH: usize = 6;
-/// Agents speak of their nodes every second; what is older than this is marked with `~`.
-const FRESH_SECONDS: u64 = 5;
+/// Three rounds of gossip; what is older than this is marked with `~`.
+const FRESH_SECONDS: u64 = 6;
 
 /// Prints every node on one screen, and the next command for each that has a problem.
 pub async fn run(global: &Global, out: &Output) -> Result<Exit, Failure> {
@@ -84,13 +84,11 @@ fn progress(node: &v1::NodeHeadline, bars: Option<&Glyphs>) -> String {
 
 /// How long ago the node spoke; `~` where that is too long to believe the row.
 pub(super) fn seen(node: &v1::NodeHeadline, now: Timestamp) -> Cell {
-    let Some(at) = units::moment(node.as_of.as_ref()) else { return Cell::new("never").tone(Tone::Warn) };
-    let age = units::since(at, now).as_secs();
-    if age > FRESH_SECONDS {
-        Cell::new(format!("~{}", units::duration(units::since(at, now)))).tone(Tone::Warn)
-    } else {
-        Cell::new(if age == 0 { "now".into() } else { format!("{age}s") })
-    }
+    // The agent's own measure, where it gives one: our clock may be another.
+    let by_clock = || units::moment(node.as_of.as_ref()).map(|at| units::since(at, now).as_millis() as u64);
+    let Some(age) = node.age_ms.or_else(by_clock) else { return Cell::new("never").tone(Tone::Warn) };
+    let is_stale = node.is_stale || age > FRESH_SECONDS * 1_000;
+    Cell::new(units::age(age, is_stale)).tone(if is_stale { Tone::Warn } else { Tone::Plain })
 }
 
 /// A line, or two, for each node that is not well: what, and what to type next.

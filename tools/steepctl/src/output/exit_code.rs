@@ -12,6 +12,8 @@ use steep_protocol::failure::{Code, Failure};
 pub enum Exit {
     /// It did what was asked.
     Success,
+    /// It did, and found that an agent does not answer.
+    Unreached,
     /// A signal ended the watching; the operation goes on in the agents.
     Detached,
 }
@@ -20,6 +22,7 @@ impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         match exit {
             Exit::Success => Self::SUCCESS,
+            Exit::Unreached => Self::from(6),
             Exit::Detached => Self::from(130),
         }
     }

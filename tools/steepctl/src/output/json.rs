@@ -155,7 +155,19 @@ mod tests {
 
     #[test]
     fn every_message_steepctl_shows_is_in_the_descriptors() {
-        for name in ["ListNodesReply", "GetNodeReply", "StartNodeReply", "ListOperationsReply", "GetOperationReply"] {
+        for name in [
+            "ListNodesReply",
+            "GetNodeReply",
+            "StartNodeReply",
+            "ListOperationsReply",
+            "GetOperationReply",
+            "ListMembersReply",
+            "MatrixReply",
+            "PingReply",
+            "JoinReply",
+            "LeaveReply",
+            "ForgetReply",
+        ] {
             assert!(pool().get_message_by_name(&format!("steep.v1.{name}")).is_some(), "{name}");
         }
     }

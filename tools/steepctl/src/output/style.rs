@@ -61,6 +61,16 @@ pub fn of_health(health: &str) -> Tone {
     }
 }
 
+/// How a member of the mesh looks.
+pub fn of_liveness(liveness: &str) -> Tone {
+    match liveness {
+        "alive" => Tone::Good,
+        "suspect" | "unknown" => Tone::Warn,
+        "dead" => Tone::Bad,
+        _ => Tone::Faint,
+    }
+}
+
 /// How an operation's status looks.
 pub fn of_status(status: &str) -> Tone {
     match status.parse() {

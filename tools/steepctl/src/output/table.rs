@@ -27,6 +27,10 @@ impl Cell {
         Self { text: if text.is_empty() { "-".into() } else { text }, tone: Tone::Plain }
     }
 
+    fn title(text: &str) -> Self {
+        Self { text: safe(text), tone: Tone::Strong }
+    }
+
     /// The same in `tone`.
     #[must_use]
     pub fn tone(mut self, tone: Tone) -> Self {
@@ -44,14 +48,19 @@ impl<T: AsRef<str>> From<T> for Cell {
 /// Rows under a header.
 #[derive(Debug)]
 pub struct Table {
-    columns: Vec<(&'static str, Side)>,
+    columns: Vec<(String, Side)>,
     rows: Vec<Vec<Cell>>,
 }
 
 impl Table {
     /// A table with these columns and no rows yet.
     pub fn new(columns: &[(&'static str, Side)]) -> Self {
-        Self { columns: columns.to_vec(), rows: Vec::new() }
+        Self::named(columns.iter().map(|(title, side)| (safe(title), *side)).collect())
+    }
+
+    /// The same, with titles that are only known now.
+    pub fn named(columns: Vec<(String, Side)>) -> Self {
+        Self { columns, rows: Vec::new() }
     }
 
     /// Adds a row; it has as many cells as the table has columns.
@@ -77,7 +86,7 @@ impl Table {
                 title.width().max(widest.unwrap_or(0))
             })
             .collect();
-        let header: Vec<Cell> = self.columns.iter().map(|(title, _)| Cell::new(title).tone(Tone::Strong)).collect();
+        let header: Vec<Cell> = self.columns.iter().map(|(title, _)| Cell::title(title)).collect();
         let lines = std::iter::once(&header).chain(&self.rows).map(|row| self.line(row, &widths));
         lines.collect::<Vec<_>>().join("\n")
     }

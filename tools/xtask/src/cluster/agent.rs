@@ -63,23 +63,19 @@ impl Agent {
         }
     }
 
-    /// Writes agent.toml: this node, its certificates in `pki`, its server, all its `peers`, and `extra` lines.
-    pub fn configure(&self, pki: &Path, server: &Server, peers: &[(&str, &str)], extra: &str) -> Result<()> {
+    /// Writes agent.toml: this node, its certificates in `pki`, its server, the `seeds` it joins by, and `extra` lines.
+    pub fn configure(&self, pki: &Path, server: &Server, seeds: &[&str], extra: &str) -> Result<()> {
         let Self { node_id, address, http, .. } = self;
         let state_dir = text(&self.state_dir);
         let [cert, key, ca] =
             [format!("{node_id}.pem"), format!("{node_id}.key"), "ca.pem".into()].map(|name| text(&pki.join(name)));
         let (host, bin_dir) = (text(&server.socket), text(&server.bin_dir));
         let (port, conninfo) = (server.port, quoted(&server.conninfo()));
-        let peers: String = peers
-            .iter()
-            .map(|(id, address)| format!("\n[[mesh.peers]]\nid = {id:?}\naddress = {address:?}\n"))
-            .collect();
         let socket_dir =
             self.socket_dir.as_ref().map(|dir| format!("socket_dir = {}\n", text(dir))).unwrap_or_default();
         let toml = format!(
             "[node]\nid = {node_id:?}\nstate_dir = {state_dir}\n\n\
-             [mesh]\nlisten = {address:?}\n{peers}\n\
+             [mesh]\nlisten = {address:?}\nseeds = {seeds:?}\n\n\
              [pki]\ncert = {cert}\nkey = {key}\nca = {ca}\n\n\
              [postgres]\nhost = {host}\nport = {port}\ndbname = {DATABASE:?}\nuser = {USER:?}\nbin_dir = {bin_dir}\n\n\
              [replication]\nconninfo = {conninfo}\n{socket_dir}\n\
@@ -130,6 +126,20 @@ impl Agent {
             let log = process::tail(&self.log, 15);
             format!("the agent of {}: /readyz said last: {last}; its log ends:\n{log}", self.node_id)
         })
+    }
+
+    /// Waits until the agent hears from `others` other nodes.
+    pub fn hears_of(&self, others: usize, within: Duration) -> Result<()> {
+        let mut last = String::from("nothing");
+        let heard = process::wait_for("the mesh is not complete", within, || {
+            let Ok((_, body)) = self.get("/healthz") else { return Ok(None) };
+            let known = serde_json::from_str::<serde_json::Value>(&body).unwrap_or_default();
+            let heard = known["peers"].as_array().into_iter().flatten().filter(|peer| peer["health"] != "unknown");
+            let is_complete = heard.count() >= others;
+            last = body;
+            Ok(is_complete.then_some(()))
+        });
+        heard.with_context(|| format!("the agent of {} knows of: {last}", self.node_id))
     }
 
     /// Status and body of one of its HTTP pages.

@@ -188,17 +188,19 @@ impl Cluster {
             return Ok(());
         }
         for node in &self.nodes {
-            let others = self.nodes.iter().filter(|other| other.node_id != node.node_id);
-            let peers: Vec<_> = others.map(|other| (other.node_id.as_str(), other.agent.address.as_str())).collect();
-            node.agent.configure(&self.pki(), &node.server, &peers, &options.agent_toml)?;
+            // The first two are everybody's seeds: one may be down.
+            let others = self.nodes.iter().take(2).filter(|other| other.node_id != node.node_id);
+            let seeds: Vec<_> = others.map(|other| other.agent.address.as_str()).collect();
+            node.agent.configure(&self.pki(), &node.server, &seeds, &options.agent_toml)?;
         }
         self.start_agents(options.life)
     }
 
-    /// Starts every agent and waits until all are ready.
+    /// Starts every agent and waits until all are ready and hear of each other.
     pub fn start_agents(&self, life: Life) -> Result<()> {
         self.nodes.iter().try_for_each(|node| node.agent.start(life))?;
-        self.nodes.iter().try_for_each(|node| node.agent.becomes_ready(READY_WITHIN))
+        self.nodes.iter().try_for_each(|node| node.agent.becomes_ready(READY_WITHIN))?;
+        self.nodes.iter().try_for_each(|node| node.agent.hears_of(self.nodes.len() - 1, READY_WITHIN))
     }
 
     fn issue_certificates(&self) -> Result<()> {

@@ -15,6 +15,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("agent", &["*"]),
     // Reads rows to show them and appends to the audit log; changes nothing else in the store.
     ("api", &["initialize", "rooms", "operations", "session", "snapshot", "mesh", "lifecycle", "postgres", "store"]),
+    ("mirror", &["mesh", "store"]),
     ("vitals", &["rooms", "postgres", "lifecycle", "store"]),
     (
         "initialize",
