@@ -37,6 +37,7 @@ pub enum Rpc {
     OperationsWatch,
     OperationsCancel,
     Peers,
+    CertificatesPublishRevocations,
 }
 
 /// Who may use a call.
@@ -59,6 +60,7 @@ pub const TABLE: &[(Rpc, &str, Allowed)] = &[
     (Rpc::OperationsWatch, "steep.v1.Operations/Watch", Allowed::From(Role::Viewer)),
     (Rpc::OperationsCancel, "steep.v1.Operations/Cancel", Allowed::From(Role::Operator)),
     (Rpc::Peers, "steep.v1.Peers/*", Allowed::Nodes),
+    (Rpc::CertificatesPublishRevocations, "steep.v1.Certificates/PublishRevocations", Allowed::From(Role::Admin)),
 ];
 
 /// Somebody who may ask what they asked.

@@ -56,6 +56,7 @@ impl Peers for Service {
         let caller = self.admit(&request).await?;
         let peers = &self.0.peers;
         peers.admit(caller.node(), request.get_ref()).map_err(|failure| status_of(&failure))?;
+        peers.revocations().heard(caller.node(), &request.get_ref().revocations);
         let facts = peers.facts();
         Ok(Response::new(v1::HelloReply {
             protocol: version::PROTOCOL,
@@ -63,6 +64,7 @@ impl Peers for Service {
             system_identifier: facts.system_identifier,
             database: facts.database,
             headline: Some(facts.headline),
+            revocations: peers.revocations().numbers(),
         }))
     }
 
@@ -186,5 +188,14 @@ impl Peers for Service {
         let rooms = self.0.rooms()?;
         let closed = source::close(&rooms, caller.node(), op, request.keep, &request.reason).await;
         reply(closed.map(|()| v1::CloseSessionReply {}))
+    }
+
+    async fn fetch_revocations(
+        &self,
+        request: Request<v1::FetchRevocationsRequest>,
+    ) -> Answer<v1::FetchRevocationsReply> {
+        self.admit(&request).await?;
+        let lists = self.0.peers.revocations().newer_than(&request.get_ref().known);
+        Ok(Response::new(v1::FetchRevocationsReply { lists }))
     }
 }

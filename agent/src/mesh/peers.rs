@@ -16,6 +16,7 @@ use steep_protocol::{
     wire::{
         bulk::BlockSource,
         endpoint::{BULK_STREAM, Connection, Endpoint},
+        identity::Identity,
         rpc::{self, MAX_MESSAGE_BYTES, PeerChannel},
     },
 };
@@ -26,6 +27,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
+use super::Revocations;
 use crate::config;
 
 /// How often a peer is asked for its headline.
@@ -36,8 +38,10 @@ const POLL_LIMIT: Duration = Duration::from_secs(3);
 const SILENT_AFTER: Duration = Duration::from_secs(5);
 /// Connections dialled from both ends within so long were dialled without knowing of each other.
 const TOGETHER: Duration = Duration::from_secs(3);
-/// How long a connection that is no longer wanted may finish what runs on it.
+/// How long a connection that is no longer wanted stays at least; then until nothing runs on it any more.
 const GRACE: Duration = Duration::from_secs(30);
+/// How soon a peer is dialled again that could not be reached with our new certificate.
+const RELINK: Duration = Duration::from_secs(2);
 
 /// What this agent tells a peer of itself.
 #[derive(Debug, Clone, Default)]
@@ -78,12 +82,19 @@ pub struct Peers {
     dialling: Arc<DashMap<NodeId, Arc<Mutex<()>>>>,
     views: Arc<DashMap<NodeId, View>>,
     facts: watch::Receiver<Facts>,
+    revocations: Revocations,
     tasks: TaskTracker,
 }
 
 impl Peers {
     /// Knows the configured peers; call [`Peers::run`] to keep in touch with them.
-    pub fn new(endpoint: Endpoint, me: NodeId, peers: &[config::Peer], facts: watch::Receiver<Facts>) -> Self {
+    pub fn new(
+        endpoint: Endpoint,
+        me: NodeId,
+        peers: &[config::Peer],
+        facts: watch::Receiver<Facts>,
+        revocations: Revocations,
+    ) -> Self {
         let addresses = peers.iter().map(|peer| (peer.id.clone(), peer.address.clone())).collect();
         Self {
             endpoint,
@@ -93,6 +104,7 @@ impl Peers {
             dialling: Arc::default(),
             views: Arc::default(),
             facts,
+            revocations,
             tasks: TaskTracker::new(),
         }
     }
@@ -105,6 +117,16 @@ impl Peers {
     /// The mesh this agent belongs to.
     pub fn mesh(&self) -> &MeshName {
         &self.endpoint.identity().me().mesh
+    }
+
+    /// Our own certificate and whom it makes us trust.
+    pub fn identity(&self) -> &Identity {
+        self.endpoint.identity()
+    }
+
+    /// The revocation lists in force.
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
     }
 
     /// All nodes but this one.
@@ -226,6 +248,11 @@ impl Peers {
         if let Some(link) = self.live_link(node) {
             return Ok(link);
         }
+        self.dial(node, address).await
+    }
+
+    /// Connects to `node` and uses the new connection from now on.
+    async fn dial(&self, node: &NodeId, address: &str) -> Result<Link, Failure> {
         let reach = |failure: Failure| {
             let told = format!("cannot reach the agent of {node} at {address}");
             Failure { message: told, ..failure.clone() }.cause(failure.message)
@@ -234,8 +261,9 @@ impl Peers {
         let channel = rpc::over(&connection).await.map_err(reach)?;
         let link = Link { connection, channel, dialled: Some(Instant::now()) };
         match self.live_link(node) {
-            // The peer dialled meanwhile, and its id is the smaller one: both ends keep its connection.
-            Some(theirs) if *node < self.me => {
+            // The peer dialled meanwhile, and its id is the smaller one: both ends keep its connection, unless it was
+            // made with an older certificate of ours.
+            Some(theirs) if *node < self.me && theirs.connection.generation() >= link.connection.generation() => {
                 link.connection.close("another connection between us is in use");
                 return Ok(theirs);
             }
@@ -268,8 +296,38 @@ impl Peers {
         };
         info!(event = "mesh.peer_up", peer = %node, details.dialled = false, "a peer connected");
         if let Some(loser) = loser {
-            sleep(GRACE).await;
-            loser.connection.close("another connection between us is in use");
+            retire(loser).await;
+        }
+    }
+
+    /// Dials every peer anew that we are connected to with an older certificate of ours, whenever there is a new one.
+    ///
+    /// Requests go over the new connection from then on; what runs on the old one may finish.
+    pub async fn relink_when_renewed(&self, stop: &CancellationToken) {
+        let mut changes = self.identity().watch();
+        loop {
+            let generation = changes.borrow_and_update().generation();
+            let is_old = |link: &Link| link.connection.generation() < generation && !link.connection.is_closed();
+            let old: Vec<_> = self.links.iter().filter(|link| is_old(link)).map(|link| link.key().clone()).collect();
+            let mut is_done = true;
+            for node in old {
+                let Some(address) = self.addresses.get(&node) else { continue };
+                let turn = Arc::clone(self.dialling.entry(node.clone()).or_default().value());
+                let _turn = turn.lock().await;
+                let Some(link) = self.live_link(&node).filter(is_old) else { continue };
+                match self.dial(&node, address).await {
+                    Ok(new) if new.connection.generation() >= generation => {
+                        let stop = stop.clone();
+                        self.tasks.spawn(async move { stop.run_until_cancelled(retire(link)).await });
+                    }
+                    // The old one goes on; its peer may be about to read a new root.
+                    _ => is_done = false,
+                }
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = sleep(RELINK), if !is_done => {}
+            }
         }
     }
 
@@ -306,6 +364,7 @@ impl Peers {
             instance_id: facts.instance_id,
             system_identifier: facts.system_identifier,
             database: facts.database,
+            revocations: self.revocations.numbers(),
         };
         let link = self.link(node).await?;
         let answered = PeersClient::new(link.channel).hello(request).await;
@@ -318,6 +377,7 @@ impl Peers {
                 format!("{node} speaks protocol {}, {} speaks {}", reply.protocol, self.me, version::PROTOCOL),
             ));
         }
+        self.revocations.heard(node, &reply.revocations);
         Ok(reply)
     }
 
@@ -340,6 +400,17 @@ impl Peers {
         }
         (answers, silent)
     }
+}
+
+/// Lets a connection that is no longer wanted finish what runs on it.
+async fn retire(link: Link) {
+    let Link { connection, channel, .. } = link;
+    drop(channel);
+    sleep(GRACE).await;
+    while !connection.is_idle() && !connection.is_closed() {
+        sleep(Duration::from_secs(1)).await;
+    }
+    connection.close("another connection between us is in use");
 }
 
 fn taken(node: &NodeId, one: &str, other: &str) -> Failure {

@@ -50,7 +50,7 @@ pub enum Command {
     /// Look at operations, follow them, cancel them
     #[command(subcommand)]
     Op(OpCommand),
-    /// Make, issue and inspect certificates
+    /// Make, issue, renew and revoke certificates
     #[command(subcommand)]
     Pki(PkiCommand),
     /// Say what an error code means and what to do (asks no agent)

@@ -15,7 +15,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("agent", &["*"]),
     // Reads rows to show them and appends to the audit log; changes nothing else in the store.
     ("api", &["initialize", "rooms", "operations", "session", "snapshot", "mesh", "lifecycle", "postgres", "store"]),
-    ("vitals", &["rooms", "postgres", "lifecycle", "store"]),
+    ("vitals", &["rooms", "identity", "postgres", "lifecycle", "store"]),
     (
         "initialize",
         &["rooms", "operations", "snapshot", "session", "cleanup", "parts", "mesh", "postgres", "store", "lifecycle"],
@@ -26,6 +26,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("session", &["cleanup", "parts", "postgres"]),
     ("cleanup", &["mesh", "postgres", "store"]),
     ("store", &["postgres", "lifecycle"]),
+    ("identity", &["mesh"]),
     ("postgres", &[]),
     ("mesh", &[]),
     ("parts", &[]),
