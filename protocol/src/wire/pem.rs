@@ -6,6 +6,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     sign::CertifiedKey,
 };
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{
     identity::{Error, PeerId, identity_in, provider},
@@ -35,7 +36,13 @@ impl Read {
         let impossible = || Error::Unusable { path: cert.into(), reason: "its times are impossible".into() };
         let leaf = Leaf::of(&chain[0]).ok_or_else(impossible)?;
         let certified = CertifiedKey::from_der(chain, private, &provider()).map_err(mismatch)?;
-        Ok(Self { me, key: Arc::new(certified), leaf, roots: read_certificates(ca)? })
+        let roots = read_certificates(ca)?;
+        // A node's own certificate among the roots would be one more authority.
+        if !roots.iter().all(is_authority) {
+            let reason = "holds a certificate that is no authority's".into();
+            return Err(Error::Unusable { path: ca.into(), reason });
+        }
+        Ok(Self { me, key: Arc::new(certified), leaf, roots })
     }
 
     /// Trust in the roots, made by `trust`; `ca` is for the error.
@@ -49,6 +56,10 @@ impl Read {
             reason: format!("holds no usable root certificate ({error})"),
         })
     }
+}
+
+fn is_authority(certificate: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(certificate).is_ok_and(|(_, cert)| cert.is_ca())
 }
 
 fn read_pem(path: &Path) -> Result<Vec<u8>, Error> {

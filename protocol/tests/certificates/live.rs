@@ -10,7 +10,6 @@ use std::{
 };
 
 use rcgen::ExtendedKeyUsagePurpose as Usage;
-use rustls::pki_types::ServerName;
 use steep_protocol::{
     failure::{Code, Explain as _},
     ids::NodeId,
@@ -22,13 +21,12 @@ use steep_protocol::{
         trust::Policy,
     },
 };
-use tokio::{net::TcpStream, sync::oneshot, task::JoinHandle, time::timeout};
-use tokio_rustls::TlsConnector;
+use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::pki::{
     ADMIN, Authorities, Authority, BOTH, Folder, NOW, SOON, Shown, TLS13, authority, client, is_let_in_over_quic,
-    is_let_in_over_tcp, leaf, node,
+    is_let_in_over_tcp, leaf, node, over_tcp,
 };
 
 /// An agent that answers health questions, over QUIC and TCP.
@@ -63,10 +61,12 @@ impl Serving {
     }
 
     async fn end(self) {
-        self.endpoint.close().await;
-        drop(self.stop);
-        timeout(SOON, self.served).await.expect("it ends").expect("without a panic");
-        timeout(SOON, self.kept).await.expect("it ends").expect("without a panic");
+        let Self { endpoint, stop, served, kept } = self;
+        endpoint.close().await;
+        // Nobody can bring connections any more.
+        drop((endpoint, stop));
+        timeout(SOON, served).await.expect("it ends").expect("without a panic");
+        timeout(SOON, kept).await.expect("it ends").expect("without a panic");
     }
 }
 
@@ -101,10 +101,7 @@ async fn calls(
 
 /// The serial number of the certificate an agent shows.
 async fn shown_at(address: SocketAddr, me: &Shown) -> Serial {
-    let stream = TcpStream::connect(address).await.expect("somebody listens");
-    let name = ServerName::try_from("anybody.example").expect("a name");
-    let config = client(Some(me), b"h2", TLS13);
-    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("a handshake");
+    let stream = over_tcp(address, me).await;
     let chain = stream.get_ref().1.peer_certificates().expect("a chain");
     Serial::in_certificate(&chain[0]).expect("a certificate")
 }
@@ -299,15 +296,14 @@ async fn a_connection_ends_some_time_after_its_certificate_or_its_root() {
     let address = agent.address().to_string();
     let ending = short.dial(&address, &a_id).await.expect("it is good yet");
     let lasting = long.dial(&address, &a_id).await.expect("it is good");
-    let tcp = Arc::new(b.load());
-    let channel = rpc::connect_tcp(&address, &tcp, Expect::AnyNode).await.expect("it is good yet");
+    let tcp = over_tcp(agent.address(), &ends_soon).await;
     let mut io = arrivals.rpc.recv().await.expect("it has arrived");
 
     timeout(SOON, ending.closed()).await.expect("it ends by itself");
     let mut rest = Vec::new();
     let read = timeout(SOON, tokio::io::AsyncReadExt::read_to_end(&mut io, &mut rest)).await.expect("it ends");
     assert_eq!(read.expect_err("not the other end did it").kind(), std::io::ErrorKind::ConnectionAborted);
-    drop(channel);
+    drop(tcp);
     assert!(!lasting.is_closed(), "others go on");
 
     // The root above it is dropped, once we stand under another.

@@ -28,7 +28,7 @@ use steep_protocol::wire::{
 };
 use time::{Duration as Days, OffsetDateTime};
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 pub(crate) const NODE: &str = "spiffe://acme/node/node_b";
@@ -305,6 +305,14 @@ pub(crate) fn server(shown: &Shown, alpn: &[u8]) -> ServerConfig {
 }
 
 pub(crate) const TLS13: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
+
+/// A client over TCP that shows `shown`; whether it is let in is yet to be seen.
+pub(crate) async fn over_tcp(address: SocketAddr, shown: &Shown) -> TlsStream<TcpStream> {
+    let stream = TcpStream::connect(address).await.expect("somebody listens");
+    let name = ServerName::try_from("anybody.example").expect("a name");
+    let config = client(Some(shown), b"h2", TLS13);
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("a handshake")
+}
 
 /// Whether an agent at `address` lets a client over TCP in: it then waits for the client's first words.
 pub(crate) async fn is_let_in_over_tcp(address: SocketAddr, config: ClientConfig) -> bool {

@@ -15,7 +15,7 @@ use tokio::{io::AsyncReadExt as _, time::timeout};
 
 use crate::pki::{
     Authorities, BOTH, Folder, NODE, NOW, SOON, TLS13, authority, client, full_list, identity, is_let_in_over_quic,
-    is_let_in_over_tcp, leaf, learn, list, node, node_a,
+    is_let_in_over_tcp, leaf, learn, list, node, node_a, over_tcp,
 };
 
 #[test]
@@ -106,13 +106,9 @@ async fn a_revoked_node_is_cut_off_at_once_whoever_dialled_and_cannot_come_back(
     other_arrivals.connections.recv().await.expect("it has arrived");
     let bystanders = bystander.dial(&address, &a_id).await.expect("node_c is a member");
     let mut stream = by_them.open(RPC_STREAM).await.expect("a stream");
-    let over_tcp = rpc::connect_tcp(&address, &b_identity, Expect::Node(a_id.clone())).await.expect("over TCP");
+    let dialled = over_tcp(agent.address(), &b).await;
     let mut served = arrivals.rpc.recv().await.expect("a stream has arrived");
     let mut tcp = arrivals.rpc.recv().await.expect("another has arrived");
-    if served.peer() == tcp.peer() {
-        // Which came first does not matter.
-        std::mem::swap(&mut served, &mut tcp);
-    }
 
     assert!(learn(&me, &full_list(&all.nodes, 1, &[b.serial()])).expect("a good list"));
     for connection in [&by_them, &theirs_here, &by_us] {
@@ -123,7 +119,7 @@ async fn a_revoked_node_is_cut_off_at_once_whoever_dialled_and_cannot_come_back(
         let read = timeout(SOON, io.read_to_end(&mut rest)).await.expect("nothing hangs");
         assert!(read.is_err() || rest.len() < 200, "the stream has ended: {read:?}");
     }
-    drop(over_tcp);
+    drop(dialled);
     assert!(!bystanders.is_closed(), "others stay connected");
     assert!(bystander.dial(&address, &a_id).await.is_ok(), "and others come in");
 
