@@ -24,9 +24,10 @@ use crate::{
     api::{Door, http},
     cleanup::Cleanup,
     config::Config,
+    identity::Certificates,
     lifecycle::NodeEvent,
     link::{self, Links, Publisher},
-    mesh::{Facts, Peers},
+    mesh::{Facts, Peers, Revocations},
     mirror,
     operations::Operations,
     postgres::{Database, PostgresConfig},
@@ -48,6 +49,8 @@ const TAKE_OVER: Duration = Duration::from_secs(15);
 pub async fn run(config: Config) -> Result<(), Failure> {
     let config = Arc::new(config);
     let identity = config.identity().map_err(|error| error.explain())?;
+    let (revocations, claims) = Revocations::open(identity.clone(), &config.node.state_dir);
+    let certificates = Certificates::new(Arc::clone(&config), identity.clone(), revocations.clone());
     let me = config.node.id.clone();
     let (endpoint, arrivals) =
         Endpoint::bind(&config.mesh.listen, Arc::new(identity)).await.map_err(|error| error.explain())?;
@@ -56,7 +59,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let address = config.advertised(endpoint.address().port());
     let headline = vitals::bare(me.as_str(), &address);
     let facts = watch::Sender::new(Facts { instance_id, headline, ..Facts::default() });
-    let peers = Peers::new(endpoint.clone(), me.clone(), address, &config.mesh.seeds, facts.subscribe());
+    let peers =
+        Peers::new(endpoint.clone(), me.clone(), address, &config.mesh.seeds, facts.subscribe(), revocations);
     let rooms = watch::Sender::new(None);
     info!(event = "agent.started", details.listen = %endpoint.address(), details.mesh = %peers.mesh(), "agent started");
 
@@ -72,6 +76,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     });
     tasks.spawn(http::serve(http, peers.clone(), stop.clone()));
     tasks.spawn(peers.clone().run(connections, stop.clone()));
+    tasks.spawn(claims.run(peers.clone(), stop.clone()));
+    tasks.spawn(certificates.run(peers.clone(), stop.clone()));
     tasks.spawn(serve_bulk(bulk, rooms.subscribe(), stop.clone()));
     tasks.spawn(serve_links(link, rooms.subscribe(), stop.clone()));
 

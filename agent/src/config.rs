@@ -15,7 +15,10 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use steep_protocol::{
     failure::{Code, Explain},
     ids::NodeId,
-    wire::identity::{self, Identity, Who},
+    wire::{
+        identity::{self, Identity, Who},
+        trust::Policy,
+    },
 };
 
 mod replication;
@@ -154,8 +157,13 @@ pub struct Pki {
     pub cert: PathBuf,
     /// Its private key, PEM, mode 0600.
     pub key: PathBuf,
-    /// The mesh's root certificate, PEM.
+    /// The mesh's root certificate, PEM; while the root is exchanged, both.
     pub ca: PathBuf,
+    /// Revocation lists handed to this agent, PEM. Others come from its peers.
+    pub crl: Option<PathBuf>,
+    /// Nobody is let in any more when a list should have been replaced so long ago. Default: never so.
+    #[serde(default, deserialize_with = "some_duration")]
+    pub crl_overdue_limit: Option<Duration>,
 }
 
 /// `[postgres]`
@@ -312,8 +320,12 @@ impl Config {
         for file in [&mut config.pki.cert, &mut config.pki.key, &mut config.pki.ca] {
             *file = directory.join(&*file);
         }
-        let optional =
-            [&mut config.postgres.passfile, &mut config.postgres.bin_dir, &mut config.replication.socket_dir];
+        let optional = [
+            &mut config.pki.crl,
+            &mut config.postgres.passfile,
+            &mut config.postgres.bin_dir,
+            &mut config.replication.socket_dir,
+        ];
         for file in optional.into_iter().flatten() {
             *file = directory.join(&*file);
         }
@@ -362,7 +374,8 @@ impl Config {
 
     /// Loads the certificate files and makes sure that they are this node's.
     pub fn identity(&self) -> Result<Identity, Error> {
-        let identity = Identity::load(&self.pki.cert, &self.pki.key, &self.pki.ca)?;
+        let policy = Policy { lists_overdue: self.pki.crl_overdue_limit, ..Policy::default() };
+        let identity = Identity::load(&self.pki.cert, &self.pki.key, &self.pki.ca)?.with_policy(policy);
         match &identity.me().who {
             Who::Node(id) if *id == self.node.id => Ok(identity),
             _ => Err(Error::NotMine {
@@ -434,7 +447,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(|| format!("{text:?} is too large"))
 }
 
-/// `30s`, `15m`, `2h`, `500ms`.
+/// `30s`, `15m`, `2h`, `7d`, `500ms`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split_unit(text);
     let milliseconds: u64 = match unit {
@@ -442,6 +455,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "s" => 1000,
         "m" | "min" => 60_000,
         "h" => 3_600_000,
+        "d" => 86_400_000,
         _ => return Err(format!("{text:?} is no duration; something like 30s or 15m is expected")),
     };
     let number: u64 =
@@ -460,6 +474,10 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration(deserializer).map(Some)
 }
 
 #[cfg(test)]
@@ -556,6 +574,8 @@ mod tests {
         "pki.cert",
         "pki.key",
         "pki.ca",
+        "pki.crl",
+        "pki.crl_overdue_limit",
         "postgres.host",
         "postgres.port",
         "postgres.dbname",

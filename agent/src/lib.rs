@@ -11,8 +11,8 @@
 //! * [`snapshot`] moves a database as blocks; [`operations`] runs long work as steps that can be undone.
 //! * [`session`] is what this node holds open for a peer; [`cleanup`] knows every side effect and how it is undone;
 //!   [`link`] carries replication; [`parts`] cuts tables.
-//! * [`store`] is what the agent remembers; [`mesh`] the other agents; [`postgres`] everything said to the local
-//!   PostgreSQL.
+//! * [`store`] is what the agent remembers; [`mesh`] the other agents; [`identity`] the agent's own certificate while
+//!   it runs; [`postgres`] everything said to the local PostgreSQL.
 //! * [`lifecycle`] is the states of a node; [`config`] every key of `agent.toml`; [`telemetry`] the log.
 
 pub mod agent;
@@ -31,6 +31,7 @@ pub mod link;
 pub mod parts;
 pub mod session;
 
+pub mod identity;
 pub mod mesh;
 pub mod postgres;
 pub mod store;

@@ -1,8 +1,13 @@
 //! How the node fares, measured once a second: what its headline tells the other agents.
 
-use steep_protocol::{failure::Explain as _, node::NodeState, time, v1};
+use steep_protocol::{
+    failure::{Code, Explain as _},
+    node::NodeState,
+    time, v1,
+};
 
 use crate::{
+    identity,
     postgres::{Purpose, Session, slots, subscriptions},
     rooms::Rooms,
     store::nodes,
@@ -86,6 +91,16 @@ async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadli
     }
     if own.init_state == NodeState::Failed && at_rest {
         complain(headline, "the last operation failed: steepctl op list".into());
+    }
+    let own = rooms.peers.identity();
+    if let Some(failure) = identity::trouble(own, &own.live(), jiff::Timestamp::now()) {
+        match failure.code {
+            Code::CertificateRevoked | Code::CertificateExpired => complain(headline, failure.to_string()),
+            _ if headline.health == "ok" => {
+                (headline.health, headline.health_reason) = ("warn".into(), failure.to_string());
+            }
+            _ => {}
+        }
     }
     nodes::set_health(&rooms.store, &headline.health, &headline.health_reason).await.map_err(|error| error.to_string())
 }

@@ -48,6 +48,11 @@ impl Node {
         self.parts().agent.signal(Signal::Continue).expect("the agent runs");
     }
 
+    /// The agent is told to read its files again.
+    pub fn hang_up_agent(&self) {
+        self.parts().agent.signal(Signal::HangUp).expect("the agent runs");
+    }
+
     /// The agent's program, to be run in another way than the cluster does.
     pub fn agent_program(&self) -> std::process::Command {
         std::process::Command::new(&self.parts().agent.program)

@@ -1,6 +1,6 @@
 //! Who somebody is, and what they may do, stands in their certificate alone.
 //!
-//! What the wire refuses, certificate by certificate, is tried in `protocol/tests/certificates.rs`; here an operator
+//! What the wire refuses, certificate by certificate, is tried in `protocol/tests/certificates`; here an operator
 //! and a whole agent meet it.
 
 use std::{

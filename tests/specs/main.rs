@@ -3,6 +3,7 @@
 mod agents;
 mod alike;
 mod cancel;
+mod certificates;
 mod direct;
 mod echo;
 mod harness;

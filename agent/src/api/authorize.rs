@@ -43,6 +43,7 @@ pub enum Rpc {
     MeshLeave,
     MeshForget,
     Peers,
+    CertificatesPublishRevocations,
 }
 
 /// Who may use a call.
@@ -71,6 +72,7 @@ pub const TABLE: &[(Rpc, &str, Allowed)] = &[
     (Rpc::MeshLeave, "steep.v1.Mesh/Leave", Allowed::From(Role::Operator)),
     (Rpc::MeshForget, "steep.v1.Mesh/Forget", Allowed::From(Role::Admin)),
     (Rpc::Peers, "steep.v1.Peers/*", Allowed::Nodes),
+    (Rpc::CertificatesPublishRevocations, "steep.v1.Certificates/PublishRevocations", Allowed::From(Role::Admin)),
 ];
 
 /// Somebody who may ask what they asked.

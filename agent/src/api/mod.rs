@@ -1,10 +1,11 @@
 //! The door: parse, authorize, call, reply. Decides nothing.
 //!
 //! [`authorize`] says who may ask what; [`forward`] sends a request that names another node to that node's
-//! agent, once; [`nodes`], [`operations`], [`mesh`] and [`peers`] are the services; [`http`] answers probes; [`reply`]
+//! agent, once; [`nodes`], [`operations`], [`mesh`], [`peers`] and [`certificates`] are the services; [`http`] answers probes; [`reply`]
 //! turns rows into messages.
 
 pub mod authorize;
+pub mod certificates;
 pub mod forward;
 pub mod http;
 pub mod mesh;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use steep_protocol::{
     failure::{Code, Failure},
     v1::{
-        mesh_server::MeshServer, nodes_server::NodesServer, operations_server::OperationsServer,
+        certificates_server::CertificatesServer, mesh_server::MeshServer, nodes_server::NodesServer, operations_server::OperationsServer,
         peers_server::PeersServer,
     },
     wire::rpc::{MAX_MESSAGE_BYTES, status_of},
@@ -50,6 +51,10 @@ impl Door {
             )
             .add_service(MeshServer::new(mesh::Service(self.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES))
             .add_service(PeersServer::new(peers::Service(self.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES))
+            .add_service(
+                CertificatesServer::new(certificates::Service(self.clone()))
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES),
+            )
     }
 
     /// Who asks, provided that they may; denials are logged and audited.

@@ -188,4 +188,13 @@ impl Peers for Service {
         self.admit(&request).await?;
         Ok(Response::new(self.0.peers.own_links()))
     }
+
+    async fn fetch_revocations(
+        &self,
+        request: Request<v1::FetchRevocationsRequest>,
+    ) -> Answer<v1::FetchRevocationsReply> {
+        self.admit(&request).await?;
+        let lists = self.0.peers.revocations().newer_than(&request.get_ref().known);
+        Ok(Response::new(v1::FetchRevocationsReply { lists }))
+    }
 }

@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tracing::{debug, info, warn};
 
 use super::{
-    gossip::{HEADLINE, NODE, TELL_ALL},
+    gossip::{HEADLINE, NODE, REVOCATIONS, TELL_ALL},
     membership::{Change, Run},
     peers::{Facts, Link, Peers, latest},
 };
@@ -172,6 +172,7 @@ impl Peers {
             let heard: Vec<_> = now.iter().filter(|(node, seen)| packets.get(*node) != Some(seen)).collect();
             self.gossip(|gossip, now| heard.iter().for_each(|(node, _)| gossip.heard(node, now)));
             packets = now;
+            self.heed_revocations();
             let up: Vec<NodeId> = self.look(|gossip, _| {
                 let up = gossip.members().filter(|member| member.liveness.is_up() && !gossip.has_left());
                 up.map(|member| member.run.node.clone()).collect()
@@ -182,6 +183,19 @@ impl Peers {
         }
     }
 
+    /// Follows up who goes by newer revocation lists than we do.
+    fn heed_revocations(&self) {
+        let told: Vec<(NodeId, v1::GossipRevocations)> = self.look(|gossip, _| {
+            let up = gossip.members().filter(|member| member.liveness.is_up());
+            let told = up.filter_map(|member| Some((&member.run.node, gossip.view().get(&member.run.node, REVOCATIONS)?)));
+            told.filter_map(|(node, value)| Some((node.clone(), v1::GossipRevocations::decode(value.clone()).ok()?)))
+                .collect()
+        });
+        for (node, lists) in told {
+            self.revocations.heard(&node, &lists.revocations);
+        }
+    }
+
     /// Publishes what this node says of itself: changes at once, mere numbers less often.
     async fn tell_headline(&self) {
         let mut facts = self.facts.clone();
@@ -189,10 +203,12 @@ impl Peers {
         loop {
             let known = facts.borrow_and_update().clone();
             let node = self.own_node(&known);
+            let lists = v1::GossipRevocations { revocations: self.revocations.numbers() };
             let headline = as_told(&known.headline);
             let is_due = told.as_ref().is_none_or(|(last, at)| at.elapsed() >= pause(last, &headline));
             self.gossip(|gossip, now| {
                 gossip.publish(NODE, node.encode_to_vec().into(), now);
+                gossip.publish(REVOCATIONS, lists.encode_to_vec().into(), now);
                 if is_due {
                     gossip.publish(HEADLINE, headline.encode_to_vec().into(), now);
                 }

@@ -43,6 +43,8 @@ const RECENT: usize = 32;
 pub const LEAVING: &str = "leaving";
 /// The key of [`v1::GossipNode`].
 pub const NODE: &str = "node";
+/// The key of [`v1::GossipRevocations`].
+pub const REVOCATIONS: &str = "crl";
 /// The key of [`v1::NodeHeadline`].
 pub const HEADLINE: &str = "headline";
 

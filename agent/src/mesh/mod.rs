@@ -3,7 +3,8 @@
 //! [`membership`] knows who is there and [`view`] what they have said; [`gossip`] decides what is told to whom. These
 //! three are pure. [`peers`] keeps a connection to each peer, whoever dialled it; `carrier` brings what gossip wants told
 //! over these; `seeds` finds the first of them; `rows` shows what is known of all nodes, with its age. [`source`] is what a
-//! target asks of the source it is initialized from.
+//! target asks of the source it is initialized from. [`revocations`] are the lists of revoked certificates, which
+//! travel from agent to agent by themselves.
 
 pub mod gossip;
 pub mod membership;
@@ -11,10 +12,12 @@ pub mod view;
 
 mod carrier;
 pub mod peers;
+pub mod revocations;
 mod rows;
 mod seeds;
 pub mod source;
 
 pub use peers::{Facts, Peers};
+pub use revocations::{Claims, Revocations, own_is_revoked};
 pub use rows::Row;
 pub use source::Source;

@@ -21,6 +21,7 @@ use steep_protocol::{
     wire::{
         bulk::BlockSource,
         endpoint::{BULK_STREAM, Connection, Endpoint, LINK_STREAM},
+        identity::Identity,
         io::Io,
         rpc::{self, MAX_MESSAGE_BYTES, PeerChannel},
     },
@@ -33,6 +34,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use super::{
+    Revocations,
     carrier::Outbox,
     gossip::{Gossip, Output},
     membership::Run,
@@ -45,8 +47,10 @@ const GREETING: Duration = Duration::from_secs(3);
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// Connections dialled from both ends within so long were dialled without knowing of each other.
 const TOGETHER: Duration = Duration::from_secs(3);
-/// How long a connection that is no longer wanted may finish what runs on it.
+/// How long a connection that is no longer wanted stays at least; then until nothing runs on it any more.
 const GRACE: Duration = Duration::from_secs(30);
+/// How soon a peer is dialled again that could not be reached with our new certificate.
+const RELINK: Duration = Duration::from_secs(2);
 /// Clocks may differ; a generation further ahead than this was made up.
 const CLOCKS_DIFFER_MS: u64 = 24 * 60 * 60 * 1_000;
 
@@ -90,6 +94,7 @@ pub struct Peers {
     pub(super) outbox: Outbox,
     pub(super) seeds: Arc<Seeds>,
     pub(super) facts: watch::Receiver<Facts>,
+    pub(super) revocations: Revocations,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
 }
@@ -102,6 +107,7 @@ impl Peers {
         address: String,
         seeds: &[String],
         facts: watch::Receiver<Facts>,
+        revocations: Revocations,
     ) -> Self {
         let run = Run { node: me.clone(), address: address.clone(), generation: wall_clock() };
         let gossip = Gossip::new(run, rand::random());
@@ -117,6 +123,7 @@ impl Peers {
             outbox: Outbox::default(),
             seeds: Arc::new(Seeds::new(seeds)),
             facts,
+            revocations,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }
@@ -135,6 +142,16 @@ impl Peers {
     /// The mesh this agent belongs to.
     pub fn mesh(&self) -> &MeshName {
         &self.endpoint.identity().me().mesh
+    }
+
+    /// Our own certificate and whom it makes us trust.
+    pub fn identity(&self) -> &Identity {
+        self.endpoint.identity()
+    }
+
+    /// The revocation lists in force.
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
     }
 
     /// All nodes but this one, also those that are down, until they are forgotten.
@@ -251,6 +268,7 @@ impl Peers {
     pub async fn admit(&self, node: &NodeId, hello: &v1::HelloRequest) -> Result<v1::HelloReply, Failure> {
         self.understands(node, hello.protocol)?;
         self.is_the_only(node, &hello.instance_id).await?;
+        self.revocations.heard(node, &hello.revocations);
         let facts = self.facts();
         let run = self.look(|gossip, _| gossip.me().clone());
         Ok(v1::HelloReply {
@@ -262,6 +280,7 @@ impl Peers {
             generation: run.generation,
             address: run.address,
             your_generation: self.look(|gossip, _| gossip.view().generation(node).max(gossip.view().forgotten(node))),
+            revocations: self.revocations.numbers(),
         })
     }
 
@@ -289,24 +308,32 @@ impl Peers {
         }
     }
 
+    fn address_of(&self, node: &NodeId) -> Option<String> {
+        self.look(|gossip, _| gossip.member(node).map(|member| member.run.address.clone()))
+    }
+
     /// The connection to `node`: the one there is, or a new one.
     pub(super) async fn link(&self, node: &NodeId) -> Result<Link, Failure> {
         if let Some(link) = self.live_link(node) {
             return Ok(link);
         }
-        let address = self.look(|gossip, _| gossip.member(node).map(|member| member.run.address.clone()));
-        let address = address.ok_or_else(|| self.unknown(node.as_str()))?;
+        let address = self.address_of(node).ok_or_else(|| self.unknown(node.as_str()))?;
         // One dial at a time for each peer; whoever waited finds the link made.
         let turn = Arc::clone(self.dialling.entry(node.clone()).or_default().value());
         let _turn = turn.lock().await;
         if let Some(link) = self.live_link(node) {
             return Ok(link);
         }
+        self.dial(node, &address).await
+    }
+
+    /// Connects to `node` and uses the new connection from now on.
+    async fn dial(&self, node: &NodeId, address: &str) -> Result<Link, Failure> {
         let reach = |failure: Failure| {
             let told = format!("cannot reach the agent of {node} at {address}");
             Failure { message: told, ..failure.clone() }.cause(failure.message)
         };
-        let connection = self.endpoint.dial(&address, node).await.map_err(|error| reach(error.explain()))?;
+        let connection = self.endpoint.dial(address, node).await.map_err(|error| reach(error.explain()))?;
         self.greet_dialled(node, connection).await.map_err(reach)
     }
 
@@ -314,8 +341,13 @@ impl Peers {
     pub(super) async fn greet_dialled(&self, node: &NodeId, connection: Connection) -> Result<Link, Failure> {
         let link = self.greet(node, connection, Some(Instant::now())).await?;
         match self.live_link(node) {
-            // The peer dialled meanwhile, and its id is the smaller one: both ends keep its connection.
-            Some(theirs) if *node < self.me && theirs.instance_id == link.instance_id => {
+            // The peer dialled meanwhile, and its id is the smaller one: both ends keep its connection, unless it was
+            // made with an older certificate of ours.
+            Some(theirs)
+                if *node < self.me
+                    && theirs.instance_id == link.instance_id
+                    && theirs.connection.generation() >= link.connection.generation() =>
+            {
                 link.connection.close("another connection between us is in use");
                 return Ok(theirs);
             }
@@ -339,6 +371,7 @@ impl Peers {
         };
         match greeted.await {
             Ok((channel, reply)) => {
+                self.revocations.heard(node, &reply.revocations);
                 self.gossip(|gossip, now| gossip.outgrow(reply.your_generation, latest(), now));
                 Ok(Link { connection, channel, dialled, instance_id: reply.instance_id })
             }
@@ -360,6 +393,7 @@ impl Peers {
             database: facts.database,
             generation: run.generation,
             address: run.address,
+            revocations: self.revocations.numbers(),
         };
         let answered = PeersClient::new(channel.clone()).hello(request).await;
         Ok(answered.map_err(|status| rpc::failure_of(&status))?.into_inner())
@@ -402,8 +436,38 @@ impl Peers {
         info!(event = "mesh.connected", peer = %node, details.dialled = false, "a peer connected");
         self.listen(node, listened);
         if let Some(loser) = loser {
-            sleep(GRACE).await;
-            loser.connection.close("another connection between us is in use");
+            retire(loser).await;
+        }
+    }
+
+    /// Dials every peer anew that we are connected to with an older certificate of ours, whenever there is a new one.
+    ///
+    /// Requests go over the new connection from then on; what runs on the old one may finish.
+    pub async fn relink_when_renewed(&self, stop: &CancellationToken) {
+        let mut changes = self.identity().watch();
+        loop {
+            let generation = changes.borrow_and_update().generation();
+            let is_old = |link: &Link| link.connection.generation() < generation && !link.connection.is_closed();
+            let old: Vec<_> = self.links.iter().filter(|link| is_old(link)).map(|link| link.key().clone()).collect();
+            let mut is_done = true;
+            for node in old {
+                let Some(address) = self.address_of(&node) else { continue };
+                let turn = Arc::clone(self.dialling.entry(node.clone()).or_default().value());
+                let _turn = turn.lock().await;
+                let Some(link) = self.live_link(&node).filter(is_old) else { continue };
+                match self.dial(&node, &address).await {
+                    Ok(new) if new.connection.generation() >= generation => {
+                        let stop = stop.clone();
+                        self.tasks.spawn(async move { stop.run_until_cancelled(retire(link)).await });
+                    }
+                    // The old one goes on; its peer may be about to read a new root.
+                    _ => is_done = false,
+                }
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = sleep(RELINK), if !is_done => {}
+            }
         }
     }
 
@@ -446,4 +510,15 @@ pub(super) fn latest() -> u64 {
 
 fn taken(node: &NodeId, one: &str, other: &str) -> Failure {
     Failure::new(Code::NodeIdTaken, format!("two agents call themselves {node}: {one} and {other}"))
+}
+
+/// Lets a connection that is no longer wanted finish what runs on it.
+async fn retire(link: Link) {
+    let Link { connection, channel, .. } = link;
+    drop(channel);
+    sleep(GRACE).await;
+    while !connection.is_idle() && !connection.is_closed() {
+        sleep(Duration::from_secs(1)).await;
+    }
+    connection.close("another connection between us is in use");
 }

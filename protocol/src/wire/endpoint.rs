@@ -10,7 +10,10 @@
 use std::{
     io,
     net::{Ipv6Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -32,8 +35,9 @@ use tracing::{debug, warn};
 use super::{
     datagram::{LEAVING, buffers},
     identity::{self, Expect, Identity, PeerId, peer_in},
-    io::Io,
-    verify::{Verdict, explain_alert, explain_tls},
+    io::{Io, Used},
+    standing::{self, chain_of, watched},
+    verify::{Verdict, refusal_in, tls_in},
 };
 use crate::{
     failure::{Code, Explain, Failure},
@@ -232,6 +236,7 @@ impl Endpoint {
 
     async fn dial_one(&self, address: &str, to: SocketAddr, expect: &Expect) -> Result<Connection, Error> {
         let verdict = Verdict::default();
+        let generation = self.identity.live().generation();
         let tls = self.identity.client_config(&[QUIC_ALPN], expect.clone(), &verdict).map_err(Error::Tls)?;
         let tls = QuicClientConfig::try_from(tls).map_err(|error| Error::Tls(general(&error)))?;
         let mut client = quinn::ClientConfig::new(Arc::new(tls));
@@ -248,7 +253,7 @@ impl Endpoint {
             Ok(Ok(quic)) => {
                 let refused =
                     |error: identity::Error| Error::Refused { address: address.into(), failure: error.explain() };
-                let connection = Connection::new(quic).map_err(refused)?;
+                let connection = Connection::new(quic, generation).map_err(refused)?;
                 self.tasks.spawn(self.clone().accept_streams(connection.clone()));
                 Ok(connection)
             }
@@ -268,9 +273,10 @@ impl Endpoint {
         while let Some(Some(incoming)) = self.stop.run_until_cancelled(self.quic.accept()).await {
             let endpoint = self.clone();
             self.tasks.spawn(async move {
+                let generation = endpoint.identity.live().generation();
                 let shaken = timeout(HANDSHAKE_LIMIT, async { incoming.await }).await;
                 match shaken {
-                    Ok(Ok(quic)) => match Connection::new(quic) {
+                    Ok(Ok(quic)) => match Connection::new(quic, generation) {
                         Ok(connection) => {
                             if endpoint.inbox.connections.send(connection.clone()).await.is_ok() {
                                 endpoint.accept_streams(connection).await;
@@ -292,14 +298,16 @@ impl Endpoint {
             loop {
                 let Ok((send, recv)) = connection.quic.accept_bi().await else { break };
                 let (inbox, peer) = (self.inbox.clone(), connection.peer.clone());
+                let used = Used::of(&connection.streams);
                 self.tasks.spawn(async move {
-                    if let Err(error) = sort_stream(&inbox, peer, send, recv).await {
+                    if let Err(error) = sort_stream(&inbox, peer, send, recv, used).await {
                         debug!(%error, "stream dropped");
                     }
                 });
             }
         };
-        self.stop.run_until_cancelled(served).await;
+        let watched = standing::watch_over(&connection, chain_of(&connection.quic), &self.identity);
+        self.stop.run_until_cancelled(async { tokio::join!(served, watched) }).await;
     }
 
     async fn accept_tcp(self, listener: TcpListener, acceptor: TlsAcceptor) {
@@ -308,9 +316,9 @@ impl Endpoint {
             let Ok((stream, from)) = accepted else { continue };
             // Over the limit: dropping the socket is the answer.
             let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else { continue };
-            let (acceptor, inbox) = (acceptor.clone(), self.inbox.clone());
+            let (acceptor, inbox, identity) = (acceptor.clone(), self.inbox.clone(), Arc::clone(&self.identity));
             self.tasks.spawn(async move {
-                let shaken = timeout(HANDSHAKE_LIMIT, accept_tls(acceptor, stream)).await;
+                let shaken = timeout(HANDSHAKE_LIMIT, accept_tls(acceptor, stream, &identity)).await;
                 drop(permit);
                 match shaken {
                     Ok(Ok(io)) => drop(inbox.rpc.send(io).await),
@@ -324,11 +332,10 @@ impl Endpoint {
     }
 }
 
-async fn accept_tls(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<Io> {
+async fn accept_tls(acceptor: TlsAcceptor, stream: TcpStream, identity: &Identity) -> io::Result<Io> {
     stream.set_nodelay(true)?;
     let stream = acceptor.accept(stream).await?;
-    let peer = peer_in(stream.get_ref().1.peer_certificates()).map_err(io::Error::other)?;
-    Ok(Io::tls(peer, TlsStream::from(stream)))
+    watched(TlsStream::from(stream), identity).map_err(io::Error::other)
 }
 
 async fn sort_stream(
@@ -336,6 +343,7 @@ async fn sort_stream(
     peer: PeerId,
     send: quinn::SendStream,
     mut recv: quinn::RecvStream,
+    used: Used,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut kind = [0];
     timeout(HANDSHAKE_LIMIT, recv.read_exact(&mut kind)).await??;
@@ -345,7 +353,7 @@ async fn sort_stream(
         LINK_STREAM => &inbox.link,
         other => return Err(format!("streams of kind {other:#04x} are unknown").into()),
     };
-    Ok(to.send(Io::quic(peer, send, recv)).await?)
+    Ok(to.send(Io::quic(peer, send, recv, used)).await?)
 }
 
 /// Dials a TCP listener for gRPC; for steepctl and other clients that are no agents.
@@ -373,9 +381,8 @@ pub(super) async fn dial_tcp(address: &str, identity: &Identity, expect: Expect)
         }
     });
     let stream = shaken.await.map_err(|_| unreachable(format!("no answer in {} s", HANDSHAKE_LIMIT.as_secs())))??;
-    let peer = peer_in(stream.get_ref().1.peer_certificates())
-        .map_err(|error| Error::Refused { address: address.to_owned(), failure: error.explain() })?;
-    Ok(Io::tls(peer, TlsStream::from(stream)))
+    watched(TlsStream::from(stream), identity)
+        .map_err(|error| Error::Refused { address: address.to_owned(), failure: error.explain() })
 }
 
 async fn resolve(address: &str) -> Result<Vec<SocketAddr>, Error> {
@@ -384,35 +391,31 @@ async fn resolve(address: &str) -> Result<Vec<SocketAddr>, Error> {
     if found.is_empty() { Err(unknown(io::ErrorKind::NotFound.into())) } else { Ok(found) }
 }
 
-/// The TLS error inside an I/O error, explained.
-pub(super) fn tls_in(error: &io::Error) -> Option<Failure> {
-    error.get_ref()?.downcast_ref::<rustls::Error>().map(explain_tls)
-}
-
-/// A refused certificate inside a QUIC error: TLS alerts are the codes 0x100 to 0x1ff (RFC 9001, section 4.8).
-pub(super) fn refusal_in(error: &quinn::ConnectionError) -> Option<Failure> {
-    let code = match error {
-        quinn::ConnectionError::ConnectionClosed(close) => u64::from(close.error_code),
-        quinn::ConnectionError::TransportError(error) => u64::from(error.code),
-        _ => return None,
-    };
-    u8::try_from(code.checked_sub(0x100)?).ok().map(explain_alert)
-}
-
 /// One QUIC connection to an authenticated peer. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Connection {
     pub(super) quic: quinn::Connection,
     peer: PeerId,
+    /// Of our own certificate, when this was made.
+    generation: u64,
+    /// How many streams live on it.
+    streams: Arc<AtomicUsize>,
 }
 
 impl Connection {
-    fn new(quic: quinn::Connection) -> Result<Self, identity::Error> {
-        let chain = quic.peer_identity();
-        let chain =
-            chain.as_ref().and_then(|any| any.downcast_ref::<Vec<rustls::pki_types::CertificateDer<'static>>>());
-        let peer = peer_in(chain.map(Vec::as_slice))?;
-        Ok(Self { quic, peer })
+    fn new(quic: quinn::Connection, generation: u64) -> Result<Self, identity::Error> {
+        let peer = peer_in(chain_of(&quic).as_deref().map(Vec::as_slice))?;
+        Ok(Self { quic, peer, generation, streams: Arc::default() })
+    }
+
+    /// Which of our certificates it was made with, see [`identity::Live::generation`].
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// No stream lives on it, of whichever end.
+    pub fn is_idle(&self) -> bool {
+        self.streams.load(Ordering::Relaxed) == 0
     }
 
     /// Who is at the other end, by certificate.
@@ -454,7 +457,7 @@ impl Connection {
         let gone = |reason: String| Error::Gone { peer: self.peer.clone(), reason };
         send.set_priority(priority).map_err(|error| gone(error.to_string()))?;
         match send.write_all(&[kind]).await {
-            Ok(()) => Ok(Io::quic(self.peer.clone(), send, recv)),
+            Ok(()) => Ok(Io::quic(self.peer.clone(), send, recv, Used::of(&self.streams))),
             Err(quinn::WriteError::ConnectionLost(error)) => Err(self.ended(&error)),
             Err(error) => Err(gone(error.to_string())),
         }

@@ -6,28 +6,32 @@
 //!
 //! TLS 1.3 only, both ends show certificates, no early data, no resumption (a resumed session would skip
 //! the checks). One crypto provider, chosen in [`provider`].
+//!
+//! Certificate, key, roots and revocation lists can be exchanged while the program runs ([`Identity::reload`],
+//! [`Identity::learn`]): every handshake reads them anew, so one exchange counts for QUIC and TCP, asking and
+//! answering.
 
-use std::{fmt, fs, io, path::Path, path::PathBuf, sync::Arc};
+use std::{fmt, io, path::Path, path::PathBuf, sync::Arc};
 
+use jiff::Timestamp;
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
-    client::Resumption,
-    crypto::CryptoProvider,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
-    sign::CertifiedKey,
+    ClientConfig, ServerConfig, client::Resumption, crypto::CryptoProvider, pki_types::CertificateDer,
+    server::NoServerSessionStorage, sign::CertifiedKey,
 };
+use tokio::sync::watch;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
-use super::verify::{ClientVerifier, ServerVerifier, Verdict};
+use super::{
+    pem::Read,
+    revocation::{self, RevocationList},
+    trust::{Leaf, Policy, Trust, unix},
+    verify::{ClientVerifier, ServerVerifier, Shown, Verdict, code_of},
+};
 use crate::{
     failure::{Code, Explain},
     ids::{MeshName, NodeId},
     operation::Role,
 };
-
-/// The largest certificate or key file we read.
-const MAX_PEM_BYTES: u64 = 256 * 1024;
 
 /// Why an identity cannot be used, or a peer's certificate was refused.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +81,14 @@ pub enum Error {
         /// Our own.
         ours: MeshName,
     },
+    /// A certificate for ourselves that no peer would accept.
+    #[error("{} is no certificate others would accept from us", .path.display())]
+    NotAccepted {
+        /// The certificate file.
+        path: PathBuf,
+        /// Why not.
+        source: rustls::Error,
+    },
     /// The peer is not whom we meant to reach.
     #[error("expected {expected}, but its certificate says {found}")]
     NotExpected {
@@ -94,6 +106,7 @@ impl Explain for Error {
             Self::KeyOpen { .. } => Code::KeyFileOpen,
             Self::Refused(_) => Code::CertificateRefused,
             Self::OtherMesh { .. } => Code::WrongMesh,
+            Self::NotAccepted { source, .. } => code_of(source),
             Self::NotExpected { .. } => Code::IdentityMismatch,
         }
     }
@@ -188,12 +201,50 @@ pub enum Expect {
     AnyNode,
 }
 
-/// Our own certificate, its key, and the root we trust.
+/// What an identity consists of at one moment.
+#[derive(Debug)]
+pub struct Live {
+    generation: u64,
+    key: Arc<CertifiedKey>,
+    leaf: Leaf,
+    trust: Trust,
+}
+
+impl Live {
+    /// Grows with each new certificate of ours.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The last good moment of our own certificate.
+    pub fn until(&self) -> Timestamp {
+        self.leaf.until
+    }
+
+    /// Our own certificate was revoked.
+    pub fn is_revoked(&self) -> bool {
+        self.trust.has_revoked(&self.leaf)
+    }
+
+    /// The revocation lists in force, one for each authority.
+    pub fn lists(&self) -> impl Iterator<Item = &Arc<RevocationList>> {
+        self.trust.lists()
+    }
+
+    pub(super) fn key(&self) -> &Arc<CertifiedKey> {
+        &self.key
+    }
+
+    pub(super) fn trust(&self) -> &Trust {
+        &self.trust
+    }
+}
+
+/// Our own certificate, its key, the roots we trust and what was revoked under them. Clones share all of it.
 #[derive(Clone)]
 pub struct Identity {
     me: PeerId,
-    key: Arc<CertifiedKey>,
-    roots: Arc<RootCertStore>,
+    live: Arc<watch::Sender<Arc<Live>>>,
 }
 
 impl fmt::Debug for Identity {
@@ -203,26 +254,86 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Reads our certificate (with its chain), its key and the mesh's root from PEM files.
+    /// Reads our certificate (with its chain), its key and the mesh's root, or roots, from PEM files.
     ///
     /// The certificate must already be one that we would accept from a peer, so that a mistake shows here and
     /// not as a refused handshake elsewhere. Its validity is left to the handshake: clocks move.
     pub fn load(cert: &Path, key: &Path, ca: &Path) -> Result<Self, Error> {
-        let chain = read_certificates(cert)?;
-        refuse_open_key(key)?;
-        let private = PrivateKeyDer::from_pem_slice(&read_pem(key)?)
-            .map_err(|error| Error::Unusable { path: key.into(), reason: format!("holds no private key ({error})") })?;
-        let mismatch = |source| Error::Mismatch { cert: cert.into(), key: key.into(), source };
-        let me = identity_in(&chain[0])?;
-        let certified = CertifiedKey::from_der(chain, private, &provider()).map_err(mismatch)?;
-        let mut roots = RootCertStore::empty();
-        for root in read_certificates(ca)? {
-            roots.add(root).map_err(|error| Error::Unusable {
-                path: ca.into(),
-                reason: format!("holds no usable root certificate ({error})"),
-            })?;
+        let read = Read::files(cert, key, ca)?;
+        let trust = read.trusted(ca, Trust::new)?;
+        let live = Live { generation: 0, key: read.key, leaf: read.leaf, trust };
+        Ok(Self { me: read.me, live: Arc::new(watch::Sender::new(Arc::new(live))) })
+    }
+
+    /// The same with another policy.
+    #[must_use]
+    pub fn with_policy(self, policy: Policy) -> Self {
+        self.live.send_modify(|live| {
+            let mut trust = live.trust.clone();
+            trust.policy = policy;
+            *live = Arc::new(Live { trust, key: Arc::clone(&live.key), leaf: live.leaf.clone(), ..**live });
+        });
+        self
+    }
+
+    /// Reads the files again and goes on with what they hold now; says whether that is anything new.
+    ///
+    /// The new certificate must name whom the old one names, stand under one of the new roots, fit its key, not be
+    /// revoked and be good at `now`. After an error all is as it was.
+    pub fn reload(&self, cert: &Path, key: &Path, ca: &Path, now: Timestamp) -> Result<bool, Error> {
+        let read = Read::files(cert, key, ca)?;
+        if read.me != self.me {
+            return Err(Error::NotExpected { expected: self.me.uri(), found: read.me.uri() });
         }
-        Ok(Self { me, key: Arc::new(certified), roots: Arc::new(roots) })
+        let before = self.live();
+        let is_same_key = before.key.cert == read.key.cert;
+        if is_same_key && before.trust.roots == read.roots {
+            return Ok(false);
+        }
+        // Lists may be learnt meanwhile, so that all is judged where the exchange happens.
+        let mut exchanged = Ok(());
+        self.live.send_if_modified(|live| {
+            let judged = read.trusted(ca, |roots| live.trust.under(roots)).and_then(|trust| {
+                let (first, behind) = read.key.cert.split_first().expect("a file without a certificate was refused");
+                let verified = trust.verify_client(first, behind, unix(now));
+                verified.map_err(|source| Error::NotAccepted { path: cert.into(), source })?;
+                Ok(trust)
+            });
+            match judged {
+                Ok(trust) => {
+                    let generation = live.generation + u64::from(!is_same_key);
+                    let (key, leaf) = (Arc::clone(&read.key), read.leaf.clone());
+                    *live = Arc::new(Live { generation, key, leaf, trust });
+                    true
+                }
+                Err(error) => {
+                    exchanged = Err(error);
+                    false
+                }
+            }
+        });
+        exchanged.map(|()| true)
+    }
+
+    /// Reads revocation lists, which must be signed by authorities of our mesh under one of our roots.
+    pub fn read_lists(&self, pem: &str) -> Result<Vec<RevocationList>, revocation::Error> {
+        RevocationList::read(pem, &self.me.mesh, &self.live().trust.roots)
+    }
+
+    /// Goes by `list` from now on; says whether it was new. An older one than is known is refused.
+    pub fn learn(&self, list: RevocationList) -> Result<bool, revocation::Error> {
+        let list = Arc::new(list);
+        let mut learnt = Ok(false);
+        self.live.send_if_modified(|live| {
+            let mut trust = live.trust.clone();
+            learnt = trust.learn(Arc::clone(&list));
+            let is_new = matches!(learnt, Ok(true));
+            if is_new {
+                *live = Arc::new(Live { trust, key: Arc::clone(&live.key), leaf: live.leaf.clone(), ..**live });
+            }
+            is_new
+        });
+        learnt
     }
 
     /// Who we are.
@@ -230,16 +341,23 @@ impl Identity {
         &self.me
     }
 
-    /// Settings for accepting connections that speak `alpn`.
+    /// How things are at this moment.
+    pub fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.live.borrow())
+    }
+
+    /// How things are, and a sign whenever they change.
+    pub fn watch(&self) -> watch::Receiver<Arc<Live>> {
+        self.live.subscribe()
+    }
+
+    /// Settings for accepting connections that speak `alpn`. They follow every exchange.
     pub(super) fn server_config(&self, alpn: &[&[u8]]) -> Result<ServerConfig, rustls::Error> {
-        let inner = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
-        let verifier = Arc::new(ClientVerifier { inner, mesh: self.me.mesh.clone() });
+        let verifier = Arc::new(ClientVerifier { live: self.watch(), mesh: self.me.mesh.clone() });
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
-            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(Arc::clone(&self.key))));
+            .with_cert_resolver(Arc::new(Shown(self.watch())));
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
@@ -257,17 +375,12 @@ impl Identity {
         expect: Expect,
         verdict: &Verdict,
     ) -> Result<ClientConfig, rustls::Error> {
-        let verifier = Arc::new(ServerVerifier {
-            roots: Arc::clone(&self.roots),
-            mesh: self.me.mesh.clone(),
-            expect,
-            verdict: Arc::clone(verdict),
-        });
+        let (live, mesh, verdict) = (self.watch(), self.me.mesh.clone(), Arc::clone(verdict));
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(Arc::clone(&self.key))));
+            .with_custom_certificate_verifier(Arc::new(ServerVerifier { live, mesh, expect, verdict }))
+            .with_client_cert_resolver(Arc::new(Shown(self.watch())));
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.resumption = Resumption::disabled();
         config.enable_early_data = false;
@@ -278,40 +391,6 @@ impl Identity {
 /// The one crypto provider.
 pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
-}
-
-fn read_pem(path: &Path) -> Result<Vec<u8>, Error> {
-    let unreadable = |source| Error::Unreadable { path: path.into(), source };
-    let length = fs::metadata(path).map_err(unreadable)?.len();
-    if length > MAX_PEM_BYTES {
-        return Err(Error::Unusable { path: path.into(), reason: format!("{length} bytes is no PEM file") });
-    }
-    fs::read(path).map_err(unreadable)
-}
-
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let pem = read_pem(path)?;
-    let unusable = |reason: String| Error::Unusable { path: path.into(), reason };
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| unusable(format!("holds a damaged certificate ({error})")))?;
-    if chain.is_empty() {
-        return Err(unusable("holds no certificate".into()));
-    }
-    Ok(chain)
-}
-
-#[cfg(unix)]
-fn refuse_open_key(path: &Path) -> Result<(), Error> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let metadata = fs::metadata(path).map_err(|source| Error::Unreadable { path: path.into(), source })?;
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 == 0 { Ok(()) } else { Err(Error::KeyOpen { path: path.into(), mode }) }
-}
-
-#[cfg(not(unix))]
-fn refuse_open_key(_path: &Path) -> Result<(), Error> {
-    Ok(())
 }
 
 /// The identity in a certificate, provided that URI, issuer and key usage agree on its class.

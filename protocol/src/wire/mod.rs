@@ -1,6 +1,7 @@
 //! How the words travel: identities, one endpoint, gRPC, and streams of blocks.
 //!
-//! [`identity`] turns certificate files into TLS settings and says who a peer is; [`endpoint`] listens and
+//! [`identity`] turns certificate files into TLS settings and says who a peer is; [`revocation`] reads which
+//! certificates are no longer good, [`trust`] holds both together; [`endpoint`] listens and
 //! dials, QUIC and TCP on one port number; [`rpc`] is gRPC over either; [`bulk`] is one stream of checked
 //! blocks, [`link`] one whose bytes are PostgreSQL's, [`datagram`] is what is small and may be lost. The only place that names `quinn`, `rustls` and `tonic::transport`.
 
@@ -11,5 +12,9 @@ pub mod endpoint;
 pub mod identity;
 pub mod io;
 pub mod link;
+mod pem;
+pub mod revocation;
 pub mod rpc;
+mod standing;
+pub mod trust;
 mod verify;

@@ -17,9 +17,10 @@ use tonic::{
 };
 
 use super::{
-    endpoint::{self, Connection, RPC_STREAM, dial_tcp, refusal_in, tls_in},
+    endpoint::{self, Connection, RPC_STREAM, dial_tcp},
     identity::{Expect, Identity},
     io::Io,
+    verify::{refusal_in, tls_in},
 };
 use crate::{
     failure::{Code, Explain, Failure, Family},
@@ -46,7 +47,7 @@ pub async fn serve(
 ) -> Result<(), Box<dyn StdError + Send + Sync>> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    for service in ["steep.v1.Nodes", "steep.v1.Operations", "steep.v1.Peers", "steep.v1.Mesh"] {
+    for service in ["steep.v1.Nodes", "steep.v1.Operations", "steep.v1.Peers", "steep.v1.Mesh", "steep.v1.Certificates"] {
         health.set_service_status(service, tonic_health::ServingStatus::Serving).await;
     }
     let reflection = || {

@@ -1,22 +1,27 @@
 //! Judges the other end's certificate during a handshake, and says in an operator's words how it went.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+};
 
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme,
     client::{
+        ResolvesClientCert,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        verify_server_cert_signed_by_trust_anchor,
     },
     crypto::verify_tls13_signature,
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::{
-        ParsedCertificate,
+        ClientHello, ResolvesServerCert,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
+    sign::CertifiedKey,
 };
+use tokio::sync::watch;
 
-use super::identity::{Error, Expect, identity_in, provider};
+use super::identity::{Error, Expect, Live, identity_in, provider};
 use crate::{
     failure::{Code, Explain, Failure},
     ids::MeshName,
@@ -43,6 +48,15 @@ pub(super) fn explain_tls(error: &rustls::Error) -> Failure {
         Tls::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             ours(Code::CertificateRefused, "was not issued under our root")
         }
+        Tls::InvalidCertificate(CertificateError::Revoked) => ours(Code::CertificateRevoked, "was revoked"),
+        Tls::InvalidCertificate(
+            CertificateError::UnknownRevocationStatus
+            | CertificateError::ExpiredRevocationList
+            | CertificateError::ExpiredRevocationListContext { .. },
+        ) => {
+            let text = "cannot be judged: our revocation list should have been replaced long ago";
+            ours(Code::RevocationsOverdue, text)
+        }
         Tls::InvalidCertificate(reason) => ours(Code::CertificateRefused, "was refused").cause(reason.to_string()),
         Tls::AlertReceived(alert) => explain_alert(u8::from(*alert)),
         Tls::NoCertificatesPresented => ours(Code::CertificateRefused, "is missing"),
@@ -54,9 +68,15 @@ pub(super) fn explain_tls(error: &rustls::Error) -> Failure {
     }
 }
 
+/// The code of a certificate that TLS refuses.
+pub(super) fn code_of(error: &rustls::Error) -> Code {
+    explain_tls(error).code
+}
+
 /// What a TLS alert from the other end means; the numbers are those of RFC 8446, section 6.
 pub(super) fn explain_alert(alert: u8) -> Failure {
     let (code, text) = match alert {
+        44 => (Code::CertificateRevoked, "it was revoked"),
         45 => (Code::CertificateExpired, "it has expired or is not valid yet"),
         48 => (Code::CertificateRefused, "it was not issued under their root"),
         42 | 43 | 46 | 49 | 51 => (Code::CertificateRefused, "its mesh, class or usage is not what they accept"),
@@ -70,6 +90,41 @@ pub(super) fn explain_alert(alert: u8) -> Failure {
         }
     };
     Failure::new(code, format!("the other end refused our certificate: {text}"))
+}
+
+/// The TLS error inside an I/O error, explained.
+pub(super) fn tls_in(error: &io::Error) -> Option<Failure> {
+    error.get_ref()?.downcast_ref::<rustls::Error>().map(explain_tls)
+}
+
+/// A refused certificate inside a QUIC error: TLS alerts are the codes 0x100 to 0x1ff (RFC 9001, section 4.8).
+pub(super) fn refusal_in(error: &quinn::ConnectionError) -> Option<Failure> {
+    let code = match error {
+        quinn::ConnectionError::ConnectionClosed(close) => u64::from(close.error_code),
+        quinn::ConnectionError::TransportError(error) => u64::from(error.code),
+        _ => return None,
+    };
+    u8::try_from(code.checked_sub(0x100)?).ok().map(explain_alert)
+}
+
+/// Shows the certificate we have at the moment of the handshake, whoever asks.
+#[derive(Debug)]
+pub(super) struct Shown(pub(super) watch::Receiver<Arc<Live>>);
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(self.0.borrow().key()))
+    }
+}
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(self.0.borrow().key()))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
 }
 
 fn check_peer(leaf: &CertificateDer<'_>, mesh: &MeshName, expect: Option<&Expect>) -> Result<(), rustls::Error> {
@@ -93,13 +148,14 @@ fn check_peer(leaf: &CertificateDer<'_>, mesh: &MeshName, expect: Option<&Expect
 
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
-    pub(super) inner: Arc<dyn ClientCertVerifier>,
+    pub(super) live: watch::Receiver<Arc<Live>>,
     pub(super) mesh: MeshName,
 }
 
 impl ClientCertVerifier for ClientVerifier {
+    /// No hints: our roots may change before the client has read them, and members have one certificate only.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.inner.root_hint_subjects()
+        &[]
     }
 
     fn verify_client_cert(
@@ -108,9 +164,10 @@ impl ClientCertVerifier for ClientVerifier {
         chain: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self.inner.verify_client_cert(leaf, chain, now)?;
+        let live = Arc::clone(&self.live.borrow());
+        live.trust().verify_client(leaf, chain, now)?;
         check_peer(leaf, &self.mesh, None)?;
-        Ok(verified)
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -128,17 +185,17 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
+        verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
+        provider().signature_verification_algorithms.supported_schemes()
     }
 }
 
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
-    pub(super) roots: Arc<RootCertStore>,
+    pub(super) live: watch::Receiver<Arc<Live>>,
     pub(super) mesh: MeshName,
     pub(super) expect: Expect,
     pub(super) verdict: Verdict,
@@ -151,9 +208,8 @@ impl ServerVerifier {
         chain: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), rustls::Error> {
-        let parsed = ParsedCertificate::try_from(leaf)?;
-        let algorithms = provider().signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, chain, now, algorithms)?;
+        let live = Arc::clone(&self.live.borrow());
+        live.trust().verify_server(leaf, chain, now)?;
         check_peer(leaf, &self.mesh, Some(&self.expect))
     }
 }

@@ -53,7 +53,7 @@ pub enum Command {
     /// Look at the mesh, join it, leave it, forget nodes
     #[command(subcommand)]
     Mesh(MeshCommand),
-    /// Make, issue and inspect certificates
+    /// Make, issue, renew and revoke certificates
     #[command(subcommand)]
     Pki(PkiCommand),
     /// Say what an error code means and what to do (asks no agent)

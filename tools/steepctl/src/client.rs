@@ -7,7 +7,9 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure, Family},
-    v1::{self, mesh_client::MeshClient, nodes_client::NodesClient, operations_client::OperationsClient},
+    v1::{
+        self, certificates_client::CertificatesClient, mesh_client::MeshClient, nodes_client::NodesClient, operations_client::OperationsClient,
+    },
     wire::{
         identity::{Expect, Identity},
         rpc::{self, MAX_MESSAGE_BYTES, PeerChannel},
@@ -175,6 +177,13 @@ impl<'a> Client<'a> {
     pub async fn watch(&mut self, op_id: &str, after: u64) -> Result<Events, Failure> {
         let request = v1::WatchOperationRequest { op_id: op_id.to_owned(), after };
         self.ask(ANSWER_LIMIT, async |channel| operations(channel).watch(request.clone()).await).await.map(Events)
+    }
+
+    /// Hands in revocation lists.
+    pub async fn publish_revocations(&mut self, lists: &str) -> Result<v1::PublishRevocationsReply, Failure> {
+        let request = v1::PublishRevocationsRequest { lists: lists.to_owned() };
+        let ask = async |channel| CertificatesClient::new(channel).publish_revocations(request.clone()).await;
+        self.ask(ANSWER_LIMIT, ask).await
     }
 
     /// Forgets the connection, so that the next request makes a new one.

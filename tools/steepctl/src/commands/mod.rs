@@ -24,7 +24,7 @@ pub fn run(cli: Cli, out: &Output) -> Result<Exit, Failure> {
         Command::Node(command) => wait_for(node::run(command, global, out)),
         Command::Op(command) => wait_for(op::run(command, global, out)),
         Command::Mesh(command) => wait_for(mesh::run(command, global, out)),
-        Command::Pki(command) => pki::run(command, out),
+        Command::Pki(command) => wait_for(pki::run(command, global, out)),
         Command::Explain(args) => explain::run(&args, out),
         Command::Version => version::run(out),
     }

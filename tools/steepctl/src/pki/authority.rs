@@ -48,20 +48,27 @@ impl Class {
     }
 }
 
-/// Makes the root and both sub-authorities of `mesh` in `dir`, and returns the files written.
-///
-/// Fails with [`Error::Exists`] if any of the six files is there; then nothing is written.
-pub fn create(mesh: &MeshName, dir: &Path, now: Timestamp) -> Result<Vec<PathBuf>, Error> {
-    let at = |name: &str| dir.join(name);
-    let names = [
+/// Where the authorities of a root that is being replaced are, below the pki directory.
+pub const PREVIOUS: &str = "previous";
+
+/// The files of the authorities of a directory, the root's first.
+pub fn files() -> [&'static str; 6] {
+    [
         "ca.pem",
         "ca.key",
         Class::Nodes.cert_file(),
         Class::Nodes.key_file(),
         Class::Operators.cert_file(),
         Class::Operators.key_file(),
-    ];
-    let paths = names.map(at);
+    ]
+}
+
+/// Makes the root and both sub-authorities of `mesh` in `dir`, and returns the files written.
+///
+/// Fails with [`Error::Exists`] if any of the six files is there; then nothing is written.
+pub fn create(mesh: &MeshName, dir: &Path, now: Timestamp) -> Result<Vec<PathBuf>, Error> {
+    let at = |name: &str| dir.join(name);
+    let paths = files().map(at);
     files::refuse_existing(paths.iter().map(PathBuf::as_path))?;
 
     let root_name = authority_name(mesh, "root");
@@ -108,6 +115,8 @@ pub struct Authority {
     pub pem: String,
     /// Until when its own certificate is good: no leaf outlives it.
     pub until: Timestamp,
+    /// The identifier of its key, in hexadecimal.
+    pub key_id: String,
 }
 
 /// Reads the sub-authority for `class` from `dir`.
@@ -140,5 +149,6 @@ pub fn open(dir: &Path, class: Class, now: Timestamp) -> Result<Authority, Error
         return Err(key_unusable("is not the key of the certificate beside it"));
     }
     let issuer = Issuer::from_ca_cert_pem(&pem, key).map_err(|error| cert_unusable(error.to_string()))?;
-    Ok(Authority { mesh: mesh.clone(), issuer, pem, until: found.until })
+    let key_id = found.key_id.ok_or_else(|| cert_unusable("has no key identifier".into()))?;
+    Ok(Authority { mesh: mesh.clone(), issuer, pem, until: found.until, key_id })
 }

@@ -1,7 +1,9 @@
 //! Files that are written once: never over another file, keys for their owner alone.
+//!
+//! [`replace`] is for the few that are kept up to date: the register, the revocation lists, the trusted roots.
 
 use std::{
-    fs::{self, DirBuilder, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
     path::{Path, PathBuf},
 };
@@ -79,6 +81,16 @@ fn write_new(file: &NewFile) -> Result<(), Error> {
         let _ = fs::remove_file(&file.path);
         failed(source)
     })
+}
+
+/// Puts `file` in the place of the one that is there, whole or not at all.
+pub fn replace(file: &NewFile) -> Result<(), Error> {
+    let failed = |source| Error::Unwritable { path: file.path.clone(), source };
+    let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let beside = file.path.with_file_name(format!(".{name}.new"));
+    let mut open = File::create(&beside).map_err(failed)?;
+    open.write_all(file.text.as_bytes()).and_then(|()| open.sync_all()).map_err(failed)?;
+    fs::rename(&beside, &file.path).map_err(failed)
 }
 
 /// Reads a whole text file.

@@ -7,7 +7,10 @@ use rcgen::{KeyPair, PublicKeyData as _};
 use sha2::{Digest as _, Sha256};
 use steep_protocol::{
     ids::MeshName,
-    wire::identity::{PeerId, identity_in},
+    wire::{
+        identity::{PeerId, identity_in},
+        revocation::CertificateDer,
+    },
 };
 use x509_parser::{
     certificate::X509Certificate,
@@ -93,6 +96,10 @@ pub struct Inspected {
     pub key: KeyBeside,
     /// The public key (SubjectPublicKeyInfo).
     pub public_key: Vec<u8>,
+    /// The key identifier of an authority, in hexadecimal.
+    pub key_id: Option<String>,
+    /// The key identifier of the authority that issued it.
+    pub authority_key: Option<String>,
 }
 
 impl Inspected {
@@ -156,7 +163,23 @@ pub fn file(path: &Path) -> Result<Inspected, Error> {
         chain,
         key: key_beside(path, &parsed.public_key),
         public_key: parsed.public_key,
+        key_id: parsed.key_id,
+        authority_key: parsed.authority_key,
     })
+}
+
+/// Every certificate in the PEM file at `path`, as it is signed.
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let text = files::read(path)?;
+    let unusable = |reason: &str| Error::Unusable { path: path.to_owned(), reason: reason.to_owned() };
+    let mut found = Vec::new();
+    for pem in Pem::iter_from_buffer(text.as_bytes()) {
+        let pem = pem.map_err(|_| unusable("holds damaged PEM"))?;
+        if pem.label == "CERTIFICATE" {
+            found.push(pem.contents.into());
+        }
+    }
+    Ok(found)
 }
 
 struct Parsed {
@@ -169,12 +192,15 @@ struct Parsed {
     serial: String,
     is_authority: bool,
     public_key: Vec<u8>,
+    key_id: Option<String>,
+    authority_key: Option<String>,
 }
 
 impl Parsed {
     fn of(cert: &X509Certificate<'_>) -> Option<Self> {
         let mut purposes = Vec::new();
         let mut names = Vec::new();
+        let (mut key_id, mut authority_key) = (None, None);
         for extension in cert.extensions() {
             match extension.parsed_extension() {
                 ParsedExtension::ExtendedKeyUsage(usage) => {
@@ -200,6 +226,10 @@ impl Parsed {
                 ParsedExtension::SubjectAlternativeName(found) => {
                     names.extend(found.general_names.iter().map(general_name));
                 }
+                ParsedExtension::SubjectKeyIdentifier(key) => key_id = Some(hexadecimal(key.0)),
+                ParsedExtension::AuthorityKeyIdentifier(found) => {
+                    authority_key = found.key_identifier.as_ref().map(|key| hexadecimal(key.0));
+                }
                 _ => {}
             }
         }
@@ -214,8 +244,14 @@ impl Parsed {
             serial: cert.raw_serial_as_string(),
             is_authority: cert.is_ca(),
             public_key: cert.public_key().raw.to_vec(),
+            key_id,
+            authority_key,
         })
     }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn common_name(name: &X509Name<'_>) -> String {

@@ -18,6 +18,7 @@ use super::{
     authority::{self, Class},
     files::{self, NewFile},
     params,
+    register::Register,
 };
 
 /// For whom a certificate is asked.
@@ -55,7 +56,7 @@ impl For {
     }
 
     /// How its files are called, without the ending.
-    fn file_stem(&self) -> String {
+    pub fn file_stem(&self) -> String {
         match self {
             Self::Node { node, .. } => node.to_string(),
             Self::Operator { name, .. } => format!("operator-{name}"),
@@ -98,13 +99,44 @@ pub struct Issued {
     pub is_shortened: bool,
 }
 
-/// Issues a certificate from the authorities in `dir`, and writes it there with its key.
+/// A certificate and its key that are in no file yet.
+#[derive(Debug)]
+pub struct Made {
+    peer: PeerId,
+    lifetime: Lifetime,
+    is_shortened: bool,
+    cert: String,
+    key: String,
+}
+
+impl Made {
+    /// The two files to write, at these places.
+    pub fn files(&self, key: &Path, cert: &Path) -> [NewFile; 2] {
+        [NewFile::key(key.to_owned(), self.key.clone()), NewFile::certificate(cert.to_owned(), self.cert.clone())]
+    }
+
+    /// Once they are written.
+    pub fn issued(self, cert: PathBuf, key: PathBuf) -> Issued {
+        Issued { peer: self.peer, cert, key, lifetime: self.lifetime, is_shortened: self.is_shortened }
+    }
+}
+
+/// Issues a certificate from the authorities in `dir`, and writes it there with its key and into the register.
 ///
 /// Fails with [`Error::Exists`] if either file is there; then nothing is written.
 pub fn issue(dir: &Path, whom: &For, times: Times, now: Timestamp) -> Result<Issued, Error> {
     let stem = whom.file_stem();
     let (cert_path, key_path) = (dir.join(format!("{stem}.pem")), dir.join(format!("{stem}.key")));
     files::refuse_existing([cert_path.as_path(), key_path.as_path()])?;
+    let made = make(dir, whom, times, now)?;
+    files::write_all(&made.files(&key_path, &cert_path))?;
+    // It takes up every certificate in the directory.
+    Register::open(dir)?.save()?;
+    Ok(made.issued(cert_path, key_path))
+}
+
+/// Makes a certificate by the authorities in `dir`; writes nothing.
+pub fn make(dir: &Path, whom: &For, times: Times, now: Timestamp) -> Result<Made, Error> {
     let authority = authority::open(dir, whom.class(), now)?;
 
     let peer = PeerId {
@@ -140,11 +172,8 @@ pub fn issue(dir: &Path, whom: &For, times: Times, now: Timestamp) -> Result<Iss
     let failed = |source| Error::Signing { what: format!("the certificate of {peer}"), source };
     let key = KeyPair::generate().map_err(failed)?;
     let cert = params.signed_by(&key, &authority.issuer).map_err(failed)?;
-    files::write_all(&[
-        NewFile::key(key_path.clone(), key.serialize_pem()),
-        NewFile::certificate(cert_path.clone(), format!("{}{}", cert.pem(), authority.pem)),
-    ])?;
-    Ok(Issued { peer, cert: cert_path, key: key_path, lifetime, is_shortened })
+    let cert = format!("{}{}", cert.pem(), authority.pem);
+    Ok(Made { peer, lifetime, is_shortened, cert, key: key.serialize_pem() })
 }
 
 fn alternative_name(text: &str) -> Result<SanType, Error> {

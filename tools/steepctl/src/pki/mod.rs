@@ -2,12 +2,17 @@
 //!
 //! A root signs two sub-authorities, one for nodes and one for operators, and nothing else; those sign the
 //! leaves. What a leaf may do stands in its one URI, and must agree with who issued it and with its key usage.
-//! [`files`] writes without ever overwriting; key files are the owner's alone from their first byte.
+//! [`files`] writes without ever overwriting; key files are the owner's alone from their first byte. [`register`]
+//! knows what was issued; [`renew`] issues it again, [`revoke`] takes it back, [`rotate`] replaces the root.
 
 pub mod authority;
 pub mod files;
 pub mod inspect;
 pub mod leaf;
+pub mod register;
+pub mod renew;
+pub mod revoke;
+pub mod rotate;
 
 use std::{io, path::PathBuf};
 
@@ -54,6 +59,23 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// Nothing like it was issued here.
+    #[error("{0}")]
+    NotIssued(String),
+    /// The authority that issued a certificate is not in the directory.
+    #[error("the authority that issued the certificate of {whose} (key {key_id}) is not here")]
+    AuthorityAway {
+        /// Whose certificate.
+        whose: String,
+        /// The authority's key identifier.
+        key_id: String,
+    },
+    /// The exchange of the root is at another step.
+    #[error("{0}")]
+    Rotation(String),
+    /// Certificates would be worthless after the step asked for.
+    #[error("only the old root stands above the certificates of {}", .0.join(", "))]
+    StillOld(Vec<String>),
     /// The times asked for cannot be in a certificate.
     #[error("{0}")]
     Times(String),
@@ -77,6 +99,9 @@ impl Explain for Error {
             Self::Unwritable { .. } | Self::Unreadable { .. } | Self::Unusable { .. } | Self::NoAuthority { .. } => {
                 Code::CertificateUnusable
             }
+            Self::NotIssued(_) => Code::NotIssuedHere,
+            Self::AuthorityAway { .. } => Code::CertificateUnusable,
+            Self::Rotation(_) | Self::StillOld(_) => Code::RotationState,
             Self::Times(_) | Self::Name(_) => Code::Usage,
             Self::Signing { .. } => Code::Internal,
         }
@@ -91,6 +116,13 @@ impl Explain for Error {
             Self::NoAuthority { .. } => Some(
                 "steepctl pki init --mesh NAME makes the authorities; --dir DIR names the directory they are in".into(),
             ),
+            Self::AuthorityAway { .. } => {
+                Some("put that authority's -ca.pem and -ca.key files into the pki directory, then try again".into())
+            }
+            Self::StillOld(whose) => Some(format!(
+                "steepctl pki renew {} and hand the new files over; or add --force if they are out of use",
+                whose.first().map_or("NODE", String::as_str)
+            )),
             _ => None,
         }
     }
@@ -135,3 +167,5 @@ fn clock(at: Timestamp) -> OffsetDateTime {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_change;

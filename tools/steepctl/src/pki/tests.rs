@@ -17,26 +17,26 @@ use super::{
 };
 
 /// A directory of our own, gone when dropped.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = std::env::temp_dir().join(format!("steepctl-pki-{}", OperationId::generate().short()));
         fs::create_dir(&dir).expect("a new directory");
         Self(dir)
     }
 
-    fn mesh(name: &str) -> Self {
+    pub(super) fn mesh(name: &str) -> Self {
         let scratch = Self::new();
         authority::create(&name.parse().expect("a mesh name"), &scratch.0, now()).expect("authorities");
         scratch
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    fn node(&self, node: &str, names: &[&str]) -> Result<leaf::Issued, Error> {
+    pub(super) fn node(&self, node: &str, names: &[&str]) -> Result<leaf::Issued, Error> {
         let whom = For::Node {
             node: node.parse().expect("a node id"),
             names: names.iter().map(|name| name.to_string()).collect(),
@@ -44,7 +44,7 @@ impl Scratch {
         leaf::issue(&self.0, &whom, Times::default(), now())
     }
 
-    fn operator(&self, name: &str, role: Role, times: Times) -> Result<leaf::Issued, Error> {
+    pub(super) fn operator(&self, name: &str, role: Role, times: Times) -> Result<leaf::Issued, Error> {
         let whom = For::Operator { name: name.parse().expect("a name"), role };
         leaf::issue(&self.0, &whom, times, now())
     }
@@ -65,7 +65,7 @@ impl Drop for Scratch {
     }
 }
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     Timestamp::now()
 }
 

@@ -16,7 +16,7 @@ const TABLE: &[(&str, &[&str])] = &[
     // Reads rows to show them and appends to the audit log; changes nothing else in the store.
     ("api", &["initialize", "rooms", "operations", "session", "snapshot", "mesh", "lifecycle", "postgres", "store"]),
     ("mirror", &["mesh", "store"]),
-    ("vitals", &["rooms", "postgres", "lifecycle", "store"]),
+    ("vitals", &["rooms", "identity", "postgres", "lifecycle", "store"]),
     (
         "initialize",
         &["rooms", "operations", "snapshot", "session", "cleanup", "parts", "mesh", "postgres", "store", "lifecycle"],
@@ -28,6 +28,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("cleanup", &["link", "mesh", "postgres", "store"]),
     ("link", &["mesh", "postgres", "store"]),
     ("store", &["postgres", "lifecycle"]),
+    ("identity", &["mesh"]),
     ("postgres", &[]),
     ("mesh", &[]),
     ("parts", &[]),

@@ -3,126 +3,41 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose as Usage, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
-};
-use rustls::{
-    ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime},
-};
+use rcgen::ExtendedKeyUsagePurpose as Usage;
 use steep_protocol::{
     failure::{Code, Explain as _},
     wire::{
         endpoint::{self, Endpoint},
-        identity::{Expect, Identity},
+        identity::Expect,
         rpc,
     },
 };
-use time::{Duration as Days, OffsetDateTime};
 use tokio::{
     io::AsyncReadExt as _,
     net::{TcpListener, TcpStream},
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::TlsAcceptor;
 
-const SOON: Duration = Duration::from_secs(10);
-const NODE: &str = "spiffe://acme/node/node_b";
-const ADMIN: &str = "spiffe://acme/operator/admin/alice";
-
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    der: CertificateDer<'static>,
-    pem: String,
-}
-
-/// The authorities of mesh acme, and some that nobody should trust.
-struct Authorities {
-    root: Authority,
-    nodes: Authority,
-    operators: Authority,
-    /// Another mesh's, under acme's own root.
-    nodes_of_other_mesh: Authority,
-    /// All names right, another root.
-    forged_nodes: Authority,
-}
-
-fn params(name: &str, from: i64, until: i64) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.not_before = OffsetDateTime::now_utc() + Days::days(from);
-    params.not_after = OffsetDateTime::now_utc() + Days::days(until);
-    params
-}
-
-fn authority(name: &str, above: Option<&Authority>) -> Authority {
-    let mut params = params(name, -100, 100);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(if above.is_none() { 1 } else { 0 }));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let key = KeyPair::generate().expect("a key can be made");
-    let cert = match above {
-        None => params.self_signed(&key),
-        Some(above) => params.signed_by(&key, &above.issuer),
-    };
-    let cert = cert.expect("it can be signed");
-    Authority { der: cert.der().clone(), pem: cert.pem(), issuer: Issuer::new(params, key) }
-}
-
-impl Authorities {
-    fn new() -> Self {
-        let root = authority("steep acme root", None);
-        let forged_root = authority("steep acme root", None);
-        Self {
-            nodes: authority("steep acme nodes", Some(&root)),
-            operators: authority("steep acme operators", Some(&root)),
-            nodes_of_other_mesh: authority("steep other nodes", Some(&root)),
-            forged_nodes: authority("steep acme nodes", Some(&forged_root)),
-            root,
-        }
-    }
-}
-
-/// A certificate with its key, as a peer would show it.
-struct Shown {
-    chain: Vec<CertificateDer<'static>>,
-    pem: String,
-    key: KeyPair,
-}
-
-impl Shown {
-    fn key(&self) -> PrivateKeyDer<'static> {
-        PrivatePkcs8KeyDer::from(self.key.serialize_der()).into()
-    }
-}
-
-fn leaf(issuer: Option<&Authority>, uris: &[&str], usages: &[Usage], days: (i64, i64)) -> Shown {
-    let mut params = params("node_b", days.0, days.1);
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = usages.to_vec();
-    params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().expect("ASCII"))).collect();
-    let key = KeyPair::generate().expect("a key can be made");
-    let cert = match issuer {
-        None => params.self_signed(&key),
-        Some(issuer) => params.signed_by(&key, &issuer.issuer),
-    };
-    let cert = cert.expect("it can be signed");
-    let chain = std::iter::once(cert.der().clone()).chain(issuer.map(|issuer| issuer.der.clone())).collect();
-    let pem = format!("{}{}", cert.pem(), issuer.map(|issuer| issuer.pem.as_str()).unwrap_or_default());
-    Shown { chain, pem, key }
-}
-
-const BOTH: &[Usage] = &[Usage::ServerAuth, Usage::ClientAuth];
-const NOW: (i64, i64) = (-1, 30);
+use crate::pki::{
+    ADMIN, Authorities, BOTH, NODE, NOW, SOON, Shown, TLS13, authority, client, identity, is_let_in_over_quic,
+    is_let_in_over_tcp, leaf, node_a, server,
+};
 
 /// What must be refused, and the code by which whoever sees it says so.
 fn bad(all: &Authorities) -> Vec<(&'static str, Shown, Code)> {
-    use Code::{CertificateExpired, CertificateRefused, WrongMesh};
+    use Code::{CertificateExpired, CertificateRefused, CertificateRevoked, WrongMesh};
     let nodes = Some(&all.nodes);
+    let deeper = authority("steep acme nodes", nodes);
+    let mut below = leaf(Some(&deeper), &[NODE], BOTH, NOW);
+    below.chain.push(all.nodes.der.clone());
     vec![
+        ("revoked", all.revoked.clone(), CertificateRevoked),
+        ("an authority below the authority", below, CertificateRefused),
+        ("node and operator at once", leaf(nodes, &[NODE, ADMIN], BOTH, NOW), CertificateRefused),
+        ("for any use", leaf(nodes, &[NODE], &[Usage::Any], NOW), CertificateRefused),
+        ("a node that may only ask", leaf(nodes, &[NODE], &[Usage::ClientAuth], NOW), CertificateRefused),
+        ("a node that may only serve", leaf(nodes, &[NODE], &[Usage::ServerAuth], NOW), CertificateRefused),
         ("expired", leaf(nodes, &[NODE], BOTH, (-30, -1)), CertificateExpired),
         ("not valid yet", leaf(nodes, &[NODE], BOTH, (1, 30)), CertificateExpired),
         ("forged authority", leaf(Some(&all.forged_nodes), &[NODE], BOTH, NOW), CertificateRefused),
@@ -148,122 +63,6 @@ fn bad(all: &Authorities) -> Vec<(&'static str, Shown, Code)> {
             CertificateRefused,
         ),
     ]
-}
-
-/// Writes `shown` to files and loads it as an agent would.
-fn identity(all: &Authorities, shown: &Shown) -> Arc<Identity> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let dir = std::env::temp_dir().join(format!("steep-certificates-{}-{number}", std::process::id()));
-    std::fs::create_dir_all(&dir).expect("a folder can be made");
-    let write = |name: &str, text: &str| {
-        let path = dir.join(name);
-        let mut options = std::fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).mode(0o600).truncate(true).open(&path).expect("it can be made");
-        std::io::Write::write_all(&mut file, text.as_bytes()).expect("it can be written");
-        path
-    };
-    let (cert, key, ca) =
-        (write("a.pem", &shown.pem), write("a.key", &shown.key.serialize_pem()), write("ca.pem", &all.root.pem));
-    let loaded = Identity::load(&cert, &key, &ca);
-    std::fs::remove_dir_all(&dir).expect("it is ours");
-    Arc::new(loaded.expect("a good identity"))
-}
-
-fn node_a(all: &Authorities) -> Arc<Identity> {
-    identity(all, &leaf(Some(&all.nodes), &["spiffe://acme/node/node_a"], BOTH, NOW))
-}
-
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
-}
-
-/// Takes any server for good.
-#[derive(Debug)]
-struct Gullible;
-
-impl ServerCertVerifier for Gullible {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
-fn client(shown: Option<&Shown>, alpn: &[u8], versions: &[&'static rustls::SupportedProtocolVersion]) -> ClientConfig {
-    let builder = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(versions)
-        .expect("versions that exist")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Gullible));
-    let mut config = match shown {
-        Some(shown) => builder.with_client_auth_cert(shown.chain.clone(), shown.key()).expect("a pair"),
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = vec![alpn.to_vec()];
-    config
-}
-
-/// A server that shows `shown` and takes any client.
-fn server(shown: &Shown, alpn: &[u8]) -> ServerConfig {
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("versions that exist")
-        .with_no_client_auth()
-        .with_single_cert(shown.chain.clone(), shown.key())
-        .expect("a pair");
-    config.alpn_protocols = vec![alpn.to_vec()];
-    config
-}
-
-const TLS13: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
-
-/// Whether an agent at `address` lets a client over TCP in: it then waits for the client's first words.
-async fn is_let_in_over_tcp(address: SocketAddr, config: ClientConfig) -> bool {
-    let stream = TcpStream::connect(address).await.expect("somebody listens");
-    let name = ServerName::try_from("anybody.example").expect("a name");
-    let Ok(mut stream) = TlsConnector::from(Arc::new(config)).connect(name, stream).await else { return false };
-    // In TLS 1.3 the client is done before the server has judged it: a refusal shows with the first byte read.
-    let mut byte = [0];
-    !matches!(timeout(Duration::from_millis(700), stream.read(&mut byte)).await, Ok(Ok(0) | Err(_)))
-}
-
-async fn is_let_in_over_quic(address: SocketAddr, config: ClientConfig) -> bool {
-    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).expect("TLS 1.3 it is");
-    let endpoint = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a socket");
-    let connecting = endpoint
-        .connect_with(quinn::ClientConfig::new(Arc::new(crypto)), address, "anybody.example")
-        .expect("good settings");
-    let Ok(connection) = connecting.await else { return false };
-    timeout(Duration::from_millis(700), connection.closed()).await.is_err()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -372,7 +171,7 @@ async fn health_and_reflection_answer_members_only() {
         identity(&all, &leaf(Some(&all.operators), &["spiffe://acme/operator/viewer/vera"], &[Usage::ClientAuth], NOW));
     let channel = rpc::connect_tcp(&address, &vera, Expect::AnyNode).await.expect("a viewer is a member");
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel.clone());
-    for service in ["", "steep.v1.Nodes", "steep.v1.Operations", "steep.v1.Peers"] {
+    for service in ["", "steep.v1.Nodes", "steep.v1.Operations", "steep.v1.Peers", "steep.v1.Certificates"] {
         let request = tonic_health::pb::HealthCheckRequest { service: service.into() };
         let reply = health.check(request).await.expect("health answers").into_inner();
         assert_eq!(reply.status(), tonic_health::pb::health_check_response::ServingStatus::Serving, "{service:?}");
