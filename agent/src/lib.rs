@@ -4,7 +4,8 @@
 //! Reading order, top down; every arrow between rooms points down this list (`cargo x check` holds it):
 //!
 //! * [`agent`] wires everything and tells the life story of one run.
-//! * [`api`] is the door: parse, authorize, call, reply. [`vitals`] measures how the node fares.
+//! * [`api`] is the door: parse, authorize, call, reply. [`vitals`] measures how the node fares; [`upkeep`] is what an
+//!   operator does with a running agent, and what it looks at once in a while.
 //! * [`initialize`] holds the recipe by which a node comes to be synchronized, and its preflight; [`rooms`] is what
 //!   it works with.
 //! * [`snapshot`] moves a database as blocks; [`operations`] runs long work as steps that can be undone.
@@ -12,10 +13,12 @@
 //!   [`parts`] cuts tables.
 //! * [`store`] is what the agent remembers; [`mesh`] the other agents; [`postgres`] everything said to the local
 //!   PostgreSQL.
-//! * [`lifecycle`] is the states of a node; [`config`] every key of `agent.toml`; [`telemetry`] the log.
+//! * [`lifecycle`] is the states of a node; [`config`] every key of `agent.toml`; [`telemetry`] the log; [`metrics`]
+//!   every number told to Prometheus.
 
 pub mod agent;
 pub mod api;
+pub mod upkeep;
 pub mod vitals;
 
 pub mod initialize;
@@ -34,4 +37,5 @@ pub mod store;
 
 pub mod config;
 pub mod lifecycle;
+pub mod metrics;
 pub mod telemetry;

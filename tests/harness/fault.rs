@@ -38,6 +38,11 @@ impl Node {
         self.parts().agent.pid().is_some()
     }
 
+    /// The agent is told to read its configuration again.
+    pub fn hang_up_agent(&self) {
+        self.parts().agent.signal(Signal::HangUp).expect("the agent runs");
+    }
+
     /// The agent stands still until [`Node::thaw_agent`].
     pub fn freeze_agent(&self) {
         self.parts().agent.signal(Signal::Stop).expect("the agent runs");

@@ -3,9 +3,12 @@
 mod agents;
 mod alike;
 mod cancel;
+mod contexts;
 mod direct;
 mod echo;
+mod events;
 mod harness;
+mod http;
 mod identity;
 mod names;
 mod operations;
@@ -14,4 +17,5 @@ mod rows;
 mod shapes;
 mod state;
 mod types;
+mod upkeep;
 mod versions;

@@ -37,6 +37,11 @@ pub enum Rpc {
     OperationsWatch,
     OperationsCancel,
     Peers,
+    AgentsInfo,
+    AgentsReload,
+    AgentsDrain,
+    AgentsSetLogLevel,
+    AgentsEvents,
 }
 
 /// Who may use a call.
@@ -59,6 +64,11 @@ pub const TABLE: &[(Rpc, &str, Allowed)] = &[
     (Rpc::OperationsWatch, "steep.v1.Operations/Watch", Allowed::From(Role::Viewer)),
     (Rpc::OperationsCancel, "steep.v1.Operations/Cancel", Allowed::From(Role::Operator)),
     (Rpc::Peers, "steep.v1.Peers/*", Allowed::Nodes),
+    (Rpc::AgentsInfo, "steep.v1.Agents/Info", Allowed::From(Role::Viewer)),
+    (Rpc::AgentsReload, "steep.v1.Agents/Reload", Allowed::From(Role::Admin)),
+    (Rpc::AgentsDrain, "steep.v1.Agents/Drain", Allowed::From(Role::Operator)),
+    (Rpc::AgentsSetLogLevel, "steep.v1.Agents/SetLogLevel", Allowed::From(Role::Operator)),
+    (Rpc::AgentsEvents, "steep.v1.Agents/Events", Allowed::From(Role::Viewer)),
 ];
 
 /// Somebody who may ask what they asked.

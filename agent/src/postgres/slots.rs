@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use steep_protocol::{failure::Code, lsn::Lsn};
+use steep_protocol::{failure::Code, ids::NodeId, lsn::Lsn};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Row, types::PgLsn};
 
@@ -53,6 +53,12 @@ impl SlotProgress {
 }
 
 impl Slot {
+    /// Steep made it for `peer`: its name holds the peer's, and 12 digits of an operation's id.
+    pub fn is_kept_for(&self, peer: &NodeId) -> bool {
+        let rest = self.name.strip_prefix("steep_").and_then(|rest| rest.strip_prefix(&peer.sanitized()));
+        rest.is_some_and(|rest| rest.len() == 13 && rest.starts_with('_'))
+    }
+
     fn read(row: &Row) -> Result<Self, Error> {
         Ok(Self {
             name: field(row, "name")?,

@@ -93,6 +93,13 @@ async fn read(session: &Session, doing: Doing, name: Option<&str>) -> Result<Vec
     rows.iter().map(Subscription::read).collect()
 }
 
+/// What PostgreSQL has counted for every subscription, as (its name, PostgreSQL's name of the count, how many).
+pub async fn counters(session: &Session) -> Result<Vec<(String, String, u64)>, Error> {
+    let counting = doing("read what was counted for subscriptions");
+    let rows = session.rows(counting, sql!("replication/list_subscription_counters.sql"), &[]).await?;
+    rows.iter().map(|row| Ok((field(row, "name")?, field(row, "counter")?, count_field(row, "counted")?))).collect()
+}
+
 /// Disables a subscription and waits until its worker has ended, so that nothing is being applied any more.
 pub async fn stop(session: &Session, name: &str) -> Result<(), Error> {
     session.run(&ddl::disable_subscription(name)).await?;

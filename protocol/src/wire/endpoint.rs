@@ -30,6 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use super::{
+    handshakes,
     identity::{self, Expect, Identity, PeerId, peer_in},
     io::Io,
     verify::{Verdict, explain_alert, explain_tls},
@@ -264,6 +265,7 @@ impl Endpoint {
                         Err(error) => debug!(%error, "connection refused"),
                     },
                     Ok(Err(error)) => {
+                        handshakes::refused(refusal_in(&error).as_ref());
                         warn!(event = "rpc.denied", details.transport = "quic", reason = %error, "handshake refused");
                     }
                     Err(_) => debug!("handshake took too long"),
@@ -300,6 +302,7 @@ impl Endpoint {
                 match shaken {
                     Ok(Ok(io)) => drop(inbox.rpc.send(io).await),
                     Ok(Err(error)) => {
+                        handshakes::refused(tls_in(&error).as_ref());
                         warn!(event = "rpc.denied", details.transport = "tcp", reason = %error, details.from = %from, "handshake refused");
                     }
                     Err(_) => debug!(%from, "handshake took too long"),

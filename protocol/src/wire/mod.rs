@@ -7,7 +7,9 @@
 pub mod bulk;
 pub mod compress;
 pub mod endpoint;
+pub mod handshakes;
 pub mod identity;
 pub mod io;
 pub mod rpc;
+pub mod validity;
 mod verify;

@@ -46,7 +46,7 @@ pub async fn serve(
 ) -> Result<(), Box<dyn StdError + Send + Sync>> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    for service in ["steep.v1.Nodes", "steep.v1.Operations", "steep.v1.Peers"] {
+    for service in ["steep.v1.Nodes", "steep.v1.Operations", "steep.v1.Peers", "steep.v1.Agents"] {
         health.set_service_status(service, tonic_health::ServingStatus::Serving).await;
     }
     let reflection = || {

@@ -78,6 +78,7 @@ pub enum Signal {
     Stop,
     Continue,
     Interrupt,
+    HangUp,
 }
 
 /// Sends `signal` to `pid`; false when there is no such process any more.
@@ -88,6 +89,7 @@ pub fn signal(pid: u32, signal: Signal) -> bool {
         Signal::Stop => "STOP",
         Signal::Continue => "CONT",
         Signal::Interrupt => "INT",
+        Signal::HangUp => "HUP",
     };
     let mut shell = Command::new("sh");
     shell.args(["-c", &format!("kill -s {name} {pid}")]).stdin(Stdio::null()).stderr(Stdio::null());

@@ -1,5 +1,8 @@
 //! What steepctl can do: one file a command, with its help in its arguments' docs.
 
+pub mod agent;
+pub mod config;
+pub mod events;
 pub mod explain;
 pub mod node;
 pub mod op;
@@ -22,6 +25,9 @@ pub fn run(cli: Cli, out: &Output) -> Result<Exit, Failure> {
         Command::Status => wait_for(status::run(global, out)),
         Command::Node(command) => wait_for(node::run(command, global, out)),
         Command::Op(command) => wait_for(op::run(command, global, out)),
+        Command::Agent(command) => wait_for(agent::run(command, global, out)),
+        Command::Events(args) => wait_for(events::run(&args, global, out)),
+        Command::Config(command) => config::run(command, global, out),
         Command::Pki(command) => pki::run(command, out),
         Command::Explain(args) => explain::run(&args, out),
         Command::Version => version::run(out),

@@ -14,7 +14,22 @@ const TABLE: &[(&str, &[&str])] = &[
     ("main", &["agent"]),
     ("agent", &["*"]),
     // Reads rows to show them and appends to the audit log; changes nothing else in the store.
-    ("api", &["initialize", "rooms", "operations", "session", "snapshot", "mesh", "lifecycle", "postgres", "store"]),
+    (
+        "api",
+        &[
+            "upkeep",
+            "initialize",
+            "rooms",
+            "operations",
+            "session",
+            "snapshot",
+            "mesh",
+            "lifecycle",
+            "postgres",
+            "store",
+        ],
+    ),
+    ("upkeep", &["rooms", "postgres", "store"]),
     ("vitals", &["rooms", "postgres", "lifecycle", "store"]),
     (
         "initialize",
@@ -33,7 +48,7 @@ const TABLE: &[(&str, &[&str])] = &[
 ];
 
 /// What every room may import: it is told its settings, and it logs. They import nothing but each other, downwards.
-const GROUND: &[(&str, &[&str])] = &[("telemetry", &["config"]), ("config", &[])];
+const GROUND: &[(&str, &[&str])] = &[("telemetry", &["config"]), ("metrics", &[]), ("config", &[])];
 
 /// The table as ARCHITECTURE.md shows it.
 pub fn printed() -> String {
