@@ -1,6 +1,6 @@
 //! How the node fares, measured once a second: what its headline tells the other agents.
 
-use steep_protocol::{failure::Explain as _, node::NodeState, time, v1};
+use steep_protocol::{failure::Explain as _, ids::NodeId, node::NodeState, time, v1};
 
 use crate::{
     postgres::{Purpose, Session, slots, subscriptions},
@@ -59,7 +59,7 @@ async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadli
     }
     let subscriptions = subscriptions::list(session).await.map_err(|error| error.to_string())?;
     let ours: Vec<_> = subscriptions.iter().filter(|found| found.name.starts_with("steep_from_")).collect();
-    headline.lag_bytes = ours.iter().filter_map(|found| found.lag_bytes()).reduce(|sum, lag| sum + lag);
+    headline.lag_bytes = ours.iter().filter_map(|found| rooms.lag_of(found)).reduce(|sum, lag| sum + lag);
     let complain = |headline: &mut v1::NodeHeadline, reason: String| {
         (headline.health, headline.health_reason) = ("error".into(), reason);
     };
@@ -72,6 +72,7 @@ async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadli
         complain(headline, format!("STP-4201 subscription {} stopped with an error", stopped.name));
     }
     let slots = slots::list(session).await.map_err(|error| error.to_string())?;
+    headline.followers = followers(rooms, &slots);
     if let Some(lost) = slots.iter().find(|slot| slot.name.starts_with("steep_") && slot.progress.is_lost()) {
         complain(headline, format!("STP-4203 slot {} is lost", lost.name));
     }
@@ -79,4 +80,14 @@ async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadli
         complain(headline, "the last operation failed: steepctl op list".into());
     }
     nodes::set_health(&rooms.store, &headline.health, &headline.health_reason).await.map_err(|error| error.to_string())
+}
+
+/// How far the nodes are behind that this one keeps slots for.
+fn followers(rooms: &Rooms, slots: &[slots::Slot]) -> Vec<v1::Follower> {
+    let behind = |peer: &NodeId| {
+        let kept = slots.iter().filter(|slot| slot.is_kept_for(peer));
+        kept.filter_map(|slot| slot.progress.unconfirmed_bytes).max()
+    };
+    let follower = |peer: &NodeId| Some(v1::Follower { node_id: peer.to_string(), lag_bytes: behind(peer)? });
+    rooms.peers.names().filter_map(follower).collect()
 }

@@ -116,7 +116,22 @@ async fn ready(State(web): State<Web>, RawQuery(query): RawQuery) -> (StatusCode
     if !facts.is_serving {
         return not_ready(&facts.headline.health_reason);
     }
+    if let Some(source) = silent_source(&web, &wish) {
+        return not_ready(&format!(
+            "{source}, which the node follows, is not heard of: nobody knows how far it is behind"
+        ));
+    }
     wish.unmet(&facts.headline).map_or_else(|| (StatusCode::OK, "ready\n".into()), |why| not_ready(&why))
+}
+
+/// A node that this one follows and that is silent, where it matters.
+fn silent_source(web: &Web, wish: &Wish) -> Option<String> {
+    wish.lag_bytes?;
+    let own = web.peers.facts().headline;
+    let follows = |peer: &v1::NodeHeadline| {
+        peer.node_id == own.source_node || peer.followers.iter().any(|follower| follower.node_id == own.node_id)
+    };
+    web.peers.headlines().into_iter().find(|peer| peer.health == "unknown" && follows(peer)).map(|peer| peer.node_id)
 }
 
 /// What somebody wrote into a query is shown back safe to print.

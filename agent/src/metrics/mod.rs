@@ -167,7 +167,7 @@ metrics! {
         "1 for the wal_status PostgreSQL gives a slot, 0 for the others";
     sub_enabled: Gauge = Gauge::default, "steep_subscription_enabled", ["sub"], "1 while a subscription is enabled";
     sub_lag: Gauge = Gauge::default, "steep_subscription_lag_bytes", ["sub"],
-        "WAL received and not yet applied; absent while no worker runs";
+        "WAL of the source that is not yet applied, as the source says; as the worker says while the source is silent";
     sub_errors: Counter = Counter::default, "steep_subscription_errors_total", ["sub", "kind"],
         "Errors PostgreSQL counted for a subscription since its statistics were reset";
     sub_conflicts: Counter = Counter::default, "steep_subscription_conflicts_total", ["sub", "type"],

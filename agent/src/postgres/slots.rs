@@ -39,6 +39,8 @@ pub struct SlotProgress {
     pub active_pid: Option<i32>,
     /// WAL kept back by it.
     pub retained_bytes: u64,
+    /// WAL its reader has not confirmed; none for a physical slot.
+    pub unconfirmed_bytes: Option<u64>,
     /// PostgreSQL's word: reserved, extended, unreserved, lost; empty: it keeps nothing yet.
     pub wal_status: String,
     /// WAL that can still be written before the slot is at risk; none: no limit is set.
@@ -70,6 +72,8 @@ impl Slot {
                 active_pid: field(row, "active_pid")?,
                 retained_bytes: field::<Option<i64>>(row, "retained_bytes")?
                     .map_or(0, |bytes| u64::try_from(bytes).unwrap_or(0)),
+                unconfirmed_bytes: field::<Option<i64>>(row, "unconfirmed_bytes")?
+                    .map(|bytes| u64::try_from(bytes).unwrap_or(0)),
                 wal_status: field(row, "wal_status")?,
                 safe_wal_bytes: field(row, "safe_wal_bytes")?,
             },

@@ -64,7 +64,7 @@ async fn measure(rooms: &Rooms, metrics: &Metrics, look: &mut Option<Session>) -
     for subscription in &subscriptions {
         let name = subscription.name.as_str();
         metrics.sub_enabled.of([name]).set(one_if(subscription.is_enabled));
-        if let Some(lag) = subscription.lag_bytes() {
+        if let Some(lag) = rooms.lag_of(subscription).or(subscription.lag_bytes()) {
             metrics.sub_lag.of([name]).set(lag as f64);
         }
     }
