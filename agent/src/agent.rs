@@ -6,7 +6,6 @@ use std::{sync::Arc, time::Duration};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
-    ids::SessionId,
     operation::OperationStatus,
     wire::{
         endpoint::{Arrivals, Endpoint},
@@ -21,7 +20,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 use crate::{
-    api::{Door, http},
+    api::{
+        Door,
+        http::{self, Web},
+    },
     cleanup::Cleanup,
     config::Config,
     identity::Certificates,
@@ -35,7 +37,9 @@ use crate::{
     session::Sessions,
     snapshot::send::Sender,
     store::{self, Actor, Owner, Store, nodes, steps::StepStatus},
-    telemetry, vitals,
+    telemetry,
+    upkeep::{Upkeep, measures},
+    vitals,
 };
 
 /// How often the node is looked at.
@@ -46,7 +50,7 @@ const JANITOR: Duration = Duration::from_secs(60);
 const TAKE_OVER: Duration = Duration::from_secs(15);
 
 /// Runs the agent until it is told to end, or finds that it must not run at all.
-pub async fn run(config: Config) -> Result<(), Failure> {
+pub async fn run(config: Config, log: telemetry::Log) -> Result<(), Failure> {
     let config = Arc::new(config);
     let identity = config.identity().map_err(|error| error.explain())?;
     let (revocations, claims) = Revocations::open(identity.clone(), &config.node.state_dir);
@@ -55,7 +59,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let (endpoint, arrivals) =
         Endpoint::bind(&config.mesh.listen, Arc::new(identity)).await.map_err(|error| error.explain())?;
     let http = http::bind(config.http.listen).await?;
-    let instance_id = SessionId::generate().to_string();
+    let instance_id = log.instance_id().to_owned();
+    let upkeep = Upkeep::new(Arc::clone(&config), log, certificates.clone());
     let address = config.advertised(endpoint.address().port());
     let headline = vitals::bare(me.as_str(), &address);
     let facts = watch::Sender::new(Facts { instance_id, headline, ..Facts::default() });
@@ -67,14 +72,17 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let Arrivals { rpc: calls, bulk, link, connections } = arrivals;
     let links = Links::new(&config, peers.clone(), stop.child_token());
-    let door = Door::new(peers.clone(), rooms.subscribe());
+    let door = Door::new(peers.clone(), rooms.subscribe(), upkeep.clone(), stop.clone());
     let serving = rpc::serve(door.routes(), calls, stop.clone().cancelled_owned());
     tasks.spawn(async move {
         if let Err(error) = serving.await {
             error!(reason = %error, "the gRPC server ended");
         }
     });
-    tasks.spawn(http::serve(http, peers.clone(), stop.clone()));
+    let web = Web { peers: peers.clone(), rooms: rooms.subscribe(), upkeep: upkeep.clone() };
+    tasks.spawn(http::serve(http, web, stop.clone()));
+    let (reloading, stopped) = (upkeep.clone(), stop.clone());
+    tasks.spawn(async move { stopped.run_until_cancelled(told_to_reload(&reloading)).await });
     tasks.spawn(peers.clone().run(connections, stop.clone()));
     tasks.spawn(claims.run(peers.clone(), stop.clone()));
     tasks.spawn(certificates.run(peers.clone(), stop.clone()));
@@ -82,7 +90,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     tasks.spawn(serve_links(link, rooms.subscribe(), stop.clone()));
 
     let ended = tokio::select! {
-        ended = live(&config, &peers, &links, &facts, &rooms) => ended,
+        ended = live(&upkeep, &peers, &links, &facts, &rooms) => ended,
         () = told_to_end() => Ok(()),
     };
     info!(event = "agent.stopping", "agent stops");
@@ -106,12 +114,13 @@ pub async fn run(config: Config) -> Result<(), Failure> {
 
 /// Reaches PostgreSQL, cleans up after the run before, then looks after the node for ever.
 async fn live(
-    config: &Arc<Config>,
+    upkeep: &Upkeep,
     peers: &Peers,
     links: &Links,
     facts: &watch::Sender<Facts>,
     rooms: &watch::Sender<Option<Arc<Rooms>>>,
 ) -> Result<(), Failure> {
+    let config = &upkeep.config;
     let database = Database::new(PostgresConfig {
         host: config.postgres.host.clone(),
         port: config.postgres.port,
@@ -134,7 +143,7 @@ async fn live(
         me: config.node.id.clone(),
         config: Arc::clone(config),
         sessions: Sessions::new(database.clone(), cleanup.clone(), config.copy.clone()),
-        operations: Operations::new(store.clone(), &config.node.state_dir),
+        operations: Operations::new(store.clone(), &config.node.state_dir, upkeep.metrics.clone()),
         links: links.clone(),
         publisher: Publisher::new(database.clone(), store.clone(), links),
         store,
@@ -145,7 +154,12 @@ async fn live(
     recover(&made).await?;
     rooms.send_replace(Some(Arc::clone(&made)));
     info!(event = "agent.ready", "PostgreSQL is reached");
-    tokio::join!(watch_vitals(&made, facts), janitor(&made), mirror::keep(&made.store, peers));
+    tokio::join!(
+        watch_vitals(&made, facts, upkeep),
+        janitor(&made),
+        mirror::keep(&made.store, peers),
+        measures::keep(&made, &upkeep.metrics)
+    );
     Ok(())
 }
 
@@ -215,7 +229,7 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
     rooms.cleanup.sweep(|_| false).await
 }
 
-async fn watch_vitals(rooms: &Rooms, facts: &watch::Sender<Facts>) {
+async fn watch_vitals(rooms: &Rooms, facts: &watch::Sender<Facts>, upkeep: &Upkeep) {
     let mut tick = interval(VITALS);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look = None;
@@ -223,6 +237,7 @@ async fn watch_vitals(rooms: &Rooms, facts: &watch::Sender<Facts>) {
     loop {
         tick.tick().await;
         let (mut headline, is_serving) = vitals::headline(rooms, &mut look).await;
+        upkeep.drain.tell(&mut headline);
         vitals::date(&mut headline, &facts.borrow().headline);
         let is_well = headline.health != "error";
         match (was_well, is_well) {
@@ -310,6 +325,22 @@ async fn wind_up(rooms: &Rooms) {
             warn!(event = "agent.cleanup", op_id = %op, error = telemetry::failure(&failure), "left for the next start");
         }
     }
+}
+
+/// Reads the configuration again at every SIGHUP.
+#[cfg(unix)]
+async fn told_to_reload(upkeep: &Upkeep) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangup = signal(SignalKind::hangup()).expect("signals can be listened for");
+    while hangup.recv().await.is_some() {
+        // What is wrong stands in the log.
+        let _ = upkeep.reload();
+    }
+}
+
+#[cfg(not(unix))]
+async fn told_to_reload(_: &Upkeep) {
+    std::future::pending::<()>().await;
 }
 
 #[cfg(unix)]

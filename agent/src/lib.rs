@@ -5,7 +5,8 @@
 //!
 //! * [`agent`] wires everything and tells the life story of one run.
 //! * [`api`] is the door: parse, authorize, call, reply. [`vitals`] measures how the node fares;
-//!   [`mirror`] writes down how the others do.
+//!   [`mirror`] writes down how the others do; [`upkeep`] is what an operator does with a running agent, and what it
+//!   looks at once in a while.
 //! * [`initialize`] holds the recipe by which a node comes to be synchronized, and its preflight; [`rooms`] is what
 //!   it works with.
 //! * [`snapshot`] moves a database as blocks; [`operations`] runs long work as steps that can be undone.
@@ -13,11 +14,13 @@
 //!   [`link`] carries replication; [`parts`] cuts tables.
 //! * [`store`] is what the agent remembers; [`mesh`] the other agents; [`identity`] the agent's own certificate while
 //!   it runs; [`postgres`] everything said to the local PostgreSQL.
-//! * [`lifecycle`] is the states of a node; [`config`] every key of `agent.toml`; [`telemetry`] the log.
+//! * [`lifecycle`] is the states of a node; [`config`] every key of `agent.toml`; [`telemetry`] the log; [`metrics`]
+//!   every number told to Prometheus.
 
 pub mod agent;
 pub mod api;
 pub mod mirror;
+pub mod upkeep;
 pub mod vitals;
 
 pub mod initialize;
@@ -38,4 +41,5 @@ pub mod store;
 
 pub mod config;
 pub mod lifecycle;
+pub mod metrics;
 pub mod telemetry;

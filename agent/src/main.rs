@@ -57,12 +57,12 @@ fn main() -> ExitCode {
 }
 
 fn run(config: Config) -> Result<(), Failure> {
-    telemetry::init(&config);
+    let log = telemetry::init(&config);
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .expect("the system grants threads to a fresh process")
-        .block_on(agent::run(config))
+        .block_on(agent::run(config, log))
 }
 
 fn check(file: &std::path::Path) -> Result<(), Failure> {

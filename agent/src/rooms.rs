@@ -10,7 +10,7 @@ use crate::{
     link::{Links, Publisher},
     mesh::Peers,
     operations::Operations,
-    postgres::Database,
+    postgres::{Database, subscriptions::Subscription},
     session::Sessions,
     store::Store,
 };
@@ -38,4 +38,19 @@ pub struct Rooms {
     pub links: Links,
     /// Replication links to this node's PostgreSQL.
     pub publisher: Publisher,
+}
+
+impl Rooms {
+    /// Bytes of its source's WAL that a subscription of this node has not applied; none: nobody knows.
+    ///
+    /// The source says it best: a worker that waits for a lock does not know what it was not sent. Where the source is
+    /// silent, or of an older version, the worker's own word counts.
+    pub fn lag_of(&self, subscription: &Subscription) -> Option<u64> {
+        let source = subscription.name.strip_prefix("steep_from_")?;
+        let heard = self.peers.headlines().into_iter().find(|peer| peer.node_id == source && peer.health != "unknown");
+        let followers = heard.map(|peer| peer.followers).unwrap_or_default();
+        let told = followers.iter().find(|follower| follower.node_id == self.me.as_str());
+        let told = told.map(|follower| follower.lag_bytes);
+        told.max(subscription.lag_bytes())
+    }
 }

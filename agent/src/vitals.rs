@@ -2,6 +2,7 @@
 
 use steep_protocol::{
     failure::{Code, Explain as _},
+    ids::NodeId,
     node::NodeState,
     time, v1,
 };
@@ -73,7 +74,7 @@ async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadli
     }
     let subscriptions = subscriptions::list(session).await.map_err(|error| error.to_string())?;
     let ours: Vec<_> = subscriptions.iter().filter(|found| found.name.starts_with("steep_from_")).collect();
-    headline.lag_bytes = ours.iter().filter_map(|found| found.lag_bytes()).reduce(|sum, lag| sum + lag);
+    headline.lag_bytes = ours.iter().filter_map(|found| rooms.lag_of(found)).reduce(|sum, lag| sum + lag);
     let complain = |headline: &mut v1::NodeHeadline, reason: String| {
         (headline.health, headline.health_reason) = ("error".into(), reason);
     };
@@ -86,6 +87,7 @@ async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadli
         complain(headline, format!("STP-4201 subscription {} stopped with an error", stopped.name));
     }
     let slots = slots::list(session).await.map_err(|error| error.to_string())?;
+    headline.followers = followers(rooms, &slots);
     if let Some(lost) = slots.iter().find(|slot| slot.name.starts_with("steep_") && slot.progress.is_lost()) {
         complain(headline, format!("STP-4203 slot {} is lost", lost.name));
     }
@@ -103,4 +105,14 @@ async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadli
         }
     }
     nodes::set_health(&rooms.store, &headline.health, &headline.health_reason).await.map_err(|error| error.to_string())
+}
+
+/// How far the nodes are behind that this one keeps slots for.
+fn followers(rooms: &Rooms, slots: &[slots::Slot]) -> Vec<v1::Follower> {
+    let behind = |peer: &NodeId| {
+        let kept = slots.iter().filter(|slot| slot.is_kept_for(peer));
+        kept.filter_map(|slot| slot.progress.unconfirmed_bytes).max()
+    };
+    let follower = |peer: &NodeId| Some(v1::Follower { node_id: peer.to_string(), lag_bytes: behind(peer)? });
+    rooms.peers.names().filter_map(|peer| follower(&peer)).collect()
 }

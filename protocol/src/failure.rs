@@ -166,6 +166,10 @@ codes! {
     5007 Detached Timeout false "the wait ended before the operation did" "steepctl op watch ID"
     5008 Usage General false "the command line makes no sense" "see --help"
     5009 ConfirmationNeeded Precondition false "nobody confirmed that rows may be destroyed" "look at what would be destroyed with --dry-run, then add --confirm TARGET with the name of the target node"
+    5040 AgentDrained Conflict true "the agent takes no new work" "steepctl agent drain NODE --undo lets it take work again"
+    5041 ContextUnknown General false "no such context" "steepctl config show lists the contexts of the configuration file"
+    5042 ClientConfigInvalid General false "steepctl's configuration file is invalid" "mend what is named above, then: steepctl config check"
+    5043 TooManyReaders Conflict true "too many follow the events of one agent" "end steepctl events --follow elsewhere, or ask another agent with --peer"
 }
 
 impl Code {

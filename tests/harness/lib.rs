@@ -1,7 +1,7 @@
 //! Two nodes and the words to talk about them: what specs are written in.
 //!
-//! [`Cluster`] starts nodes, a [`Node`] is asked and told things in SQL, [`Steepctl`] is an operator at its keyboard
-//! and [`Operation`] what they started. [`fault`] breaks parts on purpose, [`Inventory`] lists what a node holds so
+//! [`Cluster`] starts nodes, a [`Node`] is asked and told things in SQL, [`Steepctl`] is an operator at its keyboard,
+//! [`Follower`] one who keeps watching, and [`Operation`] what they started. [`fault`] breaks parts on purpose, [`Inventory`] lists what a node holds so
 //! that leftovers show, [`ledger`] writes all the while and knows afterwards what must be there. [`until`] waits for
 //! a fact, never for a time. [`shop`] has tables to copy.
 //!
@@ -12,6 +12,7 @@
 mod background;
 mod cluster;
 pub mod fault;
+mod follower;
 mod inventory;
 pub mod ledger;
 mod logs;
@@ -27,6 +28,7 @@ pub use xtask::cluster::server::Stop;
 
 pub use self::{
     cluster::Cluster,
+    follower::Follower,
     inventory::Inventory,
     ledger::Ledger,
     node::{Content, Node},

@@ -9,6 +9,7 @@ select s.slot_name::text                                                     as 
        s.active_pid                                                          as active_pid,
        s.confirmed_flush_lsn                                                 as confirmed_flush,
        greatest(pg_catalog.pg_wal_lsn_diff(w.written, s.restart_lsn), 0)::bigint as retained_bytes,
+       greatest(pg_catalog.pg_wal_lsn_diff(w.written, s.confirmed_flush_lsn), 0)::bigint as unconfirmed_bytes,
        coalesce(s.wal_status, '')                                            as wal_status,
        s.safe_wal_size                                                       as safe_wal_bytes
   from pg_catalog.pg_replication_slots s

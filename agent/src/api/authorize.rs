@@ -44,6 +44,11 @@ pub enum Rpc {
     MeshForget,
     Peers,
     CertificatesPublishRevocations,
+    AgentsInfo,
+    AgentsReload,
+    AgentsDrain,
+    AgentsSetLogLevel,
+    AgentsEvents,
 }
 
 /// Who may use a call.
@@ -73,6 +78,11 @@ pub const TABLE: &[(Rpc, &str, Allowed)] = &[
     (Rpc::MeshForget, "steep.v1.Mesh/Forget", Allowed::From(Role::Admin)),
     (Rpc::Peers, "steep.v1.Peers/*", Allowed::Nodes),
     (Rpc::CertificatesPublishRevocations, "steep.v1.Certificates/PublishRevocations", Allowed::From(Role::Admin)),
+    (Rpc::AgentsInfo, "steep.v1.Agents/Info", Allowed::From(Role::Viewer)),
+    (Rpc::AgentsReload, "steep.v1.Agents/Reload", Allowed::From(Role::Admin)),
+    (Rpc::AgentsDrain, "steep.v1.Agents/Drain", Allowed::From(Role::Operator)),
+    (Rpc::AgentsSetLogLevel, "steep.v1.Agents/SetLogLevel", Allowed::From(Role::Operator)),
+    (Rpc::AgentsEvents, "steep.v1.Agents/Events", Allowed::From(Role::Viewer)),
 ];
 
 /// Somebody who may ask what they asked.

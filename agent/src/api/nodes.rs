@@ -21,6 +21,7 @@ use super::{
 use crate::{
     initialize::start,
     postgres::{Purpose, slots, subscriptions},
+    rooms::Rooms,
     store::{audit, nodes, operations},
 };
 
@@ -58,7 +59,10 @@ impl Nodes for Service {
         }
         let rooms = self.0.rooms()?;
         let actor = caller.actor();
-        let answered = start::start(&rooms, &request, &actor).await;
+        let answered = match self.takes_work(&rooms, &request) {
+            Ok(()) => start::start(&rooms, &request, &actor).await,
+            Err(drained) => Err(drained),
+        };
         let detail = serde_json::json!({
             "source": request.source, "dry_run": request.dry_run, "force": request.force,
             "through": caller.through.as_ref().map(ToString::to_string),
@@ -105,6 +109,15 @@ impl Nodes for Service {
 }
 
 impl Service {
+    /// A drained agent starts nothing; it still plans, and knows what it has started.
+    fn takes_work(&self, rooms: &Rooms, request: &StartNodeRequest) -> Result<(), Failure> {
+        let runs_already = request.op_id.parse().is_ok_and(|op| rooms.operations.is_running(op));
+        if request.dry_run || runs_already {
+            return Ok(());
+        }
+        self.0.upkeep.drain.refuse(&rooms.me, "starts no operation")
+    }
+
     /// The headline as last measured, with what runs this very moment.
     fn own_headline(&self) -> NodeHeadline {
         let mut headline = self.0.peers.facts().headline;

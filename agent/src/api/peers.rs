@@ -42,6 +42,12 @@ impl Service {
         self.0.admit(request, Rpc::Peers).await
     }
 
+    /// A drained agent holds nothing new for others.
+    fn takes_work(&self) -> Result<(), Status> {
+        let refused = self.0.upkeep.drain.refuse(self.0.peers.me(), "opens no session for others");
+        refused.map_err(|failure| status_of(&failure))
+    }
+
     fn session(&self, caller: &Caller, id: &str) -> Result<std::sync::Arc<Held>, Status> {
         let id: SessionId =
             id.parse().map_err(|error| status_of(&Failure::new(Code::BadRequest, format!("{error}"))))?;
@@ -59,6 +65,7 @@ impl Peers for Service {
     async fn examine(&self, request: Request<v1::ExamineRequest>) -> Answer<v1::ExamineReply> {
         let caller = self.admit(&request).await?;
         let request = request.into_inner();
+        self.takes_work()?;
         let wanted = Wanted {
             selection: selection_of(&request.selection.unwrap_or_default()),
             one_way: request.one_way,
@@ -71,6 +78,7 @@ impl Peers for Service {
     async fn open_session(&self, request: Request<v1::OpenSessionRequest>) -> Answer<v1::OpenSessionReply> {
         let caller = self.admit(&request).await?;
         let request = request.into_inner();
+        self.takes_work()?;
         let rooms = self.0.rooms()?;
         let open = OpenRequest {
             op: operation(&request.op_id)?,

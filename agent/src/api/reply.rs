@@ -80,10 +80,7 @@ pub fn subscription(found: &Subscription) -> v1::SubscriptionView {
 
 /// A slot of this node; `peers` tell for whom Steep keeps it.
 pub fn slot(found: &Slot, peers: &[NodeId]) -> v1::SlotView {
-    let kept_for = |peer: &&NodeId| {
-        let rest = found.name.strip_prefix("steep_").and_then(|rest| rest.strip_prefix(&peer.sanitized()));
-        rest.is_some_and(|rest| rest.len() == 13 && rest.starts_with('_'))
-    };
+    let kept_for = |peer: &&NodeId| found.is_kept_for(peer);
     v1::SlotView {
         name: found.name.clone(),
         target_node: peers.iter().find(kept_for).map(ToString::to_string).unwrap_or_default(),

@@ -36,7 +36,10 @@ const PERCENT_EVERY: Duration = Duration::from_secs(1);
 /// A headline whose lag or time left alone has changed is told again no sooner.
 const LAG_EVERY: Duration = Duration::from_secs(5);
 /// A reason of more bytes than this is told cut; the node itself has the whole.
-const LONGEST_REASON: usize = 500;
+const LONGEST_REASON: usize = 300;
+
+/// So many followers of a node are told of.
+const MOST_FOLLOWERS: usize = 8;
 
 /// Datagrams that wait for a connection; a peer with an entry is being dialled.
 #[derive(Debug, Clone, Default)]
@@ -260,6 +263,8 @@ impl Peers {
 /// The headline as others get it: without what they see for themselves, and short enough.
 fn as_told(headline: &v1::NodeHeadline) -> v1::NodeHeadline {
     let mut told = v1::NodeHeadline { as_of: None, age_ms: None, ..headline.clone() };
+    // As many as an entry has room for; of the others their own word counts.
+    told.followers.truncate(MOST_FOLLOWERS);
     if told.health_reason.len() > LONGEST_REASON {
         let cut = (0..=LONGEST_REASON).rev().find(|at| told.health_reason.is_char_boundary(*at)).unwrap_or(0);
         told.health_reason.truncate(cut);
@@ -274,6 +279,7 @@ fn pause(last: &v1::NodeHeadline, new: &v1::NodeHeadline) -> Duration {
         percent: None,
         eta_seconds: None,
         lag_bytes: None,
+        followers: Vec::new(),
         ..headline.clone()
     };
     if last == new {

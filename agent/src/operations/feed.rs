@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 
 use super::Progress;
 use crate::{
+    metrics::Metrics,
     store::{self, Actor, Store},
     telemetry,
 };
@@ -106,6 +107,7 @@ pub struct Feed {
     source: String,
     actor: Actor,
     store: Store,
+    metrics: Metrics,
     began: Instant,
     shared: Mutex<Shared>,
     changes: watch::Sender<u64>,
@@ -113,12 +115,20 @@ pub struct Feed {
 
 impl Feed {
     /// A feed without history.
-    pub fn new(op: OperationId, source: String, actor: Actor, store: Store, progress: Progress) -> Self {
+    pub fn new(
+        op: OperationId,
+        source: String,
+        actor: Actor,
+        store: Store,
+        metrics: Metrics,
+        progress: Progress,
+    ) -> Self {
         Self {
             op,
             source,
             actor,
             store,
+            metrics,
             began: Instant::now(),
             shared: Mutex::new(Shared { progress, history: Vec::new() }),
             changes: watch::Sender::new(0),
@@ -128,6 +138,19 @@ impl Feed {
     /// Changes the progress; cheap enough for every block.
     pub fn progress<T>(&self, change: impl FnOnce(&mut Progress) -> T) -> T {
         change(&mut self.shared.lock().unwrap_or_else(PoisonError::into_inner).progress)
+    }
+
+    /// A part is committed: `worker`'s, with so many rows and bytes.
+    pub fn part_done(&self, worker: usize, rows: u64, bytes: u64) {
+        self.progress(|progress| progress.part_done(worker, rows, bytes));
+        let me = self.store.owner().node.as_str();
+        self.metrics.init_rows.of([me]).inc_by(rows);
+        self.metrics.init_bytes.of([me]).inc_by(bytes);
+    }
+
+    /// The node it copies from.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The progress as of now.

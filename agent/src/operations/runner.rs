@@ -28,8 +28,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
-use super::{Context, Feed, FeedEvent, Milestone, Progress, Recipe, Work, breakpoints::Breakpoints};
+use super::{Context, Feed, FeedEvent, Milestone, Progress, Recipe, Work, breakpoints::Breakpoints, gauges::Gauges};
 use crate::{
+    metrics::Metrics,
     store::{
         self, Actor, Store,
         events::Event,
@@ -84,12 +85,14 @@ pub struct Operations {
     running: Arc<DashMap<OperationId, Running>>,
     tasks: TaskTracker,
     breakpoints: Breakpoints,
+    metrics: Metrics,
 }
 
 impl Operations {
     /// None run yet. Specs leave their wishes in `state_dir`.
-    pub fn new(store: Store, state_dir: &Path) -> Self {
-        Self { store, running: Arc::default(), tasks: TaskTracker::new(), breakpoints: Breakpoints::new(state_dir) }
+    pub fn new(store: Store, state_dir: &Path, metrics: Metrics) -> Self {
+        let breakpoints = Breakpoints::new(state_dir);
+        Self { store, running: Arc::default(), tasks: TaskTracker::new(), breakpoints, metrics }
     }
 
     /// Begins an operation, or finds the one the same request began before.
@@ -109,19 +112,22 @@ impl Operations {
             Begun::New(_) => {}
         }
         let progress = Progress::new(workers);
-        let feed = Arc::new(Feed::new(op, new.source.to_string(), actor.clone(), self.store.clone(), progress));
+        let (source, store, metrics) = (new.source.to_string(), self.store.clone(), self.metrics.clone());
+        let feed = Arc::new(Feed::new(op, source, actor.clone(), store, metrics, progress));
         let (done, done_seen) = watch::channel(false);
         let running =
             Running { feed: Arc::clone(&feed), stop: CancellationToken::new(), why: Arc::default(), done: done_seen };
         let context = Context { op, actor, feed, cancelled: running.stop.clone() };
         self.running.insert(op, running.clone());
+        let gauges = Gauges::of(self.metrics.clone(), &new);
         let operations = self.clone();
         self.tasks.spawn(async move {
             let reporter = tokio_util::task::AbortOnDropHandle::new(
-                operations.tasks.spawn(operations.clone().report(context.clone())),
+                operations.tasks.spawn(operations.clone().report(context.clone(), gauges.clone())),
             );
-            operations.run(&new, &context, &running, recipe, work).await;
+            let status = operations.run(&new, &context, &running, recipe, work).await;
             drop(reporter);
+            gauges.ended(status, context.feed.elapsed());
             operations.running.remove(&op);
             // Watchers see the end in the store; nobody may be watching.
             let _ = done.send(true);
@@ -194,13 +200,14 @@ impl Operations {
         .fuse())
     }
 
-    async fn report(self, context: Context) {
+    async fn report(self, context: Context, gauges: Gauges) {
         let mut tick = interval(PROGRESS_EVERY * 4);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut last_logged = Instant::now();
         loop {
             tick.tick().await;
             let view = context.feed.view();
+            gauges.tell(&view);
             if last_logged.elapsed() >= Duration::from_secs(10) {
                 last_logged = Instant::now();
                 tracing::info!(
@@ -227,7 +234,7 @@ impl Operations {
         running: &Running,
         recipe: Recipe<W>,
         mut work: W,
-    ) {
+    ) -> OperationStatus {
         let started = format!("{} of {} from {} started by {}", new.kind, new.target, new.source, context.actor.name);
         context.announce(Milestone::new(&format!("{}.started", new.kind), started)).await;
         let ended = match self.steps(context, running, &recipe, &mut work).await {
@@ -257,6 +264,7 @@ impl Operations {
         };
         self.finish(context, status, failure.as_ref()).await;
         context.announce(milestone.took(took)).await;
+        status
     }
 
     async fn steps<W: Work>(

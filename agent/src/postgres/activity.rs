@@ -9,7 +9,7 @@ use steep_protocol::{
 use tokio::time::{Instant, sleep};
 
 use super::{
-    connect::{Session, field},
+    connect::{Session, count_field, field},
     ddl::quote_literal,
     error::{Error, doing},
 };
@@ -200,6 +200,14 @@ fn seconds(seconds: f64) -> Duration {
 /// within ten seconds is [`Error::StillInUse`].
 pub async fn terminate(session: &Session, op: OperationId) -> Result<u64, Error> {
     terminate_named(session, &format!("-{}", op.short())).await
+}
+
+/// Connections of ours to this database, as (what for, what they do, how many).
+pub async fn own_connections(session: &Session) -> Result<Vec<(String, String, u64)>, Error> {
+    let rows = session.rows(doing("count our connections"), sql!("catalog/count_own_connections.sql"), &[]).await?;
+    rows.iter()
+        .map(|row| Ok((field(row, "purpose")?, field(row, "state")?, count_field(row, "connections")?)))
+        .collect()
 }
 
 /// Ends sessions of ours whose name ends with `suffix`.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use steep_protocol::{failure::Code, lsn::Lsn};
+use steep_protocol::{failure::Code, ids::NodeId, lsn::Lsn};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Row, types::PgLsn};
 
@@ -39,6 +39,8 @@ pub struct SlotProgress {
     pub active_pid: Option<i32>,
     /// WAL kept back by it.
     pub retained_bytes: u64,
+    /// WAL its reader has not confirmed; none for a physical slot.
+    pub unconfirmed_bytes: Option<u64>,
     /// PostgreSQL's word: reserved, extended, unreserved, lost; empty: it keeps nothing yet.
     pub wal_status: String,
     /// WAL that can still be written before the slot is at risk; none: no limit is set.
@@ -53,6 +55,12 @@ impl SlotProgress {
 }
 
 impl Slot {
+    /// Steep made it for `peer`: its name holds the peer's, and 12 digits of an operation's id.
+    pub fn is_kept_for(&self, peer: &NodeId) -> bool {
+        let rest = self.name.strip_prefix("steep_").and_then(|rest| rest.strip_prefix(&peer.sanitized()));
+        rest.is_some_and(|rest| rest.len() == 13 && rest.starts_with('_'))
+    }
+
     fn read(row: &Row) -> Result<Self, Error> {
         Ok(Self {
             name: field(row, "name")?,
@@ -64,6 +72,8 @@ impl Slot {
                 active_pid: field(row, "active_pid")?,
                 retained_bytes: field::<Option<i64>>(row, "retained_bytes")?
                     .map_or(0, |bytes| u64::try_from(bytes).unwrap_or(0)),
+                unconfirmed_bytes: field::<Option<i64>>(row, "unconfirmed_bytes")?
+                    .map(|bytes| u64::try_from(bytes).unwrap_or(0)),
                 wal_status: field(row, "wal_status")?,
                 safe_wal_bytes: field(row, "safe_wal_bytes")?,
             },

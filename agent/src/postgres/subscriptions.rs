@@ -121,6 +121,13 @@ pub async fn linked(session: &Session) -> Result<Vec<Linked>, Error> {
     Ok(found)
 }
 
+/// What PostgreSQL has counted for every subscription, as (its name, PostgreSQL's name of the count, how many).
+pub async fn counters(session: &Session) -> Result<Vec<(String, String, u64)>, Error> {
+    let counting = doing("read what was counted for subscriptions");
+    let rows = session.rows(counting, sql!("replication/list_subscription_counters.sql"), &[]).await?;
+    rows.iter().map(|row| Ok((field(row, "name")?, field(row, "counter")?, count_field(row, "counted")?))).collect()
+}
+
 /// Runs what [`ddl::create_subscription`] rendered; its text is shown and logged nowhere.
 pub async fn create(session: &Session, statement: &ddl::Statement) -> Result<(), Error> {
     unseen::run(session, statement).await

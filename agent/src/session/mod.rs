@@ -108,6 +108,11 @@ impl Sessions {
         self.open.iter().map(|open| open.held.op).collect()
     }
 
+    /// Every open session.
+    pub fn list(&self) -> Vec<Arc<Held>> {
+        self.open.iter().map(|open| Arc::clone(&open.held)).collect()
+    }
+
     /// Whether a session for `op` opens or is open.
     pub fn serves(&self, op: OperationId) -> bool {
         self.served.get(&op).is_some_and(|stage| *stage == Stage::Serving)

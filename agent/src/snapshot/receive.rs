@@ -235,7 +235,7 @@ async fn receive_part(
         CopiedPart { op_id: job.op, table: table.name.clone(), part: part as u32, rows, bytes, hash: trailer.hash };
     ledger::record(session, &copied).await.map_err(|error| error.explain())?;
     session.commit().await.map_err(explain)?;
-    feed.progress(|progress| progress.part_done(worker, rows, bytes));
+    feed.part_done(worker, rows, bytes);
     Ok(())
 }
 

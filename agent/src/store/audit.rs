@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use steep_protocol::{
     ids::{NodeId, OperationId},
@@ -10,7 +11,10 @@ use steep_protocol::{
 };
 
 use super::{Error, Store, control::Held};
-use crate::postgres::{connect::field, sql};
+use crate::postgres::{
+    connect::{count_field, field},
+    sql,
+};
 
 /// What kind of actor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -105,6 +109,30 @@ pub(super) async fn append_within(
     held.execute("write the audit log", sql, &[&kind, &actor.name, &role, &action, &target, &op_id, &detail])
         .await
         .map(drop)
+}
+
+/// What the log has gained since it was last counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gained {
+    /// The row counted last; count on from it.
+    pub last_id: i64,
+    /// Requests that were denied.
+    pub denied: u64,
+    /// All other rows.
+    pub done: u64,
+    /// When the node's state was moved last among these rows.
+    pub moved_at: Option<Timestamp>,
+}
+
+/// Counts the rows after `last_id`; 0: all.
+pub async fn gained(store: &Store, last_id: i64) -> Result<Gained, Error> {
+    let row = store.one("count the audit log", sql!("store/count_audit.sql"), &[&last_id]).await?;
+    Ok(Gained {
+        last_id: field(&row, "last_id")?,
+        denied: count_field(&row, "denied")?,
+        done: count_field(&row, "done")?,
+        moved_at: field(&row, "moved_at")?,
+    })
 }
 
 /// Walks the chain from its beginning and returns the first row that breaks it, if one does.

@@ -34,6 +34,7 @@ use tracing::{debug, warn};
 
 use super::{
     datagram::{LEAVING, buffers},
+    handshakes,
     identity::{self, Expect, Identity, PeerId, peer_in},
     io::{Io, Used},
     standing::{self, chain_of, watched},
@@ -285,6 +286,7 @@ impl Endpoint {
                         Err(error) => debug!(%error, "connection refused"),
                     },
                     Ok(Err(error)) => {
+                        handshakes::refused(refusal_in(&error).as_ref());
                         warn!(event = "rpc.denied", details.transport = "quic", reason = %error, "handshake refused");
                     }
                     Err(_) => debug!("handshake took too long"),
@@ -323,6 +325,7 @@ impl Endpoint {
                 match shaken {
                     Ok(Ok(io)) => drop(inbox.rpc.send(io).await),
                     Ok(Err(error)) => {
+                        handshakes::refused(tls_in(&error).as_ref());
                         warn!(event = "rpc.denied", details.transport = "tcp", reason = %error, details.from = %from, "handshake refused");
                     }
                     Err(_) => debug!(%from, "handshake took too long"),

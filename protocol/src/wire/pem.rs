@@ -71,7 +71,7 @@ fn read_pem(path: &Path) -> Result<Vec<u8>, Error> {
     fs::read(path).map_err(unreadable)
 }
 
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let pem = read_pem(path)?;
     let unusable = |reason: String| Error::Unusable { path: path.into(), reason };
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)

@@ -47,7 +47,8 @@ pub async fn serve(
 ) -> Result<(), Box<dyn StdError + Send + Sync>> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    for service in ["steep.v1.Nodes", "steep.v1.Operations", "steep.v1.Peers", "steep.v1.Mesh", "steep.v1.Certificates"] {
+    for service in ["Nodes", "Operations", "Peers", "Mesh", "Certificates", "Agents"] {
+        let service = format!("steep.v1.{service}");
         health.set_service_status(service, tonic_health::ServingStatus::Serving).await;
     }
     let reflection = || {

@@ -2,12 +2,16 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgMatches, Args, Parser, Subcommand, parser::ValueSource};
 use steep_protocol::failure::{Code, Failure};
 
 use crate::{
     client::{Client, Files},
-    commands::{explain::ExplainArgs, mesh::MeshCommand, node::NodeCommand, op::OpCommand, pki::PkiCommand},
+    commands::{
+        agent::AgentCommand, config::ConfigCommand, events::EventsArgs, explain::ExplainArgs, mesh::MeshCommand,
+        node::NodeCommand,         op::OpCommand, pki::PkiCommand,
+    },
+    contexts::{File, Given, Origin, Setting, Settings},
     output::{Color, Format, Output, Talk},
     units,
 };
@@ -50,6 +54,14 @@ pub enum Command {
     /// Look at operations, follow them, cancel them
     #[command(subcommand)]
     Op(OpCommand),
+    /// Look at agents as programs, reload and drain them
+    #[command(subcommand)]
+    Agent(AgentCommand),
+    /// Show what agents logged lately, and follow it
+    Events(EventsArgs),
+    /// Show which agents are asked and with which certificate, and check the contexts file
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Look at the mesh, join it, leave it, forget nodes
     #[command(subcommand)]
     Mesh(MeshCommand),
@@ -66,6 +78,9 @@ pub enum Command {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
+    /// Context of steepctl.toml that says which agents to ask, and with which certificate
+    #[arg(long, value_name = "NAME", env = "STEEPCTL_CONTEXT", hide_env_values = true, global = true)]
+    pub context: Option<String>,
     /// Agent to ask; repeat it to name others to try when one does not answer
     #[arg(long = "peer", value_name = "HOST:PORT", env = "STEEPCTL_PEER", hide_env_values = true, value_delimiter = ',',
           value_parser = peer, global = true)]
@@ -107,6 +122,39 @@ pub struct Global {
     /// When to use colours; NO_COLOR is respected
     #[arg(long, value_name = "WHEN", default_value = "auto", global = true)]
     pub color: Color,
+    /// Which of these stand on the command line, and which in the environment.
+    #[arg(skip)]
+    pub sources: Sources,
+}
+
+/// Where the values of options come from.
+#[derive(Debug, Clone, Default)]
+pub struct Sources(Vec<(&'static str, ValueSource)>);
+
+/// Options that contexts give too: clap's id, option, environment variable.
+const SETTINGS: [(&str, &str, &str); 5] = [
+    ("context", "--context", "STEEPCTL_CONTEXT"),
+    ("peers", "--peer", "STEEPCTL_PEER"),
+    ("cert", "--cert", "STEEPCTL_CERT"),
+    ("key", "--key", "STEEPCTL_KEY"),
+    ("ca", "--ca", "STEEPCTL_CA"),
+];
+
+impl Sources {
+    /// As clap has found them.
+    pub fn of(matches: &ArgMatches) -> Self {
+        // An option for every command may stand behind a command's name; clap tells it to all of them.
+        Self(SETTINGS.iter().filter_map(|(id, ..)| Some((*id, matches.value_source(id)?))).collect())
+    }
+
+    fn origin(&self, id: &str) -> Origin {
+        let (_, flag, variable) = SETTINGS.iter().find(|(known, ..)| *known == id).expect("one of the settings");
+        match self.0.iter().find(|(known, _)| *known == id) {
+            Some((_, ValueSource::EnvVariable)) => Origin::Environment(variable),
+            Some((_, ValueSource::CommandLine)) => Origin::Flag(flag),
+            _ => Origin::Nowhere,
+        }
+    }
 }
 
 impl Global {
@@ -119,18 +167,36 @@ impl Global {
         }
     }
 
+    /// Which agents are asked and with which certificate; with `file` where the contexts are known already.
+    pub fn settings(&self, file: Option<&File>) -> Result<Settings, Failure> {
+        let from = |id: &str| self.sources.origin(id);
+        let given = Given {
+            context: Setting { value: self.context.clone(), origin: from("context") },
+            peers: Setting { value: self.peers.clone(), origin: from("peers") },
+            cert: Setting { value: self.cert.clone(), origin: from("cert") },
+            key: Setting { value: self.key.clone(), origin: from("key") },
+            ca: Setting { value: self.ca.clone(), origin: from("ca") },
+        };
+        match file {
+            Some(file) => given.settle(file),
+            None if given.needs_file() => given.settle(&File::load(None)?),
+            None => given.settle(&File::default()),
+        }
+    }
+
     /// A client for the agents and with the certificate these options name.
     pub fn client<'a>(&self, out: &'a Output) -> Result<Client<'a>, Failure> {
-        if self.peers.is_empty() {
-            return Err(Failure::new(Code::NoPeerConfigured, "no agent to ask: no --peer is given"));
+        let settings = self.settings(None)?;
+        if settings.peers.value.is_empty() {
+            return Err(Failure::new(Code::NoPeerConfigured, "no agent to ask: no --peer is given, and no context"));
         }
-        let cert = self.cert.clone().ok_or_else(|| {
-            Failure::new(Code::CertificateUnusable, "no certificate to show to the agents: no --cert is given")
-                .hint("give --cert FILE or set STEEPCTL_CERT; steepctl pki issue operator NAME --role ROLE makes one")
-        })?;
-        let key = self.key.clone().unwrap_or_else(|| cert.with_extension("key"));
-        let ca = self.ca.clone().unwrap_or_else(|| cert.with_file_name("ca.pem"));
-        Client::new(&self.peers, Files { cert, key, ca }, self.timeout, out)
+        let files = (settings.cert.value, settings.key.value, settings.ca.value);
+        let (Some(cert), Some(key), Some(ca)) = files else {
+            let text = "no certificate to show to the agents: no --cert is given, and no context with one";
+            let hint = "give --cert FILE or set STEEPCTL_CERT; steepctl pki issue operator NAME --role ROLE makes one";
+            return Err(Failure::new(Code::CertificateUnusable, text).hint(hint));
+        };
+        Client::new(&settings.peers.value, Files { cert, key, ca }, self.timeout, out)
     }
 }
 

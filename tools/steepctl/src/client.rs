@@ -8,7 +8,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use steep_protocol::{
     failure::{Code, Explain as _, Failure, Family},
     v1::{
-        self, certificates_client::CertificatesClient, mesh_client::MeshClient, nodes_client::NodesClient, operations_client::OperationsClient,
+        self, agents_client::AgentsClient, certificates_client::CertificatesClient, mesh_client::MeshClient,
+        nodes_client::NodesClient, operations_client::OperationsClient,
     },
     wire::{
         identity::{Expect, Identity},
@@ -186,6 +187,34 @@ impl<'a> Client<'a> {
         self.ask(ANSWER_LIMIT, ask).await
     }
 
+    /// What an agent is as a program.
+    pub async fn agent_info(&mut self, node_id: &str) -> Result<v1::AgentInfoReply, Failure> {
+        let request = v1::AgentInfoRequest { node_id: node_id.to_owned() };
+        self.ask(ANSWER_LIMIT, async |channel| agents(channel).info(request.clone()).await).await
+    }
+
+    /// Has an agent read its configuration again.
+    pub async fn reload_agent(&mut self, node_id: &str) -> Result<v1::ReloadAgentReply, Failure> {
+        let request = v1::ReloadAgentRequest { node_id: node_id.to_owned() };
+        self.ask(ANSWER_LIMIT, async |channel| agents(channel).reload(request.clone()).await).await
+    }
+
+    /// Has an agent take no new work, or take it again.
+    pub async fn drain_agent(&mut self, node_id: &str, undo: bool) -> Result<v1::DrainAgentReply, Failure> {
+        let request = v1::DrainAgentRequest { node_id: node_id.to_owned(), undo };
+        self.ask(ANSWER_LIMIT, async |channel| agents(channel).drain(request.clone()).await).await
+    }
+
+    /// Sets how much an agent logs.
+    pub async fn set_log_level(&mut self, request: &v1::SetLogLevelRequest) -> Result<v1::SetLogLevelReply, Failure> {
+        self.ask(ANSWER_LIMIT, async |channel| agents(channel).set_log_level(request.clone()).await).await
+    }
+
+    /// What agents logged.
+    pub async fn events(&mut self, request: &v1::EventsRequest) -> Result<AgentEvents, Failure> {
+        self.ask(ANSWER_LIMIT, async |channel| agents(channel).events(request.clone()).await).await.map(AgentEvents)
+    }
+
     /// Forgets the connection, so that the next request makes a new one.
     pub fn hang_up(&mut self) {
         self.current = None;
@@ -204,7 +233,12 @@ impl<'a> Client<'a> {
             let patience = Instant::now() + limit + CONNECT_LIMIT;
             let patience = self.deadline.map_or(patience, |deadline| deadline.min(patience));
             let attempt = match timeout_at(patience, self.ask_one(at, &call)).await {
-                Ok(Ok(reply)) => return Ok(reply),
+                Ok(Ok(reply)) => {
+                    if at > 0 {
+                        self.out.answered_elsewhere();
+                    }
+                    return Ok(reply);
+                }
                 Ok(Err(attempt)) => attempt,
                 Err(_) => Attempt::Elsewhere(self.silence(at, limit).into()),
             };
@@ -318,6 +352,21 @@ fn operations(channel: PeerChannel) -> OperationsClient<PeerChannel> {
 
 fn mesh(channel: PeerChannel) -> MeshClient<PeerChannel> {
     MeshClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+fn agents(channel: PeerChannel) -> AgentsClient<PeerChannel> {
+    AgentsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// What agents logged, as it arrives.
+#[derive(Debug)]
+pub struct AgentEvents(Streaming<v1::AgentEvent>);
+
+impl AgentEvents {
+    /// The next; nothing when the agent has no more to say. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<v1::AgentEvent>, Failure> {
+        self.0.message().await.map_err(|status| rpc::failure_of(&status))
+    }
 }
 
 /// The events of an operation as they arrive.

@@ -1,6 +1,6 @@
 //! steepctl: asks any agent about any node.
 //!
-//! Reading order: [`cli`] is the command line; [`commands`] has one file a command; [`client`] asks the agents;
+//! Reading order: [`cli`] is the command line, [`contexts`] the settings it may leave out; [`commands`] has one file a command; [`client`] asks the agents;
 //! [`follow`] watches an operation to its end; [`pki`] makes and reads certificates; [`output`] is everything
 //! printed; [`units`] are quantities as operators write them.
 //!
@@ -9,6 +9,7 @@
 pub mod cli;
 pub mod client;
 pub mod commands;
+pub mod contexts;
 pub mod follow;
 pub mod output;
 pub mod pki;
@@ -16,16 +17,21 @@ pub mod units;
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _};
 
 use self::{
-    cli::Cli,
+    cli::{Cli, Sources},
     output::{Output, exit_code},
 };
 
 /// Runs one command line and returns what the shell is told.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let parsed = Cli::command().try_get_matches_from(args).and_then(|matches| {
+        let mut cli = Cli::from_arg_matches(&matches)?;
+        cli.global.sources = Sources::of(&matches);
+        Ok(cli)
+    });
+    let cli = match parsed {
         Ok(cli) => cli,
         // Help and version come this way too; clap prints each to the right stream.
         Err(error) => {

@@ -1,5 +1,8 @@
 //! What steepctl can do: one file a command, with its help in its arguments' docs.
 
+pub mod agent;
+pub mod config;
+pub mod events;
 pub mod explain;
 pub mod mesh;
 pub mod node;
@@ -23,6 +26,9 @@ pub fn run(cli: Cli, out: &Output) -> Result<Exit, Failure> {
         Command::Status => wait_for(status::run(global, out)),
         Command::Node(command) => wait_for(node::run(command, global, out)),
         Command::Op(command) => wait_for(op::run(command, global, out)),
+        Command::Agent(command) => wait_for(agent::run(command, global, out)),
+        Command::Events(args) => wait_for(events::run(&args, global, out)),
+        Command::Config(command) => config::run(command, global, out),
         Command::Mesh(command) => wait_for(mesh::run(command, global, out)),
         Command::Pki(command) => wait_for(pki::run(command, global, out)),
         Command::Explain(args) => explain::run(&args, out),

@@ -65,6 +65,7 @@ pub struct Output {
     talk: Talk,
     glyphs: &'static Glyphs,
     reader_gone: Cell<bool>,
+    answered_elsewhere: Cell<bool>,
 }
 
 impl Output {
@@ -75,7 +76,14 @@ impl Output {
             Color::Always => anstream::ColorChoice::Always,
             Color::Never => anstream::ColorChoice::Never,
         };
-        Self { format, color, talk, glyphs: glyphs::of_this_terminal(), reader_gone: Cell::new(false) }
+        Self {
+            format,
+            color,
+            talk,
+            glyphs: glyphs::of_this_terminal(),
+            reader_gone: Cell::new(false),
+            answered_elsewhere: Cell::new(false),
+        }
     }
 
     /// Whether data is printed as JSON.
@@ -151,9 +159,16 @@ impl Output {
         self.write_stderr(&format!("{text}\n"));
     }
 
-    /// Says which agent answered, where somebody would look for it.
+    /// Notes that another agent answered than the one that was to be asked first.
+    pub fn answered_elsewhere(&self) {
+        self.answered_elsewhere.set(true);
+    }
+
+    /// Says which agent answered, where somebody would look for it, or would not expect it.
     pub fn via(&self, served_by: &str) {
-        let wanted = self.talk >= Talk::Verbose || (self.is_watched() && self.is_read_by_people());
+        let wanted = self.answered_elsewhere.get()
+            || self.talk >= Talk::Verbose
+            || (self.is_watched() && self.is_read_by_people());
         if wanted && !served_by.is_empty() && !self.is_json() {
             self.talk(&style::Tone::Faint.paint(&format!("via {}", safe(served_by))));
         }

@@ -14,8 +14,23 @@ const TABLE: &[(&str, &[&str])] = &[
     ("main", &["agent"]),
     ("agent", &["*"]),
     // Reads rows to show them and appends to the audit log; changes nothing else in the store.
-    ("api", &["initialize", "rooms", "operations", "session", "snapshot", "mesh", "lifecycle", "postgres", "store"]),
+    (
+        "api",
+        &[
+            "upkeep",
+            "initialize",
+            "rooms",
+            "operations",
+            "session",
+            "snapshot",
+            "mesh",
+            "lifecycle",
+            "postgres",
+            "store",
+        ],
+    ),
     ("mirror", &["mesh", "store"]),
+    ("upkeep", &["rooms", "identity", "postgres", "store"]),
     ("vitals", &["rooms", "identity", "postgres", "lifecycle", "store"]),
     (
         "initialize",
@@ -36,7 +51,7 @@ const TABLE: &[(&str, &[&str])] = &[
 ];
 
 /// What every room may import: it is told its settings, and it logs. They import nothing but each other, downwards.
-const GROUND: &[(&str, &[&str])] = &[("telemetry", &["config"]), ("config", &[])];
+const GROUND: &[(&str, &[&str])] = &[("telemetry", &["config"]), ("metrics", &[]), ("config", &[])];
 
 /// The table as ARCHITECTURE.md shows it.
 pub fn printed() -> String {

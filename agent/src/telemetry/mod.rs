@@ -3,6 +3,11 @@
 //! Code writes `info!(event = "init.table_complete", table = %name, rows_copied, "table copied")`. Fields the
 //! schema knows stand at the top level; all others go under `details`. `error` and `actor` are objects: hand
 //! them over with [`failure`] and [`object`]. Fields of the spans around an event are added to it.
+//!
+//! [`level`] says how much is logged and lets that change; [`ring`] keeps what lately happened for whoever asks.
+
+pub mod level;
+pub mod ring;
 
 use std::{
     fmt::{self, Write as _},
@@ -13,20 +18,23 @@ use std::{
 
 use jiff::{Timestamp, Unit};
 use serde_json::{Map, Value, json};
-use steep_protocol::failure::Failure;
+use steep_protocol::{failure::Failure, ids::SessionId};
 use tracing::{
     Event, Level, Subscriber,
     field::{Field, Visit},
     span,
 };
 use tracing_subscriber::{
-    EnvFilter, Layer,
+    Layer,
     layer::{Context, SubscriberExt as _},
     registry::LookupSpan,
     util::SubscriberInitExt as _,
 };
 
+use self::ring::Record;
 use crate::config::{Config, Format};
+
+pub use self::level::{Log, Loudness};
 
 /// What stands at the top level of a line, besides what every line has.
 const TOP_LEVEL: &[&str] = &[
@@ -49,18 +57,19 @@ const TOP_LEVEL: &[&str] = &[
 /// The event of a line that names none: something a library said.
 const UNNAMED: &str = "agent.log";
 
-/// Starts the log. Call once.
-pub fn init(config: &Config) {
-    let level = format!("{:?}", config.log.level).to_lowercase();
-    let filter = EnvFilter::try_from_env("STEEP_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(format!("warn,steep_agent={level},steep_protocol={level}")));
+/// Starts the log of this run. Call once.
+pub fn init(config: &Config) -> Log {
+    let words = std::env::var("STEEP_LOG").ok().filter(|words| level::is_understood(words));
+    let (log, passing) = Log::new(SessionId::generate().to_string(), config.log.level, words.as_deref());
     let lines = Lines {
         node_id: config.node.id.to_string(),
         format: config.log.format,
         pid: process::id(),
         seq: AtomicU64::new(0),
+        log: log.clone(),
     };
-    tracing_subscriber::registry().with(filter).with(lines).init();
+    tracing_subscriber::registry().with(passing).with(lines).init();
+    log
 }
 
 /// A failure as the log's `error` object: `error!(error = failure(&failure), …)`.
@@ -97,6 +106,7 @@ struct Lines {
     format: Format,
     pid: u32,
     seq: AtomicU64,
+    log: Log,
 }
 
 #[derive(Default)]
@@ -129,20 +139,40 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
             }
         }
         event.record(&mut fields);
-        let level = *event.metadata().level();
-        let line = match self.format {
-            Format::Json => self.json(level, fields.0),
-            Format::Text => text(level, fields.0),
-        };
-        // Nobody is left to tell when stderr is gone.
-        let _ = io::stderr().lock().write_all(line.as_bytes());
+        let (level, at) = (*event.metadata().level(), now());
+        let is_named = fields.0.get("event").is_some_and(|name| name != UNNAMED);
+        if is_named && Log::remembers(event.metadata()) {
+            self.log.ring().push(self.record(level, at, &fields.0));
+        }
+        if self.log.prints(event.metadata()) {
+            let line = match self.format {
+                Format::Json => {
+                    let seq = self.seq.fetch_add(1, Ordering::Relaxed);
+                    format!("{}\n", self.json(level, at, &fields.0, Some(seq)))
+                }
+                Format::Text => text(level, at, fields.0),
+            };
+            // Nobody is left to tell when stderr is gone.
+            let _ = io::stderr().lock().write_all(line.as_bytes());
+        }
     }
 }
 
 impl Lines {
-    fn json(&self, level: Level, fields: Map<String, Value>) -> String {
+    fn record(&self, level: Level, at: Timestamp, fields: &Map<String, Value>) -> Record {
+        let json = self.json(level, at, fields, None);
+        let text = |name: &str| json[name].as_str().unwrap_or_default().to_owned();
+        let level = match level {
+            Level::ERROR => "error",
+            Level::WARN => "warn",
+            _ => "info",
+        };
+        Record { number: 0, at, level, event: text("event"), message: text("message"), json: json.to_string().into() }
+    }
+
+    fn json(&self, level: Level, at: Timestamp, fields: &Map<String, Value>, seq: Option<u64>) -> Value {
         let mut line = Map::new();
-        line.insert("timestamp".into(), now().into());
+        line.insert("timestamp".into(), stamp(at).into());
         line.insert("level".into(), level.as_str().to_lowercase().into());
         line.insert("event".into(), UNNAMED.into());
         line.insert("node_id".into(), self.node_id.clone().into());
@@ -150,9 +180,9 @@ impl Lines {
         let mut details = Map::new();
         for (name, value) in fields {
             if TOP_LEVEL.contains(&name.as_str()) {
-                line.insert(name.clone(), object_where_wanted(&name, value));
+                line.insert(name.clone(), object_where_wanted(name, value.clone()));
             } else {
-                details.insert(name.strip_prefix("details.").unwrap_or(&name).to_owned(), value);
+                details.insert(name.strip_prefix("details.").unwrap_or(name).to_owned(), value.clone());
             }
         }
         if !details.is_empty() {
@@ -160,15 +190,22 @@ impl Lines {
         }
         line.insert("version".into(), env!("CARGO_PKG_VERSION").into());
         line.insert("pid".into(), self.pid.into());
-        line.insert("seq".into(), self.seq.fetch_add(1, Ordering::Relaxed).into());
-        format!("{}\n", Value::Object(line))
+        // Only what is in the log has a number in it: a gap there is a lost line.
+        if let Some(seq) = seq {
+            line.insert("seq".into(), seq.into());
+        }
+        Value::Object(line)
     }
 }
 
-fn now() -> String {
+/// This moment, as exact as the log tells it.
+fn now() -> Timestamp {
     let now = Timestamp::now();
-    let now = now.round(Unit::Microsecond).unwrap_or(now);
-    format!("{now:.6}")
+    now.round(Unit::Microsecond).unwrap_or(now)
+}
+
+fn stamp(at: Timestamp) -> String {
+    format!("{at:.6}")
 }
 
 /// `error` and `actor` are objects in the schema; a plain text becomes the message of one.
@@ -183,10 +220,10 @@ fn object_where_wanted(name: &str, value: Value) -> Value {
     }
 }
 
-fn text(level: Level, mut fields: Map<String, Value>) -> String {
+fn text(level: Level, at: Timestamp, mut fields: Map<String, Value>) -> String {
     let mut take = |name: &str| fields.remove(name).map(|value| plain(&value)).unwrap_or_default();
     let (event, message) = (take("event"), take("message"));
-    let mut line = format!("{} {level:5} {event:22} {message}", now());
+    let mut line = format!("{} {level:5} {event:22} {message}", stamp(at));
     for (name, value) in &fields {
         let _ = write!(line, " {name}={}", plain(value));
     }
@@ -233,10 +270,14 @@ mod tests {
 
     use super::*;
 
+    fn lines() -> Lines {
+        let (log, _) = Log::new("run".into(), crate::config::Level::Info, None);
+        Lines { node_id: "node_a".into(), format: Format::Json, pid: 7, seq: AtomicU64::new(3), log }
+    }
+
     fn line(fields: Value) -> Value {
-        let lines = Lines { node_id: "node_a".into(), format: Format::Json, pid: 7, seq: AtomicU64::new(3) };
         let Value::Object(fields) = fields else { panic!("fields are an object") };
-        serde_json::from_str(&lines.json(Level::WARN, fields)).expect("a JSON line")
+        lines().json(Level::WARN, now(), &fields, Some(3))
     }
 
     #[test]
@@ -257,5 +298,14 @@ mod tests {
         assert_eq!(line["error"]["code"], "STP-2002");
         assert_eq!(line["error"]["message"], "wal_level is replica: because");
         assert_eq!(line["event"], UNNAMED);
+    }
+
+    #[test]
+    fn an_event_is_remembered_with_its_record_and_without_a_number_of_the_log() {
+        let Value::Object(fields) = json!({ "event": "agent.ready", "message": "reached", "x": 1 }) else { panic!() };
+        let record = lines().record(Level::INFO, now(), &fields);
+        assert_eq!((record.level, record.event.as_str(), record.message.as_str()), ("info", "agent.ready", "reached"));
+        let json: Value = serde_json::from_str(&record.json).expect("a record is JSON");
+        assert_eq!((&json["details"]["x"], &json["seq"]), (&json!(1), &Value::Null));
     }
 }
