@@ -24,6 +24,8 @@ use crate::{
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
+/// How soon what could not be used is tried again, although its files are the same.
+const RETRY: Duration = Duration::from_secs(60);
 /// How often a certificate that ends soon is spoken of.
 const REMIND: Duration = Duration::from_secs(24 * 3600);
 const DAY_SECONDS: i64 = 86_400;
@@ -53,18 +55,29 @@ impl Certificates {
 
     /// Takes `pki.crl` in, follows the files and signals, and warns, until `stop`.
     pub async fn run(self, peers: Peers, stop: CancellationToken) {
-        let relinking = peers.relink_when_renewed(&stop);
+        let relinking = Box::pin(peers.relink_when_renewed(&stop));
         stop.run_until_cancelled(async { tokio::join!(self.follow(), relinking, self.remind()) }).await;
     }
 
-    /// Reads certificate, key, roots and revocation lists again; says whether anything was new.
+    /// Reads certificate, key, roots and revocation lists again, and logs what came of it; says whether anything was
+    /// new.
     ///
-    /// What cannot be used is left aside, and all goes on as before.
-    pub fn reload(&self) -> Result<bool, Failure> {
+    /// What cannot be used is left aside, and all goes on as before; then the first reason is returned.
+    pub fn reload(&self, why: &str) -> Result<bool, Failure> {
+        let identity = self.read_identity();
+        let lists = self.read_lists();
+        let lists_are_new = matches!(lists, Ok(true));
+        self.tell(&identity.clone().map(|is_new| is_new || lists_are_new), why);
+        if lists.is_err() {
+            self.tell(&lists, why);
+        }
+        Ok(identity? | lists?)
+    }
+
+    fn read_identity(&self) -> Result<bool, Failure> {
         let pki = &self.config.pki;
-        let identity = self.identity.reload(&pki.cert, &pki.key, &pki.ca, Timestamp::now());
-        let identity = identity.map_err(|error| error.explain())?;
-        Ok(self.read_lists()? || identity)
+        let read = self.identity.reload(&pki.cert, &pki.key, &pki.ca, Timestamp::now());
+        read.map_err(|error| error.explain())
     }
 
     fn read_lists(&self) -> Result<bool, Failure> {
@@ -84,26 +97,37 @@ impl Certificates {
         let mut tick = interval(LOOK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut hang_up = hang_ups();
-        if let Err(failure) = self.read_lists() {
-            self.tell(Err(failure), "start");
+        let lists = self.read_lists();
+        if lists.is_err() {
+            self.tell(&lists, "start");
         }
         let mut taken = self.look().await;
         let mut last = taken;
+        // They may have changed since the agent read them to start.
+        match self.read_identity() {
+            Ok(false) => {}
+            read => self.tell(&read, "start"),
+        }
+        // A certificate may become good with time, and a new root makes lists good.
+        let mut again = lists.is_err().then(|| Instant::now() + RETRY);
         loop {
-            tokio::select! {
-                () = next(&mut hang_up) => {
-                    taken = self.look().await;
-                    last = taken;
-                    self.tell(self.reload(), "SIGHUP");
-                }
-                _ = tick.tick() => {
-                    let seen = self.look().await;
-                    // Files are replaced one after the other: only what has come to rest is read.
-                    if seen == last && seen != taken {
-                        taken = seen;
-                        self.tell(self.reload(), "files changed");
-                    }
-                    last = seen;
+            let why = tokio::select! {
+                () = next(&mut hang_up) => Some("SIGHUP"),
+                _ = tick.tick() => None,
+            };
+            let seen = self.look().await;
+            // Files are replaced one after the other: only what has come to rest is read.
+            let why = why.or((seen == last && seen != taken).then_some("files changed"));
+            last = seen;
+            if let Some(why) = why {
+                taken = seen;
+                again = self.reload(why).is_err().then(|| Instant::now() + RETRY);
+            } else if again.is_some_and(|at| at <= Instant::now()) {
+                let (identity, lists) = (self.read_identity(), self.read_lists());
+                again = (identity.is_err() || lists.is_err()).then(|| Instant::now() + RETRY);
+                // The same trouble is not told again.
+                if again.is_none() {
+                    self.tell(&identity, "became good");
                 }
             }
         }
@@ -123,14 +147,14 @@ impl Certificates {
         Seen { identity: sign(vec![&pki.cert, &pki.key, &pki.ca]).await, lists: sign(pki.crl.iter().collect()).await }
     }
 
-    fn tell(&self, reloaded: Result<bool, Failure>, why: &str) {
+    fn tell(&self, reloaded: &Result<bool, Failure>, why: &str) {
         match reloaded {
             Ok(is_new) => {
                 let until = self.identity.live().until().to_string();
                 info!(
                     event = "agent.reloaded",
                     reason = why,
-                    details.is_new = is_new,
+                    details.is_new = *is_new,
                     details.valid_until = until,
                     "certificates read again"
                 );
@@ -139,7 +163,7 @@ impl Certificates {
                 warn!(
                     event = "pki.reload_failed",
                     reason = why,
-                    error = telemetry::failure(&failure),
+                    error = telemetry::failure(failure),
                     "all goes on with what was read before"
                 );
             }

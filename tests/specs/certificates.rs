@@ -112,6 +112,7 @@ async fn certificates_are_renewed_while_a_node_is_initialized_and_no_call_fails(
     b.hold_after("copy tables");
     let op = b.steepctl("node start node_b --from node_a").operation();
     b.is_held().await;
+    let dialled = logged(&a, "mesh.peer_up", &["\"dialled\":true"]);
     for round in 0..2 {
         change(&[&a], || drop(pki(&a, &["renew", "node_a"]))).await;
         change(&[&b], || drop(pki(&a, &["renew", "node", "node_b"]))).await;
@@ -122,6 +123,8 @@ async fn certificates_are_renewed_while_a_node_is_initialized_and_no_call_fails(
         load.goes_on().await;
         assert!(b.agent_runs() && a.agent_runs(), "round {round}");
     }
+    // With a new certificate it has dialled anew.
+    logs(&a, "mesh.peer_up", &["\"dialled\":true"], dialled + 2).await;
     b.let_go();
     op.completes().await;
     b.holds_the_same_as(&a, "orders").await;

@@ -66,11 +66,11 @@ fn an_older_list_never_replaces_a_newer_one() {
     let all = Authorities::new();
     let me = node_a(&all);
     let serials = [all.revoked.serial()];
-    assert_eq!(learn(&me, &full_list(&all.nodes, 5, &serials)).expect("newer"), true);
-    assert_eq!(learn(&me, &full_list(&all.nodes, 5, &serials)).expect("known"), false);
+    assert!(learn(&me, &full_list(&all.nodes, 5, &serials)).expect("newer"));
+    assert!(!learn(&me, &full_list(&all.nodes, 5, &serials)).expect("known"));
     let older = learn(&me, &full_list(&all.nodes, 4, &[])).expect_err("older");
     assert_eq!(older.code(), Code::RevocationsOlder, "{older}");
-    assert_eq!(learn(&me, &full_list(&all.operators, 2, &[])).expect("of another authority"), true);
+    assert!(learn(&me, &full_list(&all.operators, 2, &[])).expect("of another authority"));
     let live = me.live();
     let found: Vec<_> = live.lists().map(|list| (list.issuer(), list.number(), list.serials().len())).collect();
     assert!(

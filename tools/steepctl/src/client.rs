@@ -3,7 +3,11 @@
 //! Everything asked here may be asked twice (an operation starts once, whoever hears of it first), so a
 //! request that one agent cannot serve goes to the next. The only file that knows how requests travel.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure, Family},
@@ -21,7 +25,7 @@ use tonic::{Response, Status, Streaming};
 
 use crate::{
     output::{Output, safe},
-    pki::inspect,
+    pki::{inspect, revoke},
     units,
 };
 
@@ -81,6 +85,7 @@ impl<'a> Client<'a> {
     pub fn new(peers: &[String], files: Files, limit: Option<Duration>, out: &'a Output) -> Result<Self, Failure> {
         debug_assert!(!peers.is_empty(), "the command line was checked for a peer");
         let identity = Identity::load(&files.cert, &files.key, &files.ca).map_err(|error| error.explain())?;
+        go_by_lists(&identity, &files.ca.with_file_name(revoke::FILE), out);
         Ok(Self {
             peers: peers.to_vec(),
             files,
@@ -339,6 +344,17 @@ impl<'a> Client<'a> {
         };
         let message = format!("your certificate {} {what}", self.files.cert.display());
         Some(Failure::new(Code::CertificateExpired, message))
+    }
+}
+
+/// Goes by the revocation lists beside the root, where there are any: an agent with a revoked certificate is none.
+fn go_by_lists(identity: &Identity, path: &Path, out: &Output) {
+    let Ok(pem) = std::fs::read_to_string(path) else { return };
+    let learnt = identity
+        .read_lists(&pem)
+        .and_then(|lists| lists.into_iter().try_for_each(|list| identity.learn(list).map(drop)));
+    if let Err(error) = learnt {
+        out.detail(&format!("{} is left aside: {}", path.display(), safe(&error.to_string())));
     }
 }
 

@@ -17,8 +17,8 @@ use super::{
     Error, Lifetime,
     authority::{self, Class},
     files::{self, NewFile},
-    params,
-    register::Register,
+    inspect, params,
+    register::{Entry, Register},
 };
 
 /// For whom a certificate is asked.
@@ -129,9 +129,12 @@ pub fn issue(dir: &Path, whom: &For, times: Times, now: Timestamp) -> Result<Iss
     let (cert_path, key_path) = (dir.join(format!("{stem}.pem")), dir.join(format!("{stem}.key")));
     files::refuse_existing([cert_path.as_path(), key_path.as_path()])?;
     let made = make(dir, whom, times, now)?;
+    let mut register = Register::open(dir)?;
     files::write_all(&made.files(&key_path, &cert_path))?;
-    // It takes up every certificate in the directory.
-    Register::open(dir)?.save()?;
+    if let Some(entry) = Entry::of(&inspect::file(&cert_path)?) {
+        register.add(entry);
+    }
+    register.save()?;
     Ok(made.issued(cert_path, key_path))
 }
 

@@ -38,7 +38,7 @@ pub fn renew(dir: &Path, words: &[String], days: Option<u32>, now: Timestamp) ->
     if matches!(named, Named::One(_)) {
         return Err(Error::NotIssued("a node's id or operator NAME is expected, not a file or serial number".into()));
     }
-    let newest = register.entries().iter().filter(|entry| named.means(entry)).next_back().cloned();
+    let newest = register.entries().iter().rfind(|entry| named.means(entry)).cloned();
     let newest = newest.ok_or_else(|| Error::NotIssued(format!("no certificate of {}", words.join(" "))))?;
     let whom = whom(&newest)?;
     let stem = whom.file_stem();

@@ -72,6 +72,7 @@ fn the_register_knows_what_was_issued_also_from_before_there_was_one() {
     let damaged = Register::open(&mesh.0).expect_err("refused");
     assert!(damaged.code() == Code::CertificateUnusable && damaged.to_string().contains("issued.json"), "{damaged}");
     assert_eq!(mesh.node("node_c", &[]).expect_err("refused").code(), Code::CertificateUnusable);
+    assert!(!mesh.path("node_c.pem").exists(), "nothing is issued that the register would not know");
 }
 
 #[test]
