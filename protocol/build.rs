@@ -5,7 +5,7 @@ use std::{env, fs, path::PathBuf};
 use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["types", "nodes", "operations", "peers"].map(|name| format!("steep/v1/{name}.proto"));
+    let files = ["types", "nodes", "operations", "peers", "intents"].map(|name| format!("steep/v1/{name}.proto"));
     let descriptors = protox::compile(&files, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("steep.v1.bin"), descriptors.encode_to_vec())?;

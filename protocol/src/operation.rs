@@ -117,3 +117,26 @@ words! {
         Admin = "admin",
     }
 }
+
+words! {
+    /// What an operator can order by a signed intent.
+    Action {
+        /// Check two nodes and plan; change nothing.
+        NodePlan = "node.plan",
+        /// Initialize a node from another.
+        NodeStart = "node.start",
+        /// Cancel what runs on a node.
+        NodeCancel = "node.cancel",
+        /// Cancel one operation.
+        OperationCancel = "operation.cancel",
+    }
+}
+
+impl Action {
+    /// The least role that may order it.
+    pub fn role(self) -> Role {
+        match self {
+            Self::NodePlan | Self::NodeStart | Self::NodeCancel | Self::OperationCancel => Role::Operator,
+        }
+    }
+}

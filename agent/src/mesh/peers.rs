@@ -16,6 +16,7 @@ use steep_protocol::{
     wire::{
         bulk::BlockSource,
         endpoint::{BULK_STREAM, Connection, Endpoint},
+        identity::Identity,
         rpc::{self, MAX_MESSAGE_BYTES, PeerChannel},
     },
 };
@@ -100,6 +101,11 @@ impl Peers {
     /// This agent's node.
     pub fn me(&self) -> &NodeId {
         &self.me
+    }
+
+    /// Who this agent is to everybody it talks to.
+    pub fn identity(&self) -> &Identity {
+        self.endpoint.identity()
     }
 
     /// The mesh this agent belongs to.

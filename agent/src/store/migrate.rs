@@ -19,11 +19,12 @@ struct Migration {
     text: &'static str,
 }
 
-const MIGRATIONS: [Migration; 4] = [
+const MIGRATIONS: [Migration; 5] = [
     Migration { version: 1, name: "schema", text: sql!("store/0001_schema.sql") },
     Migration { version: 2, name: "nodes", text: sql!("store/0002_nodes.sql") },
     Migration { version: 3, name: "operations", text: sql!("store/0003_operations.sql") },
     Migration { version: 4, name: "audit", text: sql!("store/0004_audit.sql") },
+    Migration { version: 5, name: "signed_intents", text: sql!("store/0007_signed_intents.sql") },
 ];
 
 impl Migration {

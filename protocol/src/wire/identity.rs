@@ -14,7 +14,7 @@ use rustls::{
     client::Resumption,
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::CertifiedKey,
 };
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
@@ -230,12 +230,21 @@ impl Identity {
         &self.me
     }
 
+    /// What judges chains of certificates that are shown to us: they lead to our roots and may be a client's.
+    pub(super) fn chains(&self) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
+        WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))
+    }
+
+    /// Our certificate, its chain and key.
+    pub(super) fn key(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.key)
+    }
+
     /// Settings for accepting connections that speak `alpn`.
     pub(super) fn server_config(&self, alpn: &[&[u8]]) -> Result<ServerConfig, rustls::Error> {
-        let inner = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
-        let verifier = Arc::new(ClientVerifier { inner, mesh: self.me.mesh.clone() });
+        let verifier = Arc::new(ClientVerifier { inner: self.chains()?, mesh: self.me.mesh.clone() });
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
