@@ -284,7 +284,12 @@ async fn serve_bulk(
     while let Some(Some(io)) = stop.run_until_cancelled(arrivals.recv()).await {
         // Without rooms there can be no session to read from; dropping the stream says so.
         let Some(rooms) = rooms.borrow().clone() else { continue };
-        let sender = Sender::new(rooms.sessions.clone(), rooms.peers.clone(), rooms.database.clone());
+        let sender = Sender::new(
+            rooms.sessions.clone(),
+            rooms.peers.clone(),
+            rooms.database.clone(),
+            rooms.store.clone(),
+        );
         let stop = stop.clone();
         streams.spawn(async move { stop.run_until_cancelled(sender.serve(io)).await });
     }

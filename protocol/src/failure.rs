@@ -170,6 +170,14 @@ codes! {
     5041 ContextUnknown General false "no such context" "steepctl config show lists the contexts of the configuration file"
     5042 ClientConfigInvalid General false "steepctl's configuration file is invalid" "mend what is named above, then: steepctl config check"
     5043 TooManyReaders Conflict true "too many follow the events of one agent" "end steepctl events --follow elsewhere, or ask another agent with --peer"
+    5020 IntentMissing Permission false "the request needs an operator's own signature" "use steepctl, which signs what it asks for; other gRPC clients can look, and cancel what runs on the node whose agent they ask"
+    5021 IntentInvalid Permission false "a signed request does not hold" "ask again with steepctl; if it repeats, something between you and the node changes requests: see the logs of both agents"
+    5022 IntentExpired Permission false "a signed request is out of its time" "ask again; if it repeats, compare the clocks of your machine and of the nodes"
+    5023 IntentMisdirected Permission false "a signed request is meant for something else" "ask again with steepctl: a signature serves the action, nodes and options it names, and nothing else"
+    5024 IntentExceeded Permission false "more was asked for than an operator has signed" "start again with the tables that are meant; if nobody asked for this, the asking node's key may be stolen"
+    5025 IntentUsed Permission false "a signed request was used before" "ask again: steepctl signs every request anew"
+    5026 SignerRefused Permission false "whoever signed the request may not ask for it" "ask with a valid certificate of role operator or admin: steepctl pki issue operator NAME --role operator"
+    5027 IntentTooLong General false "too many tables are named to be signed" "name schemas with --schemas instead, or all but a few tables with --exclude"
 }
 
 impl Code {

@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`ids`], [`lsn`] and [`names`] are the small words; [`node`] and [`operation`] say what
 //! nodes and long work can be; [`failure`] is an error that keeps its meaning across the wire; [`time`] the time
-//! of day in messages; [`version`] is the rule two agents agree by; [`wire`] is how all of it travels. [`v1`] holds the generated messages.
+//! of day in messages; [`version`] is the rule two agents agree by; [`wire`] is how all of it travels; [`intent`] is what
+//! an operator signs. [`v1`] holds the generated messages.
 //!
 //! Knows no PostgreSQL client, no terminal and no command line.
 
@@ -17,6 +18,7 @@ pub mod failure;
 pub mod time;
 pub mod version;
 
+pub mod intent;
 pub mod wire;
 
 /// The messages and services of `proto/steep/v1`, as generated.

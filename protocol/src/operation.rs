@@ -117,3 +117,44 @@ words! {
         Admin = "admin",
     }
 }
+
+words! {
+    /// What an operator can order by a signed intent.
+    Action {
+        /// Check two nodes and plan; change nothing.
+        NodePlan = "node.plan",
+        /// Initialize a node from another.
+        NodeStart = "node.start",
+        /// Cancel what runs on a node.
+        NodeCancel = "node.cancel",
+        /// Cancel one operation.
+        OperationCancel = "operation.cancel",
+        /// Have an agent read its files again.
+        AgentReload = "agent.reload",
+        /// Have an agent take no new work.
+        AgentDrain = "agent.drain",
+        /// Have it take work again.
+        AgentUndrain = "agent.undrain",
+        /// Set how much an agent logs.
+        AgentLogLevel = "agent.log_level",
+        /// Have an agent say goodbye to the mesh.
+        MeshLeave = "mesh.leave",
+    }
+}
+
+impl Action {
+    /// The least role that may order it.
+    pub fn role(self) -> Role {
+        match self {
+            Self::NodePlan
+            | Self::NodeStart
+            | Self::NodeCancel
+            | Self::OperationCancel
+            | Self::AgentDrain
+            | Self::AgentUndrain
+            | Self::AgentLogLevel
+            | Self::MeshLeave => Role::Operator,
+            Self::AgentReload => Role::Admin,
+        }
+    }
+}

@@ -2,7 +2,8 @@
 //!
 //! [`Cluster`] starts nodes, a [`Node`] is asked and told things in SQL, [`Steepctl`] is an operator at its keyboard,
 //! [`Follower`] one who keeps watching, and [`Operation`] what they started. [`fault`] breaks parts on purpose, [`Inventory`] lists what a node holds so
-//! that leftovers show, [`ledger`] writes all the while and knows afterwards what must be there. [`until`] waits for
+//! that leftovers show.
+//! [`guest`] speaks to an agent with whatever certificate, [`ledger`] writes all the while and knows afterwards what must be there. [`until`] waits for
 //! a fact, never for a time. [`shop`] has tables to copy.
 //!
 //! Everything started is ended when its last [`Node`] drops, also when the spec fails; then the agents' last lines
@@ -13,6 +14,7 @@ mod background;
 mod cluster;
 pub mod fault;
 mod follower;
+pub mod guest;
 mod inventory;
 pub mod ledger;
 mod logs;

@@ -5,6 +5,7 @@ use std::{pin::Pin, time::Duration};
 use futures::{Stream, StreamExt as _};
 use steep_protocol::{
     failure::{Code, Failure},
+    operation::Action,
     time,
     v1::{
         self, AgentEvent, AgentInfoReply, AgentInfoRequest, DrainAgentReply, DrainAgentRequest, EventsRequest,
@@ -59,6 +60,7 @@ impl Agents for Service {
             let asked = self.0.on_behalf_of(&caller, request);
             return answer(&node, AgentsClient::new(channel).reload(asked)).await;
         }
+        self.0.heed_about_me(&caller, Action::AgentReload).await?;
         let reloaded = self.0.upkeep.reload();
         let detail = serde_json::json!({ "refused": reloaded.as_ref().err().map(ToString::to_string) });
         self.note(&caller, "agent.reload", &detail).await;
@@ -77,6 +79,7 @@ impl Agents for Service {
             let asked = self.0.on_behalf_of(&caller, request);
             return answer(&node, AgentsClient::new(channel).drain(asked)).await;
         }
+        self.0.heed_about_me(&caller, if request.undo { Action::AgentUndrain } else { Action::AgentDrain }).await?;
         let (drain, actor) = (&self.0.upkeep.drain, caller.actor());
         let told = actor.to_json().to_string();
         let drained = if request.undo {
@@ -108,6 +111,7 @@ impl Agents for Service {
             let asked = self.0.on_behalf_of(&caller, request);
             return answer(&node, AgentsClient::new(channel).set_log_level(asked)).await;
         }
+        self.0.heed_about_me(&caller, Action::AgentLogLevel).await?;
         let bad = |text: String| status_of(&Failure::new(Code::BadRequest, text));
         let level = match request.level.as_str() {
             "" => None,

@@ -1,31 +1,32 @@
 //! Who may ask what: one table, looked up before anything else happens.
 //!
 //! A caller is what its certificate says. A node may pass on the request of an operator who asked it
-//! ([`super::forward`]): then it is the operator's role that counts, and both names are recorded.
+//! ([`super::forward`]): its word is enough to look, in the operator's name and with their role. To change anything it
+//! must bring what the operator has signed, so that whoever holds a node's key acts as nobody else.
+//!
+//! The table names every method there is; what it does not name nobody may call. Health and reflection are not in it:
+//! they are open to whoever could connect.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
-use serde_json::json;
 use steep_protocol::{
     failure::{Code, Failure},
     ids::NodeId,
+    intent::Verified,
     operation::Role,
+    v1,
     wire::identity::{PeerId, Who},
 };
-use tonic::Request;
-use tracing::warn;
 
-use crate::{
-    rooms::Rooms,
-    store::{Actor, audit},
-    telemetry,
-};
+use crate::store::Actor;
 
 /// The metadata key under which a forwarding agent names the operator who asked it.
 pub const FORWARDED_FOR: &str = "steep-forwarded-for";
+/// The package of all services the table must name.
+pub const PACKAGE: &str = "steep.v1";
 
 /// Every call there is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "named as in the .proto files: service, then method")]
 pub enum Rpc {
     NodesList,
@@ -42,13 +43,27 @@ pub enum Rpc {
     MeshJoin,
     MeshLeave,
     MeshForget,
-    Peers,
     CertificatesPublishRevocations,
     AgentsInfo,
     AgentsReload,
     AgentsDrain,
     AgentsSetLogLevel,
     AgentsEvents,
+    PeersHello,
+    PeersExchange,
+    PeersLinks,
+    PeersFetchRevocations,
+    PeersExamine,
+    PeersOpenSession,
+    PeersRenewSession,
+    PeersCountRows,
+    PeersReleaseSnapshot,
+    PeersReadSequences,
+    PeersDescribeTables,
+    PeersWriteMarker,
+    PeersSlotProgress,
+    PeersSubscribe,
+    PeersCloseSession,
 }
 
 /// Who may use a call.
@@ -60,30 +75,75 @@ pub enum Allowed {
     From(Role),
 }
 
-/// The table. `Peers` stands for every method of the peer service.
-pub const TABLE: &[(Rpc, &str, Allowed)] = &[
-    (Rpc::NodesList, "steep.v1.Nodes/List", Allowed::From(Role::Viewer)),
-    (Rpc::NodesGet, "steep.v1.Nodes/Get", Allowed::From(Role::Viewer)),
-    (Rpc::NodesStart, "steep.v1.Nodes/Start", Allowed::From(Role::Operator)),
-    (Rpc::NodesCancel, "steep.v1.Nodes/Cancel", Allowed::From(Role::Operator)),
-    (Rpc::OperationsList, "steep.v1.Operations/List", Allowed::From(Role::Viewer)),
-    (Rpc::OperationsGet, "steep.v1.Operations/Get", Allowed::From(Role::Viewer)),
-    (Rpc::OperationsWatch, "steep.v1.Operations/Watch", Allowed::From(Role::Viewer)),
-    (Rpc::OperationsCancel, "steep.v1.Operations/Cancel", Allowed::From(Role::Operator)),
-    (Rpc::MeshList, "steep.v1.Mesh/List", Allowed::From(Role::Viewer)),
-    (Rpc::MeshMatrix, "steep.v1.Mesh/Matrix", Allowed::From(Role::Viewer)),
-    (Rpc::MeshPing, "steep.v1.Mesh/Ping", Allowed::From(Role::Viewer)),
-    (Rpc::MeshJoin, "steep.v1.Mesh/Join", Allowed::From(Role::Operator)),
-    (Rpc::MeshLeave, "steep.v1.Mesh/Leave", Allowed::From(Role::Operator)),
-    (Rpc::MeshForget, "steep.v1.Mesh/Forget", Allowed::From(Role::Admin)),
-    (Rpc::Peers, "steep.v1.Peers/*", Allowed::Nodes),
-    (Rpc::CertificatesPublishRevocations, "steep.v1.Certificates/PublishRevocations", Allowed::From(Role::Admin)),
-    (Rpc::AgentsInfo, "steep.v1.Agents/Info", Allowed::From(Role::Viewer)),
-    (Rpc::AgentsReload, "steep.v1.Agents/Reload", Allowed::From(Role::Admin)),
-    (Rpc::AgentsDrain, "steep.v1.Agents/Drain", Allowed::From(Role::Operator)),
-    (Rpc::AgentsSetLogLevel, "steep.v1.Agents/SetLogLevel", Allowed::From(Role::Operator)),
-    (Rpc::AgentsEvents, "steep.v1.Agents/Events", Allowed::From(Role::Viewer)),
+/// Whether a call needs what an operator has signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signed {
+    /// No: it changes nothing, or only what a session allows that was opened by a signature.
+    No,
+    /// Where it comes through another agent; an operator who asks directly has shown who they are.
+    WhenForwarded,
+    /// Never, since no agent passes it on: it is asked of the agent that is meant.
+    OnlyDirect,
+    /// Always: another agent must believe it too.
+    Always,
+}
+
+/// The table: call, its name in the protocol, who may, and whether it must be signed.
+pub const TABLE: &[(Rpc, &str, Allowed, Signed)] = &[
+    (Rpc::NodesList, "steep.v1.Nodes/List", Allowed::From(Role::Viewer), Signed::No),
+    (Rpc::NodesGet, "steep.v1.Nodes/Get", Allowed::From(Role::Viewer), Signed::No),
+    (Rpc::NodesStart, "steep.v1.Nodes/Start", Allowed::From(Role::Operator), Signed::Always),
+    (Rpc::NodesCancel, "steep.v1.Nodes/Cancel", Allowed::From(Role::Operator), Signed::WhenForwarded),
+    (Rpc::OperationsList, "steep.v1.Operations/List", Allowed::From(Role::Viewer), Signed::No),
+    (Rpc::OperationsGet, "steep.v1.Operations/Get", Allowed::From(Role::Viewer), Signed::No),
+    (Rpc::OperationsWatch, "steep.v1.Operations/Watch", Allowed::From(Role::Viewer), Signed::No),
+    (Rpc::OperationsCancel, "steep.v1.Operations/Cancel", Allowed::From(Role::Operator), Signed::WhenForwarded),
+    (Rpc::MeshList, "steep.v1.Mesh/List", Allowed::From(Role::Viewer), Signed::No),
+    (Rpc::MeshMatrix, "steep.v1.Mesh/Matrix", Allowed::From(Role::Viewer), Signed::No),
+    (Rpc::MeshPing, "steep.v1.Mesh/Ping", Allowed::From(Role::Viewer), Signed::No),
+    (Rpc::MeshJoin, "steep.v1.Mesh/Join", Allowed::From(Role::Operator), Signed::OnlyDirect),
+    (Rpc::MeshLeave, "steep.v1.Mesh/Leave", Allowed::From(Role::Operator), Signed::WhenForwarded),
+    (Rpc::MeshForget, "steep.v1.Mesh/Forget", Allowed::From(Role::Admin), Signed::OnlyDirect),
+    (Rpc::CertificatesPublishRevocations, "steep.v1.Certificates/PublishRevocations", Allowed::From(Role::Admin), Signed::OnlyDirect),
+    (Rpc::AgentsInfo, "steep.v1.Agents/Info", Allowed::From(Role::Viewer), Signed::No),
+    (Rpc::AgentsReload, "steep.v1.Agents/Reload", Allowed::From(Role::Admin), Signed::WhenForwarded),
+    (Rpc::AgentsDrain, "steep.v1.Agents/Drain", Allowed::From(Role::Operator), Signed::WhenForwarded),
+    (Rpc::AgentsSetLogLevel, "steep.v1.Agents/SetLogLevel", Allowed::From(Role::Operator), Signed::WhenForwarded),
+    (Rpc::AgentsEvents, "steep.v1.Agents/Events", Allowed::From(Role::Viewer), Signed::No),
+    (Rpc::PeersHello, "steep.v1.Peers/Hello", Allowed::Nodes, Signed::No),
+    (Rpc::PeersExchange, "steep.v1.Peers/Exchange", Allowed::Nodes, Signed::No),
+    (Rpc::PeersLinks, "steep.v1.Peers/Links", Allowed::Nodes, Signed::No),
+    (Rpc::PeersFetchRevocations, "steep.v1.Peers/FetchRevocations", Allowed::Nodes, Signed::No),
+    (Rpc::PeersExamine, "steep.v1.Peers/Examine", Allowed::Nodes, Signed::Always),
+    (Rpc::PeersOpenSession, "steep.v1.Peers/OpenSession", Allowed::Nodes, Signed::Always),
+    // From here on within a session of the caller's, which only a signature opens.
+    (Rpc::PeersRenewSession, "steep.v1.Peers/RenewSession", Allowed::Nodes, Signed::No),
+    (Rpc::PeersCountRows, "steep.v1.Peers/CountRows", Allowed::Nodes, Signed::No),
+    (Rpc::PeersReleaseSnapshot, "steep.v1.Peers/ReleaseSnapshot", Allowed::Nodes, Signed::No),
+    (Rpc::PeersReadSequences, "steep.v1.Peers/ReadSequences", Allowed::Nodes, Signed::No),
+    (Rpc::PeersDescribeTables, "steep.v1.Peers/DescribeTables", Allowed::Nodes, Signed::No),
+    (Rpc::PeersWriteMarker, "steep.v1.Peers/WriteMarker", Allowed::Nodes, Signed::No),
+    (Rpc::PeersSlotProgress, "steep.v1.Peers/SlotProgress", Allowed::Nodes, Signed::No),
+    (Rpc::PeersSubscribe, "steep.v1.Peers/Subscribe", Allowed::Nodes, Signed::No),
+    (Rpc::PeersCloseSession, "steep.v1.Peers/CloseSession", Allowed::Nodes, Signed::No),
 ];
+
+impl Rpc {
+    /// The call with this path, `/steep.v1.Nodes/List`.
+    pub fn of_path(path: &str) -> Option<Self> {
+        let name = path.strip_prefix('/')?;
+        TABLE.iter().find(|(_, known, ..)| *known == name).map(|(rpc, ..)| *rpc)
+    }
+
+    /// As the protocol names it.
+    pub fn name(self) -> &'static str {
+        self.row().1
+    }
+
+    fn row(self) -> &'static (Self, &'static str, Allowed, Signed) {
+        TABLE.iter().find(|(known, ..)| *known == self).expect("every call stands in the table")
+    }
+}
 
 /// Somebody who may ask what they asked.
 #[derive(Debug, Clone)]
@@ -92,6 +152,12 @@ pub struct Caller {
     pub who: Who,
     /// The agent that passed the request on, if any.
     pub through: Option<NodeId>,
+    /// What an operator has signed for this request; of agents among themselves, another than the caller.
+    pub intent: Option<Arc<Verified>>,
+    /// What they may call.
+    pub(super) rpc: Rpc,
+    /// Whose certificate the connection has shown.
+    pub(super) peer: PeerId,
 }
 
 impl Caller {
@@ -103,125 +169,114 @@ impl Caller {
         }
     }
 
+    /// What was signed, for calls that must be.
+    pub fn signed(&self) -> &Verified {
+        self.intent.as_ref().expect("the table lets only signed requests make this call")
+    }
+
     /// Who to write down as the one who did it.
     pub fn actor(&self) -> Actor {
-        match &self.who {
-            Who::Node(node) => Actor::node(node),
-            Who::Operator { role, name } => Actor::operator(name, *role),
-        }
+        actor(&self.who)
+    }
+}
+
+/// Somebody as log and audit know them.
+pub fn actor(who: &Who) -> Actor {
+    match who {
+        Who::Node(node) => Actor::node(node),
+        Who::Operator { role, name } => Actor::operator(name, *role),
     }
 }
 
 /// Somebody who may not ask what they asked.
 #[derive(Debug)]
 pub struct Denied {
+    /// Whose certificate the connection has shown; none: it had no identity.
+    pub peer: Option<PeerId>,
     /// Who, for log and audit.
     pub who: String,
+    /// What they called; none: nothing the table names.
+    pub rpc: Option<Rpc>,
     /// Why.
     pub failure: Failure,
 }
 
-impl Denied {
-    fn new(who: impl ToString, why: impl Into<String>) -> Box<Self> {
-        Box::new(Self { who: who.to_string(), failure: Failure::new(Code::Denied, why) })
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.who, self.failure)
     }
 }
 
-/// Looks the caller up in the table.
-pub fn admit<T>(request: &Request<T>, rpc: Rpc) -> Result<Caller, Box<Denied>> {
-    let nobody = || Denied::new("nobody", "the connection has no identity");
-    let peer = request.extensions().get::<PeerId>().ok_or_else(nobody)?;
-    let caller = caller_of(peer, request.metadata().get(FORWARDED_FOR).map(|value| value.as_bytes()))?;
-    let (_, name, allowed) = TABLE.iter().find(|(known, ..)| *known == rpc).expect("every call stands in the table");
-    let denied = |needs: &str| {
-        let who = PeerId { mesh: peer.mesh.clone(), who: caller.who.clone() };
-        Err(Denied::new(&who, format!("{who} may not call {name}: {needs}")))
-    };
-    match (allowed, &caller.who) {
-        (Allowed::Nodes, Who::Node(_)) if caller.through.is_none() => Ok(caller),
-        (Allowed::Nodes, _) => denied("it is for agents alone"),
-        (Allowed::From(least), Who::Operator { role, .. }) if role >= least => Ok(caller),
+/// A request as the gate sees it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Asked<'a> {
+    /// Whose certificate the connection has shown.
+    pub peer: Option<&'a PeerId>,
+    /// `/steep.v1.Nodes/List`.
+    pub path: &'a str,
+    /// On whose behalf, as the caller says.
+    pub forwarded_for: Option<&'a [u8]>,
+    /// What came along signed.
+    pub intent: Option<&'a v1::SignedIntent>,
+}
+
+/// Looks the caller up in the table; `verify` says whether what is signed can be believed.
+pub fn admit(
+    asked: Asked<'_>,
+    verify: impl FnOnce(&v1::SignedIntent) -> Result<Verified, Failure>,
+) -> Result<Caller, Box<Denied>> {
+    let rpc = Rpc::of_path(asked.path);
+    let deny = |who: String, failure: Failure| Box::new(Denied { peer: asked.peer.cloned(), who, rpc, failure });
+    let denied = |who: String, why: String| deny(who, Failure::new(Code::Denied, why));
+    let peer = asked.peer.ok_or_else(|| denied("nobody".into(), "the connection has no identity".into()))?;
+    let rpc = rpc.ok_or_else(|| denied(peer.to_string(), "nobody may call what is not in the table of calls".into()))?;
+    let (_, name, allowed, signed) = rpc.row();
+    let (who, through) =
+        caller_of(peer, asked.forwarded_for).map_err(|why| denied(peer.to_string(), format!("{peer} {why}")))?;
+    let id = PeerId { mesh: peer.mesh.clone(), who };
+    let refuse = |needs: &str| Err(denied(id.to_string(), format!("{id} may not call {name}: {needs}")));
+    match (allowed, &id.who) {
+        (Allowed::Nodes, Who::Node(_)) if through.is_none() => {}
+        (Allowed::Nodes, _) => return refuse("it is for agents alone"),
+        (Allowed::From(least), Who::Operator { role, .. }) if role >= least => {}
         (Allowed::From(least), _) => {
-            denied(&format!("it needs the certificate of an operator with role {least} or higher"))
+            return refuse(&format!("it needs the certificate of an operator with role {least} or higher"));
         }
     }
+    if let (Signed::OnlyDirect, Some(through)) = (signed, &through) {
+        return refuse(&format!("it is asked of the agent that is meant, and {through} passed it on"));
+    }
+    let must = match signed {
+        Signed::No | Signed::OnlyDirect => false,
+        Signed::WhenForwarded => through.is_some(),
+        Signed::Always => true,
+    };
+    let intent = match asked.intent.filter(|_| !matches!(signed, Signed::No | Signed::OnlyDirect)) {
+        Some(intent) => Some(verify(intent).map_err(|failure| deny(id.to_string(), failure))?),
+        None if must => {
+            let text = format!("{id} may not call {name} without an operator's signature");
+            return Err(deny(id.to_string(), Failure::new(Code::IntentMissing, text)));
+        }
+        None => None,
+    };
+    if let (Some(intent), Allowed::From(_)) = (&intent, allowed)
+        && intent.signer != id
+    {
+        let text = format!("{id} may not call {name} with what {} signed", intent.signer);
+        return Err(deny(id.to_string(), Failure::new(Code::IntentMisdirected, text)));
+    }
+    Ok(Caller { who: id.who, through, intent: intent.map(Arc::new), rpc, peer: peer.clone() })
 }
 
-fn caller_of(peer: &PeerId, forwarded_for: Option<&[u8]>) -> Result<Caller, Box<Denied>> {
-    let Some(original) = forwarded_for else { return Ok(Caller { who: peer.who.clone(), through: None }) };
-    let refuse = |why: &str| Err(Denied::new(peer, format!("{peer} {why}")));
-    let Who::Node(through) = &peer.who else { return refuse("may not speak for others") };
+fn caller_of(peer: &PeerId, forwarded_for: Option<&[u8]>) -> Result<(Who, Option<NodeId>), &'static str> {
+    let Some(original) = forwarded_for else { return Ok((peer.who.clone(), None)) };
+    let Who::Node(through) = &peer.who else { return Err("may not speak for others") };
     let named = std::str::from_utf8(original).ok().and_then(|uri| PeerId::from_uri(uri).ok());
     match named {
-        Some(PeerId { mesh, who: who @ Who::Operator { .. } }) if mesh == peer.mesh => {
-            Ok(Caller { who, through: Some(through.clone()) })
-        }
-        _ => refuse("speaks for somebody who is no operator of this mesh"),
-    }
-}
-
-/// Logs and audits a denial.
-pub async fn tell_denied(rooms: Option<Arc<Rooms>>, who: &str, rpc: Rpc, failure: &Failure) {
-    warn!(event = "rpc.denied", details.caller = who, details.rpc = ?rpc, error = telemetry::failure(failure), "denied");
-    let Some(rooms) = rooms else { return };
-    let detail = json!({ "caller": who, "rpc": format!("{rpc:?}"), "reason": failure.message });
-    let actor = Actor::agent(&rooms.me);
-    if let Err(error) = audit::append(&rooms.store, &actor, "rpc.denied", who, None, &detail).await {
-        warn!(reason = %error, "a denial could not be audited");
+        Some(PeerId { mesh, who: who @ Who::Operator { .. } }) if mesh == peer.mesh => Ok((who, Some(through.clone()))),
+        _ => Err("speaks for somebody who is no operator of this mesh"),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn peer(uri: &str) -> PeerId {
-        PeerId::from_uri(uri).expect("an identity")
-    }
-
-    fn ask(uri: &str, forwarded_for: Option<&str>, rpc: Rpc) -> bool {
-        let mut request = Request::new(());
-        request.extensions_mut().insert(peer(uri));
-        if let Some(original) = forwarded_for {
-            request.metadata_mut().insert(FORWARDED_FOR, original.parse().expect("metadata"));
-        }
-        admit(&request, rpc).is_ok()
-    }
-
-    #[test]
-    fn every_call_is_open_to_exactly_whom_the_table_names() {
-        let callers = [
-            ("spiffe://m/node/node_a", None),
-            ("spiffe://m/operator/viewer/v", Some(Role::Viewer)),
-            ("spiffe://m/operator/operator/o", Some(Role::Operator)),
-            ("spiffe://m/operator/admin/a", Some(Role::Admin)),
-        ];
-        for (rpc, name, allowed) in TABLE {
-            for (uri, role) in callers {
-                let expected = match allowed {
-                    Allowed::Nodes => role.is_none(),
-                    Allowed::From(least) => role.is_some_and(|role| role >= *least),
-                };
-                assert_eq!(ask(uri, None, *rpc), expected, "{uri} calling {name}");
-            }
-        }
-        assert!(admit(&Request::new(()), Rpc::NodesList).is_err(), "nobody may call anything");
-    }
-
-    #[test]
-    fn a_forwarded_request_has_its_operators_rights_and_no_others() {
-        let node = "spiffe://m/node/node_a";
-        let cases = [
-            (node, "spiffe://m/operator/viewer/v", Rpc::NodesStart, false),
-            (node, "spiffe://m/operator/operator/o", Rpc::NodesStart, true),
-            (node, "spiffe://m/operator/admin/a", Rpc::Peers, false),
-            (node, "spiffe://other/operator/admin/a", Rpc::NodesStart, false),
-            (node, "spiffe://m/node/node_b", Rpc::Peers, false),
-            (node, "nonsense", Rpc::NodesList, false),
-            ("spiffe://m/operator/viewer/v", "spiffe://m/operator/admin/a", Rpc::NodesStart, false),
-        ];
-        for (caller, original, rpc, expected) in cases {
-            assert_eq!(ask(caller, Some(original), rpc), expected, "{caller} for {original} calling {rpc:?}");
-        }
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! Sends a request that names another node to that node's agent, with the name of whoever asked.
+//! Sends a request that names another node to that node's agent, with the name of whoever asked and what they signed.
 //!
 //! Forwarded at most once: a request that was forwarded and still is not for this node is refused.
 
@@ -7,6 +7,7 @@ use std::time::Duration;
 use steep_protocol::{
     failure::{Code, Failure},
     ids::NodeId,
+    intent,
     wire::{
         identity::PeerId,
         rpc::{PeerChannel, failure_of, status_of},
@@ -56,6 +57,9 @@ impl Door {
         let uri = PeerId { mesh, who: caller.who.clone() }.uri();
         let mut request = Request::new(message);
         request.metadata_mut().insert(FORWARDED_FOR, uri.parse().expect("an identity is plain ASCII"));
+        if let Some(verified) = &caller.intent {
+            intent::attach(&mut request, &verified.signed);
+        }
         request
     }
 }

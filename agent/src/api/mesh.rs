@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use serde_json::json;
 use steep_protocol::{
+    operation::Action,
     ids::NodeId,
     v1::{
         ForgetReply, ForgetRequest, JoinReply, JoinRequest, LeaveReply, LeaveRequest, LinksRequest, ListMembersReply,
@@ -86,6 +87,7 @@ impl Mesh for Service {
             let asked = self.0.on_behalf_of(&caller, request);
             return answer(&node, MeshClient::new(channel).leave(asked)).await;
         }
+        self.0.heed_about_me(&caller, Action::MeshLeave).await?;
         self.audit(&caller, "mesh.leave", &request.node_id, json!({})).await;
         self.0.peers.leave();
         Ok(Response::new(LeaveReply { served_by: self.0.me(), node_id: request.node_id }))

@@ -1,6 +1,7 @@
 //! The door: parse, authorize, call, reply. Decides nothing.
 //!
-//! [`authorize`] says who may ask what; [`forward`] sends a request that names another node to that node's
+//! [`gate`] stands before everything and [`authorize`] says who may ask what; [`denials`] tells who might not; [`orders`]
+//! holds what was signed against what is asked. [`forward`] sends a request that names another node to that node's
 //! agent, once; [`nodes`], [`operations`], [`mesh`], [`peers`], [`certificates`] and [`agents`] are the services,
 //! [`events`] what agents logged; [`http`] answers probes and [`scrape`] Prometheus; [`meter`] counts requests; [`reply`]
 //! turns rows into messages.
@@ -8,33 +9,43 @@
 pub mod agents;
 pub mod authorize;
 pub mod certificates;
+pub mod denials;
 pub mod events;
 pub mod forward;
+pub mod gate;
 pub mod http;
 pub mod mesh;
 pub mod meter;
 pub mod nodes;
 pub mod operations;
+pub mod orders;
 pub mod peers;
 pub mod reply;
 pub mod scrape;
 
 use std::sync::Arc;
 
+use axum::middleware;
 use steep_protocol::{
-    failure::{Code, Failure},
+    failure::{Code, Failure, Family},
     v1::{
         agents_server::AgentsServer, certificates_server::CertificatesServer, mesh_server::MeshServer,
         nodes_server::NodesServer, operations_server::OperationsServer,
         peers_server::PeersServer,
     },
-    wire::rpc::{MAX_MESSAGE_BYTES, status_of},
+    wire::{
+        identity::PeerId,
+        rpc::{MAX_MESSAGE_BYTES, status_of},
+    },
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, service::Routes};
 
-use self::authorize::{Caller, Rpc};
+use self::{
+    authorize::{Caller, Denied, Rpc},
+    denials::Denials,
+};
 use crate::{mesh::Peers, rooms::Rooms, upkeep::Upkeep};
 
 /// What every service needs: the peers, the agent as a program, and the rooms once PostgreSQL was reached.
@@ -42,6 +53,7 @@ use crate::{mesh::Peers, rooms::Rooms, upkeep::Upkeep};
 pub struct Door {
     peers: Peers,
     rooms: watch::Receiver<Option<Arc<Rooms>>>,
+    denials: Denials,
     upkeep: Upkeep,
     /// Streams without an end of their own end with it.
     stop: CancellationToken,
@@ -57,32 +69,61 @@ impl Door {
         upkeep: Upkeep,
         stop: CancellationToken,
     ) -> Self {
-        Self { peers, rooms, upkeep, stop, readers: Arc::new(Semaphore::new(events::READERS)) }
+        Self { peers, rooms, denials: Denials::default(), upkeep, stop, readers: Arc::new(Semaphore::new(events::READERS)) }
     }
 
-    /// All services.
+    /// What was denied here.
+    pub fn denials(&self) -> &Denials {
+        &self.denials
+    }
+
+    /// All services, behind the gate.
     pub fn routes(&self) -> Routes {
+        let gate = middleware::from_fn_with_state(self.clone(), gate::pass);
+        let routes = self.services().into_axum_router().layer(gate).into();
+        meter::measured(routes, self.upkeep.metrics.clone())
+    }
+
+    fn services(&self) -> Routes {
         const LIMIT: usize = MAX_MESSAGE_BYTES;
-        let routes = Routes::new(NodesServer::new(nodes::Service(self.clone())).max_decoding_message_size(LIMIT))
+        Routes::new(NodesServer::new(nodes::Service(self.clone())).max_decoding_message_size(LIMIT))
             .add_service(OperationsServer::new(operations::Service(self.clone())).max_decoding_message_size(LIMIT))
             .add_service(MeshServer::new(mesh::Service(self.clone())).max_decoding_message_size(LIMIT))
             .add_service(PeersServer::new(peers::Service(self.clone())).max_decoding_message_size(LIMIT))
             .add_service(CertificatesServer::new(certificates::Service(self.clone())).max_decoding_message_size(LIMIT))
-            .add_service(AgentsServer::new(agents::Service(self.clone())).max_decoding_message_size(LIMIT));
-        meter::measured(routes, self.upkeep.metrics.clone())
+            .add_service(AgentsServer::new(agents::Service(self.clone())).max_decoding_message_size(LIMIT))
     }
 
-    /// Who asks, provided that they may; denials are logged and audited.
+    /// Who asks, as the gate has found out.
     async fn admit<T>(&self, request: &Request<T>, rpc: Rpc) -> Result<Caller, Status> {
-        match authorize::admit(request, rpc) {
-            Ok(caller) => Ok(caller),
-            Err(denied) => {
-                self.upkeep.metrics.rpc_rejected.of(["authz"]).inc();
-                let rooms = self.rooms.borrow().clone();
-                authorize::tell_denied(rooms, &denied.who, rpc, &denied.failure).await;
+        match request.extensions().get::<Caller>() {
+            Some(caller) if caller.rpc == rpc => Ok(caller.clone()),
+            other => {
+                let text = format!("{} was called around the gate, or wired to another method", rpc.name());
+                let peer = other.map(|caller| caller.peer.clone());
+                let failure = Failure::new(Code::Denied, text);
+                let denied = Denied { peer, who: "nobody".into(), rpc: Some(rpc), failure };
+                self.tell(&denied).await;
                 Err(status_of(&denied.failure))
             }
         }
+    }
+
+    /// Refuses what a caller asks for. What they may not ask is counted, logged and audited as a denial.
+    async fn refuse(&self, caller: &Caller, failure: Failure) -> Status {
+        if failure.code.family() != Family::Permission {
+            return status_of(&failure);
+        }
+        let who = PeerId { mesh: caller.peer.mesh.clone(), who: caller.who.clone() }.to_string();
+        let denied = Denied { peer: Some(caller.peer.clone()), who, rpc: Some(caller.rpc), failure };
+        self.tell(&denied).await;
+        status_of(&denied.failure)
+    }
+
+    async fn tell(&self, denied: &Denied) {
+        self.upkeep.metrics.rpc_rejected.of(["authz"]).inc();
+        let rooms = self.rooms.borrow().clone();
+        self.denials.tell(rooms, denied).await;
     }
 
     fn rooms(&self) -> Result<Arc<Rooms>, Status> {

@@ -2,6 +2,8 @@
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
+    intent::Order,
+    operation::Action,
     time,
     v1::{
         CancelNodeReply, CancelNodeRequest, GetNodeReply, GetNodeRequest, ListNodesReply, ListNodesRequest,
@@ -57,10 +59,12 @@ impl Nodes for Service {
             let asked = self.0.on_behalf_of(&caller, request);
             return answer(&node, NodesClient::new(channel).start(asked)).await;
         }
+        let order = Order::to_start(&request, false).map_err(|failure| status_of(&failure))?;
+        self.0.heed(&caller, &order).await?;
         let rooms = self.0.rooms()?;
         let actor = caller.actor();
         let answered = match self.takes_work(&rooms, &request) {
-            Ok(()) => start::start(&rooms, &request, &actor).await,
+            Ok(()) => start::start(&rooms, &request, &actor, caller.signed()).await,
             Err(drained) => Err(drained),
         };
         let detail = serde_json::json!({
@@ -72,7 +76,10 @@ impl Nodes for Service {
         audit::append(&rooms.store, &actor, "node.start", &request.target, op, &detail)
             .await
             .map_err(|error| status_of(&error.explain()))?;
-        let answered = answered.map_err(|failure| status_of(&failure))?;
+        let answered = match answered {
+            Ok(answered) => answered,
+            Err(failure) => return Err(self.0.refuse(&caller, failure).await),
+        };
         Ok(Response::new(StartNodeReply {
             served_by: self.0.me(),
             op_id: answered.op.map(|op| op.to_string()).unwrap_or_default(),
@@ -93,11 +100,13 @@ impl Nodes for Service {
             let asked = self.0.on_behalf_of(&caller, request);
             return answer(&node, NodesClient::new(channel).cancel(asked)).await;
         }
+        self.0.heed(&caller, &caller.ordered(Action::NodeCancel, self.0.peers.me())).await?;
         let rooms = self.0.rooms()?;
         let Some((op, _)) = rooms.operations.current() else {
             let text = format!("nothing runs on {}", rooms.me);
             return Err(status_of(&Failure::new(Code::NothingRuns, text)));
         };
+        self.0.spend(&caller, &rooms, Some(op)).await?;
         let actor = caller.actor();
         rooms.operations.cancel(op, &actor).await.map_err(|failure| status_of(&failure))?;
         info!(op_id = %op, actor = actor.to_json().to_string(), "cancel asked for");

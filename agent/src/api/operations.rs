@@ -6,6 +6,7 @@ use futures::{Stream, StreamExt as _};
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::OperationId,
+    operation::Action,
     time,
     v1::{
         CancelOperationReply, CancelOperationRequest, GetOperationReply, GetOperationRequest, ListOperationsReply,
@@ -156,7 +157,10 @@ impl Operations for Service {
             }
             Found::At(Owner::Me) => Err(status_of(&runner::unknown(&request.op_id))),
             Found::Here(row) => {
+                let order = caller.ordered(Action::OperationCancel, self.0.peers.me()).about(row.op_id);
+                self.0.heed(&caller, &order).await?;
                 let rooms = self.0.rooms()?;
+                self.0.spend(&caller, &rooms, Some(row.op_id)).await?;
                 let actor = caller.actor();
                 rooms.operations.cancel(row.op_id, &actor).await.map_err(|failure| status_of(&failure))?;
                 let target = row.target.to_string();

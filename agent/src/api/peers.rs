@@ -1,7 +1,10 @@
 //! The peer service: what agents ask of each other.
 
+use std::sync::Arc;
+
+use serde_json::json;
 use steep_protocol::{
-    failure::{Code, Failure},
+    failure::{Code, Explain as _, Failure},
     ids::{OperationId, SessionId},
     v1::{self, peers_server::Peers},
     wire::rpc::status_of,
@@ -10,17 +13,18 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Door,
-    authorize::{Caller, Rpc},
+    authorize::{self, Caller, Rpc},
 };
 use crate::{
     initialize::{
         messages::table_name,
         preflight::{self, Wanted},
         reach::Reach,
-        source,
+        scope, source,
         start::selection_of,
     },
     session::{Held, OpenRequest},
+    store::audit,
 };
 
 /// Answers other agents.
@@ -38,48 +42,64 @@ fn operation(text: &str) -> Result<OperationId, Status> {
 }
 
 impl Service {
-    async fn admit<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
-        self.0.admit(request, Rpc::Peers).await
-    }
-
     /// A drained agent holds nothing new for others.
     fn takes_work(&self) -> Result<(), Status> {
         let refused = self.0.upkeep.drain.refuse(self.0.peers.me(), "opens no session for others");
         refused.map_err(|failure| status_of(&failure))
     }
 
-    fn session(&self, caller: &Caller, id: &str) -> Result<std::sync::Arc<Held>, Status> {
+    async fn session(&self, caller: &Caller, id: &str) -> Result<Arc<Held>, Status> {
         let id: SessionId =
             id.parse().map_err(|error| status_of(&Failure::new(Code::BadRequest, format!("{error}"))))?;
-        self.0.rooms()?.sessions.get(caller.node(), id).map_err(|failure| status_of(&failure))
+        let got = self.0.rooms()?.sessions.get(caller.node(), id);
+        self.allowed(caller, got).await
+    }
+
+    /// The caller's session for an operation.
+    async fn session_of(&self, caller: &Caller, op: OperationId) -> Result<Arc<Held>, Status> {
+        let got = self.0.rooms()?.sessions.of_operation(caller.node(), op);
+        self.allowed(caller, got).await
+    }
+
+    /// What the caller may have; what not is told as a denial.
+    async fn allowed<T>(&self, caller: &Caller, judged: Result<T, Failure>) -> Result<T, Status> {
+        match judged {
+            Ok(allowed) => Ok(allowed),
+            Err(failure) => Err(self.0.refuse(caller, failure).await),
+        }
     }
 }
 
 #[tonic::async_trait]
 impl Peers for Service {
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Answer<v1::HelloReply> {
-        let caller = self.admit(&request).await?;
+        let caller = self.0.admit(&request, Rpc::PeersHello).await?;
         reply(self.0.peers.admit(caller.node(), request.get_ref()).await)
     }
 
     async fn examine(&self, request: Request<v1::ExamineRequest>) -> Answer<v1::ExamineReply> {
-        let caller = self.admit(&request).await?;
+        let caller = self.0.admit(&request, Rpc::PeersExamine).await?;
         let request = request.into_inner();
         self.takes_work()?;
+        let rooms = self.0.rooms()?;
+        let judged = scope::check_examine(&rooms, caller.node(), caller.signed(), &request).await;
+        self.allowed(&caller, judged).await?;
         let wanted = Wanted {
             selection: selection_of(&request.selection.unwrap_or_default()),
             one_way: request.one_way,
             parallel: request.parallel,
             force: false,
         };
-        reply(preflight::examine_source(&*self.0.rooms()?, caller.node(), &wanted, &request.link).await)
+        reply(preflight::examine_source(&rooms, caller.node(), &wanted, &request.link).await)
     }
 
     async fn open_session(&self, request: Request<v1::OpenSessionRequest>) -> Answer<v1::OpenSessionReply> {
-        let caller = self.admit(&request).await?;
+        let caller = self.0.admit(&request, Rpc::PeersOpenSession).await?;
         let request = request.into_inner();
         self.takes_work()?;
         let rooms = self.0.rooms()?;
+        let judged = scope::open(&rooms, caller.node(), caller.signed(), &request).await;
+        let scope = self.allowed(&caller, judged).await?;
         let open = OpenRequest {
             op: operation(&request.op_id)?,
             tables: request
@@ -94,9 +114,16 @@ impl Peers for Service {
                 .collect(),
             part_bytes: request.part_bytes,
             whole_database: request.whole_database,
+            scope,
             parallel: request.parallel,
         };
         let reach = Reach::own(&rooms).map_err(|failure| status_of(&failure))?.to_message();
+        let names: Vec<_> = open.tables.iter().map(|(_, name)| name.to_string()).collect();
+        let detail = json!({ "through": caller.node(), "whole_database": open.whole_database, "tables": names });
+        let actor = authorize::actor(&caller.signed().signer.who);
+        audit::append(&rooms.store, &actor, "session.open", caller.node().as_str(), Some(open.op), &detail)
+            .await
+            .map_err(|error| status_of(&error.explain()))?;
         let held = rooms.sessions.open(caller.node(), open).await.map_err(|failure| status_of(&failure))?;
         let tables = held.tables.iter().map(|(table, plan)| v1::SessionTable {
             oid: table.oid,
@@ -120,80 +147,83 @@ impl Peers for Service {
     }
 
     async fn renew_session(&self, request: Request<v1::RenewSessionRequest>) -> Answer<v1::RenewSessionReply> {
-        let caller = self.admit(&request).await?;
-        let held = self.session(&caller, &request.get_ref().session_id)?;
+        let caller = self.0.admit(&request, Rpc::PeersRenewSession).await?;
+        let held = self.session(&caller, &request.get_ref().session_id).await?;
         let failure = held.failure().map(Into::into);
         Ok(Response::new(v1::RenewSessionReply { retained_wal_bytes: held.retained_bytes(), failure }))
     }
 
     async fn count_rows(&self, request: Request<v1::CountRowsRequest>) -> Answer<v1::CountRowsReply> {
-        let caller = self.admit(&request).await?;
-        let held = self.session(&caller, &request.get_ref().session_id)?;
+        let caller = self.0.admit(&request, Rpc::PeersCountRows).await?;
+        let held = self.session(&caller, &request.get_ref().session_id).await?;
         reply(source::count_rows(&held).await.map(|tables| v1::CountRowsReply { tables }))
     }
 
     async fn release_snapshot(&self, request: Request<v1::ReleaseSnapshotRequest>) -> Answer<v1::ReleaseSnapshotReply> {
-        let caller = self.admit(&request).await?;
-        self.session(&caller, &request.get_ref().session_id)?.release().await;
+        let caller = self.0.admit(&request, Rpc::PeersReleaseSnapshot).await?;
+        self.session(&caller, &request.get_ref().session_id).await?.release().await;
         Ok(Response::new(v1::ReleaseSnapshotReply {}))
     }
 
     async fn read_sequences(&self, request: Request<v1::ReadSequencesRequest>) -> Answer<v1::ReadSequencesReply> {
-        let caller = self.admit(&request).await?;
-        let held = self.session(&caller, &request.get_ref().session_id)?;
+        let caller = self.0.admit(&request, Rpc::PeersReadSequences).await?;
+        let held = self.session(&caller, &request.get_ref().session_id).await?;
         let read = source::read_sequences(&*self.0.rooms()?, &held).await;
         reply(read.map(|sequences| v1::ReadSequencesReply { sequences }))
     }
 
     async fn describe_tables(&self, request: Request<v1::DescribeTablesRequest>) -> Answer<v1::DescribeTablesReply> {
-        let caller = self.admit(&request).await?;
-        let held = self.session(&caller, &request.get_ref().session_id)?;
+        let caller = self.0.admit(&request, Rpc::PeersDescribeTables).await?;
+        let held = self.session(&caller, &request.get_ref().session_id).await?;
         let described = source::describe_tables(&*self.0.rooms()?, &held).await;
         reply(described.map(|tables| v1::DescribeTablesReply { tables }))
     }
 
     async fn write_marker(&self, request: Request<v1::WriteMarkerRequest>) -> Answer<v1::WriteMarkerReply> {
-        self.admit(&request).await?;
+        let caller = self.0.admit(&request, Rpc::PeersWriteMarker).await?;
         let op = operation(&request.get_ref().op_id)?;
+        self.session_of(&caller, op).await?;
         let written = source::write_marker(&*self.0.rooms()?, op).await;
         reply(written.map(|lsn| v1::WriteMarkerReply { lsn: lsn.to_string() }))
     }
 
     async fn slot_progress(&self, request: Request<v1::SlotProgressRequest>) -> Answer<v1::SlotProgressReply> {
-        let caller = self.admit(&request).await?;
-        let held = self.session(&caller, &request.get_ref().session_id)?;
+        let caller = self.0.admit(&request, Rpc::PeersSlotProgress).await?;
+        let held = self.session(&caller, &request.get_ref().session_id).await?;
         reply(source::slot_progress(&*self.0.rooms()?, &held).await)
     }
 
     async fn subscribe(&self, request: Request<v1::SubscribeRequest>) -> Answer<v1::SubscribeReply> {
-        let caller = self.admit(&request).await?;
+        let caller = self.0.admit(&request, Rpc::PeersSubscribe).await?;
         let request = request.into_inner();
         let op = operation(&request.op_id)?;
         let rooms = self.0.rooms()?;
-        // Only as part of an initialization that this node takes part in.
-        if !rooms.sessions.operations().contains(&op) {
-            let text = format!("{} has no session for operation {op}", rooms.me);
-            return Err(status_of(&Failure::new(Code::SessionUnknown, text)));
+        // Only as part of an initialization that this node takes part in, and only if both ways were signed.
+        if self.session_of(&caller, op).await?.scope.one_way {
+            let text = format!("{} asks for the way back, and one way was signed", caller.node());
+            return Err(self.0.refuse(&caller, Failure::new(Code::IntentExceeded, text)).await);
         }
         let subscribed = source::subscribe_back(&rooms, caller.node(), op, &request).await;
         reply(subscribed.map(|subscription| v1::SubscribeReply { subscription }))
     }
 
     async fn close_session(&self, request: Request<v1::CloseSessionRequest>) -> Answer<v1::CloseSessionReply> {
-        let caller = self.admit(&request).await?;
+        let caller = self.0.admit(&request, Rpc::PeersCloseSession).await?;
         let request = request.into_inner();
         let op = operation(&request.op_id)?;
         let rooms = self.0.rooms()?;
+        let judged = scope::check_close(&rooms, caller.node(), op).await;
+        self.allowed(&caller, judged).await?;
         let closed = source::close(&rooms, caller.node(), op, request.keep, &request.reason).await;
         reply(closed.map(|()| v1::CloseSessionReply {}))
     }
     async fn exchange(&self, request: Request<v1::ExchangeRequest>) -> Answer<v1::ExchangeReply> {
-        let caller = self.admit(&request).await?;
+        let caller = self.0.admit(&request, Rpc::PeersExchange).await?;
         Ok(Response::new(self.0.peers.answer_exchange(caller.node(), request.get_ref())))
     }
 
     async fn links(&self, request: Request<v1::LinksRequest>) -> Answer<v1::LinksReply> {
-        self.admit(&request).await?;
+        self.0.admit(&request, Rpc::PeersLinks).await?;
         Ok(Response::new(self.0.peers.own_links()))
     }
 
@@ -201,7 +231,7 @@ impl Peers for Service {
         &self,
         request: Request<v1::FetchRevocationsRequest>,
     ) -> Answer<v1::FetchRevocationsReply> {
-        self.admit(&request).await?;
+        self.0.admit(&request, Rpc::PeersFetchRevocations).await?;
         let lists = self.0.peers.revocations().newer_than(&request.get_ref().known);
         Ok(Response::new(v1::FetchRevocationsReply { lists }))
     }

@@ -43,6 +43,8 @@ pub struct DirectPlan {
     pub wanted: Wanted,
     /// The same selection, as messages carry it.
     pub selection: v1::Selection,
+    /// What an operator has signed: the source opens to nothing else.
+    pub signed: v1::SignedIntent,
     /// Bytes a second; 0: no limit.
     pub max_rate: u64,
     /// auto, none, lz4, zstd, zstd:LEVEL.

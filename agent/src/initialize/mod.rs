@@ -2,7 +2,8 @@
 //!
 //! [`preflight`] looks whether both nodes can do it and changes nothing, with [`shapes`] for the tables and [`disk`]
 //! for the room they need; [`direct`] is the recipe, read top to bottom; [`steps`] its longer steps, [`schema`] the one
-//! that makes tables; [`subscribe`] makes subscriptions on either end, over what [`reach`] says; [`start`] is the door.
+//! that makes tables; [`subscribe`] makes subscriptions on either end, over what [`reach`] says; [`start`] is the door, and [`scope`] the source's,
+//! where what a peer asks for is held against what an operator has signed.
 
 pub mod direct;
 mod disk;
@@ -11,6 +12,7 @@ pub mod messages;
 pub mod preflight;
 pub mod reach;
 pub mod schema;
+pub mod scope;
 mod shapes;
 pub mod source;
 pub mod start;

@@ -22,7 +22,7 @@ use crate::{
     },
     rooms::Rooms,
     session::Held,
-    store::{Actor, audit, nodes},
+    store::{Actor, audit, nodes, signed_intents},
 };
 
 fn explain(error: postgres::Error) -> Failure {
@@ -122,9 +122,11 @@ pub async fn close(rooms: &Rooms, target: &NodeId, op: OperationId, keep: bool, 
         // Kept before the session ends: what belongs to no session and is not kept, the janitor takes away.
         rooms.cleanup.keep(op).await?;
         rooms.sessions.end(op).await;
+        signed_intents::end(&rooms.store, op).await.map_err(|error| error.explain())?;
         become_member(rooms, op, &actor).await?;
     } else {
         rooms.sessions.end(op).await;
+        signed_intents::end(&rooms.store, op).await.map_err(|error| error.explain())?;
         // The target may have died between our keeping and its own: what it then gives up must go all the same.
         rooms.cleanup.reopen(op).await?;
         rooms.cleanup.undo(op).await?;

@@ -5,9 +5,10 @@ use serde_json::json;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId},
-    operation::InitMethod,
+    intent::Verified,
+    operation::{InitMethod, Role},
     v1,
-    wire::compress::Compression,
+    wire::{compress::Compression, identity::Who},
 };
 
 use super::{
@@ -23,7 +24,11 @@ use crate::{
     parts::{self, PAGE_BYTES},
     postgres::selection::Selection,
     rooms::Rooms,
-    store::{Actor, nodes, operations::NewOperation},
+    store::{
+        self, Actor, nodes,
+        operations::{self, NewOperation},
+        signed_intents::{self, Claim},
+    },
 };
 
 /// What a request came to.
@@ -39,16 +44,24 @@ pub struct Answer {
 
 /// Checks a request against both nodes and, unless it is a dry run, starts the operation.
 ///
-/// A dry run answers with findings even when they speak against it; otherwise they are the failure.
-pub async fn start(rooms: &Rooms, request: &v1::StartNodeRequest, actor: &Actor) -> Result<Answer, Failure> {
-    let (op, plan) = plan_of(rooms, request)?;
-    refuse_second(rooms, op)?;
-    let source = Source::new(rooms.peers.clone(), plan.source.clone(), op);
-    if rooms.operations.progress(op).is_some() {
+/// A dry run answers with findings even when they speak against it; otherwise they are the failure. `verified` orders
+/// what the request asks for; asked twice, it starts once.
+pub async fn start(
+    rooms: &Rooms,
+    request: &v1::StartNodeRequest,
+    actor: &Actor,
+    verified: &Verified,
+) -> Result<Answer, Failure> {
+    let (op, plan) = plan_of(rooms, request, verified)?;
+    if was_started(rooms, op, verified).await? {
         return Ok(Answer { op: Some(op), checks: Vec::new(), tables: Vec::new() });
     }
+    refuse_unconfirmed(request, verified)?;
+    refuse_second(rooms, op)?;
+    let source = Source::new(rooms.peers.clone(), plan.source.clone(), op);
     let link = rooms.config.replication.link.as_str();
-    let facts = source.examine(plan.selection.clone(), plan.wanted.one_way, plan.wanted.parallel, link).await?;
+    let (selection, wanted) = (plan.selection.clone(), &plan.wanted);
+    let facts = source.examine(&plan.signed, selection, wanted.one_way, wanted.parallel, link).await?;
     let (mut checks, here) = preflight::examine_target(rooms, plan.source.as_str(), &facts, &plan.wanted).await?;
     checks.extend(facts.checks.iter().cloned());
     let tables = planned_tables(rooms, &facts, &here);
@@ -83,11 +96,35 @@ pub async fn start(rooms: &Rooms, request: &v1::StartNodeRequest, actor: &Actor)
         }),
         started_by: actor.to_string(),
     };
+    match signed_intents::claim(&rooms.store, verified, Some(op)).await.map_err(|error| error.explain())? {
+        Claim::First | Claim::Again => {}
+        Claim::Used => return Err(signed_intents::used(verified)),
+    }
     let workers = plan.wanted.parallel;
     let recipe = recipe(&plan);
     let work = Direct::new(rooms.clone(), source, plan);
     rooms.operations.start(new, actor.clone(), workers, recipe, work).await?;
     Ok(Answer { op: Some(op), checks, tables })
+}
+
+/// Whether this very order began its operation before.
+async fn was_started(rooms: &Rooms, op: OperationId, verified: &Verified) -> Result<bool, Failure> {
+    let explain = |error: store::Error| error.explain();
+    match signed_intents::find(&rooms.store, op).await.map_err(explain)? {
+        None => Ok(false),
+        Some(before) if before.is(verified) => Ok(operations::find(&rooms.store, op).await.map_err(explain)?.is_some()),
+        Some(_) => Err(signed_intents::used(verified)),
+    }
+}
+
+/// An operator destroys rows only with the target's name typed; an admin is taken at their word.
+fn refuse_unconfirmed(request: &v1::StartNodeRequest, verified: &Verified) -> Result<(), Failure> {
+    let is_admin = matches!(verified.signer.who, Who::Operator { role: Role::Admin, .. });
+    if !request.force || request.dry_run || verified.order.confirmed || is_admin {
+        return Ok(());
+    }
+    let text = format!("{} has not confirmed that tables on {} are emptied", verified.signer, request.target);
+    Err(Failure::new(Code::ConfirmationNeeded, text))
 }
 
 fn refuse_second(rooms: &Rooms, op: OperationId) -> Result<(), Failure> {
@@ -101,7 +138,11 @@ fn refuse_second(rooms: &Rooms, op: OperationId) -> Result<(), Failure> {
     }
 }
 
-fn plan_of(rooms: &Rooms, request: &v1::StartNodeRequest) -> Result<(OperationId, DirectPlan), Failure> {
+fn plan_of(
+    rooms: &Rooms,
+    request: &v1::StartNodeRequest,
+    verified: &Verified,
+) -> Result<(OperationId, DirectPlan), Failure> {
     let bad = |text: String| Failure::new(Code::BadRequest, text);
     let op: OperationId = request.op_id.parse().map_err(|error| bad(format!("{error}")))?;
     let source: NodeId = request.source.parse().map_err(|_| rooms.peers.unknown(&request.source))?;
@@ -122,7 +163,14 @@ fn plan_of(rooms: &Rooms, request: &v1::StartNodeRequest) -> Result<(OperationId
     let selection = request.selection.clone().unwrap_or_default();
     let wanted =
         Wanted { selection: selection_of(&selection), one_way: request.one_way, parallel, force: request.force };
-    let plan = DirectPlan { source, wanted, selection, max_rate: request.max_rate, compress: compression.to_string() };
+    let plan = DirectPlan {
+        source,
+        wanted,
+        selection,
+        signed: verified.signed.clone(),
+        max_rate: request.max_rate,
+        compress: compression.to_string(),
+    };
     Ok((op, plan))
 }
 

@@ -51,7 +51,9 @@ impl Direct {
     pub(super) async fn check_both_nodes(&mut self, _: &Context) -> Result<(), Failure> {
         let wanted = &self.plan.wanted;
         let link = self.rooms.config.replication.link.as_str();
-        self.facts = self.source.examine(self.plan.selection.clone(), wanted.one_way, wanted.parallel, link).await?;
+        let selection = self.plan.selection.clone();
+        let examined = self.source.examine(&self.plan.signed, selection, wanted.one_way, wanted.parallel, link);
+        self.facts = examined.await?;
         let source = self.plan.source.as_str();
         let (mut checks, here) = preflight::examine_target(&self.rooms, source, &self.facts, wanted).await?;
         self.here = here;
@@ -69,7 +71,7 @@ impl Direct {
             parallel: self.plan.wanted.parallel,
         };
         let effect = Effect::PeerSession { node: self.plan.source.clone() };
-        let opened = self.source.open_session(request);
+        let opened = self.source.open_session(&self.plan.signed, request);
         let reply = self.rooms.cleanup.make(context.op, "open session", &effect, opened).await?;
         let id = reply.session_id.parse().map_err(|error| Failure::new(Code::BadRequest, format!("{error}")))?;
         self.hold_session(context, id, reply);

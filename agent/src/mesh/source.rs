@@ -5,6 +5,7 @@ use std::time::Duration;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId, SessionId},
+    intent,
     lsn::Lsn,
     v1::{self, bulk_request::Want},
     wire::{
@@ -13,7 +14,7 @@ use steep_protocol::{
     },
 };
 use tokio::time::timeout;
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
 use super::Peers;
 
@@ -36,6 +37,13 @@ macro_rules! ask {
     }};
 }
 
+/// A request with what an operator has signed for it.
+fn with<T>(signed: &v1::SignedIntent, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    intent::attach(&mut request, signed);
+    request
+}
+
 impl Source {
     /// Speaks to `node` about `op`.
     pub fn new(peers: Peers, node: NodeId, op: OperationId) -> Self {
@@ -47,21 +55,27 @@ impl Source {
         &self.node
     }
 
-    /// Facts and findings for the preflight. `link`: how its PostgreSQL would reach ours.
+    /// Facts and findings for the preflight, as far as `signed` lets us ask. `link`: how its PostgreSQL would reach ours.
     pub async fn examine(
         &self,
+        signed: &v1::SignedIntent,
         selection: v1::Selection,
         one_way: bool,
         parallel: u32,
         link: &str,
     ) -> Result<v1::ExamineReply, Failure> {
         let (op_id, link) = (self.op.to_string(), link.to_owned());
-        ask!(self, examine, v1::ExamineRequest { op_id, selection: Some(selection), one_way, parallel, link })
+        let request = v1::ExamineRequest { op_id, selection: Some(selection), one_way, parallel, link };
+        ask!(self, examine, with(signed, request))
     }
 
-    /// Opens the session: locks, slot, snapshot.
-    pub async fn open_session(&self, request: v1::OpenSessionRequest) -> Result<v1::OpenSessionReply, Failure> {
-        ask!(self, open_session, request)
+    /// Opens the session that `signed` allows: locks, slot, snapshot.
+    pub async fn open_session(
+        &self,
+        signed: &v1::SignedIntent,
+        request: v1::OpenSessionRequest,
+    ) -> Result<v1::OpenSessionReply, Failure> {
+        ask!(self, open_session, with(signed, request))
     }
 
     /// Says that we still live; hears how the session fares.

@@ -12,6 +12,7 @@ use steep_protocol::{
     failure::{Explain as _, Failure},
     ids::{NodeId, OperationId, SessionId},
     lsn::Lsn,
+    names::TableName,
 };
 use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -19,9 +20,41 @@ use tracing::error;
 
 use crate::{
     parts::TablePlan,
-    postgres::{self, Database, Purpose, Session as Connection, tables::Table},
+    postgres::{self, Database, Purpose, Session as Connection, selection::Selection, tables::Table},
     telemetry,
 };
+
+/// What an operator has signed for a session, and so all that it gives.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Scope {
+    /// The tables.
+    pub selection: Selection,
+    /// The target's changes must not come back.
+    pub one_way: bool,
+}
+
+impl Scope {
+    /// Whether the schema of all that the selection means may be read with these choices of pg_dump, `tables` being
+    /// those of the session.
+    pub fn allows_dump(&self, request: &DumpChoice<'_>, mut tables: impl FnMut(&TableName) -> bool) -> bool {
+        if !request.only.is_empty() {
+            return request.only.iter().all(&mut tables);
+        }
+        let Selection { tables: chosen, schemas, exclude } = &self.selection;
+        chosen.is_empty() && request.schemas == schemas && exclude.iter().all(|table| request.without.contains(table))
+    }
+}
+
+/// Which part of a schema is to be dumped.
+#[derive(Debug, Clone, Copy)]
+pub struct DumpChoice<'a> {
+    /// Only these tables; empty: all.
+    pub only: &'a [TableName],
+    /// Without these.
+    pub without: &'a [TableName],
+    /// Only these schemas; empty: all.
+    pub schemas: &'a [String],
+}
 
 /// A session that is open.
 #[derive(Debug)]
@@ -38,6 +71,8 @@ pub struct Held {
     pub lsn: Lsn,
     /// The publication that holds its tables.
     pub publication: String,
+    /// What may be read through it.
+    pub scope: Scope,
     /// The snapshot parts are read in.
     pub snapshot: String,
     /// Its tables and their parts.

@@ -44,7 +44,7 @@ const WATCH: Duration = Duration::from_secs(1);
 
 mod held;
 
-pub use held::Held;
+pub use held::{DumpChoice, Held, Scope};
 
 /// What a target asks for.
 #[derive(Debug, Clone)]
@@ -57,6 +57,8 @@ pub struct OpenRequest {
     pub part_bytes: u64,
     /// Every table of the database: the shared publication serves.
     pub whole_database: bool,
+    /// What an operator has signed for it.
+    pub scope: Scope,
     /// As many streams will read at once; 0: one.
     pub parallel: u32,
 }
@@ -180,6 +182,7 @@ impl Sessions {
             slot: slot.clone(),
             lsn,
             publication,
+            scope: request.scope,
             snapshot,
             tables: tables.collect(),
             database: self.database.clone(),
@@ -208,7 +211,17 @@ impl Sessions {
                 open.held.renew();
                 Ok(Arc::clone(&open.held))
             }
-            _ => Err(Failure::new(Code::SessionUnknown, format!("no session {id} is open for {caller}"))),
+            Some(_) => Err(not_yours(caller, &format!("session {id}"))),
+            None => Err(Failure::new(Code::SessionUnknown, format!("no session {id} is open for {caller}"))),
+        }
+    }
+
+    /// The open session of `op`, which must be `caller`'s; renews it.
+    pub fn of_operation(&self, caller: &NodeId, op: OperationId) -> Result<Arc<Held>, Failure> {
+        let id = self.open.iter().find(|open| open.held.op == op).map(|open| open.held.id);
+        match id {
+            Some(id) => self.get(caller, id),
+            None => Err(Failure::new(Code::SessionUnknown, format!("no session for operation {op} is open"))),
         }
     }
 
@@ -350,6 +363,12 @@ impl Sessions {
             }
         });
     }
+}
+
+/// The failure for a peer that asks for what another one's session holds.
+pub fn not_yours(caller: &NodeId, what: &str) -> Failure {
+    Failure::new(Code::Denied, format!("{what} belongs to another node than {caller}"))
+        .hint("nobody asks for this by mistake: look into the agent that did, its key may be stolen")
 }
 
 fn already_ended(op: OperationId) -> Failure {

@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use serde_json::json;
 use steep_protocol::{
-    failure::{Code, Explain as _, Failure},
+    failure::{Code, Explain as _, Failure, Family},
     ids::{NodeId, SessionId},
     names::TableName,
     v1::{self, bulk_request::Want},
@@ -18,7 +19,7 @@ use steep_protocol::{
     },
 };
 use tokio::io::AsyncReadExt as _;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::{
     mesh::Peers,
@@ -27,7 +28,9 @@ use crate::{
         ddl::{self, CopyFormat, PageRange},
         dump::{DumpRequest, Programs},
     },
-    session::{Held, Sessions},
+    session::{DumpChoice, Held, Sessions},
+    store::{Actor, Store, audit},
+    telemetry,
 };
 
 /// How long a stream may stay without its request.
@@ -39,6 +42,7 @@ pub struct Sender {
     sessions: Sessions,
     peers: Peers,
     database: postgres::Database,
+    store: Store,
 }
 
 /// Why a transfer ended before its end.
@@ -69,8 +73,8 @@ impl From<Failure> for Broken {
 
 impl Sender {
     /// For the sessions of this node.
-    pub fn new(sessions: Sessions, peers: Peers, database: postgres::Database) -> Self {
-        Self { sessions, peers, database }
+    pub fn new(sessions: Sessions, peers: Peers, database: postgres::Database, store: Store) -> Self {
+        Self { sessions, peers, database, store }
     }
 
     /// Serves one stream to its end.
@@ -96,11 +100,25 @@ impl Sender {
         };
         let closed = match sent {
             Ok(rows) => sink.finish(rows).await,
-            Err(Broken::Here(failure)) => sink.fail(&failure).await,
+            Err(Broken::Here(failure)) => {
+                if failure.code.family() == Family::Permission {
+                    self.tell_denied(&caller, &failure).await;
+                }
+                sink.fail(&failure).await
+            }
             Err(Broken::There(error)) => Err(error),
         };
         if let Err(error) = closed {
             debug!(%error, peer = %caller, "a bulk stream broke");
+        }
+    }
+
+    async fn tell_denied(&self, caller: &NodeId, failure: &Failure) {
+        warn!(event = "rpc.denied", details.caller = %caller, details.rpc = "bulk", error = telemetry::failure(failure), "denied");
+        let detail = json!({ "caller": caller, "rpc": "bulk", "code": failure.code, "reason": failure.message });
+        let actor = Actor::agent(self.peers.me());
+        if let Err(error) = audit::append(&self.store, &actor, "rpc.denied", caller.as_str(), None, &detail).await {
+            warn!(reason = %error, "a denial could not be audited");
         }
     }
 
@@ -141,14 +159,19 @@ impl Sender {
 
     async fn send_dump(&self, caller: &NodeId, request: &v1::FetchDump, sink: &mut BlockSink) -> Result<u64, Broken> {
         let held = self.sessions.get(caller, session_id(&request.session_id)?)?;
-        // The version is the server's; a reader in the snapshot knows it.
-        let reader = held.reader().await?;
-        let programs = Programs::find(self.database.config(), reader.version().major()).await?;
-        held.give_back(reader);
         let names = |tables: &[v1::TableName]| {
             tables.iter().map(|table| TableName::new(&table.schema, &table.name)).collect::<Vec<_>>()
         };
         let (only, without) = (names(&request.only), names(&request.without));
+        let choice = DumpChoice { only: &only, without: &without, schemas: &request.schemas };
+        if !held.scope.allows_dump(&choice, |name| held.tables.iter().any(|(table, _)| table.name == *name)) {
+            let text = format!("{caller} asks for the schema of more than the tables of session {}", held.id);
+            return Err(Failure::new(Code::IntentExceeded, text).into());
+        }
+        // The version is the server's; a reader in the snapshot knows it.
+        let reader = held.reader().await?;
+        let programs = Programs::find(self.database.config(), reader.version().major()).await?;
+        held.give_back(reader);
         let dump = DumpRequest {
             snapshot: &held.snapshot,
             only: &only,

@@ -19,12 +19,13 @@ struct Migration {
     text: &'static str,
 }
 
-const MIGRATIONS: [Migration; 5] = [
+const MIGRATIONS: [Migration; 6] = [
     Migration { version: 1, name: "schema", text: sql!("store/0001_schema.sql") },
     Migration { version: 2, name: "nodes", text: sql!("store/0002_nodes.sql") },
     Migration { version: 3, name: "operations", text: sql!("store/0003_operations.sql") },
     Migration { version: 4, name: "audit", text: sql!("store/0004_audit.sql") },
     Migration { version: 5, name: "mesh", text: sql!("store/0005_mesh.sql") },
+    Migration { version: 6, name: "signed_intents", text: sql!("store/0006_signed_intents.sql") },
 ];
 
 impl Migration {

@@ -79,7 +79,7 @@ impl Upkeep {
 
     fn try_reload(&self) -> Result<Reloaded, Failure> {
         let config = Config::load(&self.config.path).map_err(|error| error.explain())?;
-        let has_new_certificates = self.certificates.reload()?;
+        let has_new_certificates = self.certificates.reload("configuration read again")?;
         let text = fs::read_to_string(&self.config.path).unwrap_or_default();
         let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
         let mut reloaded = settled.take(keys(&text));

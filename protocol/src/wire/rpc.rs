@@ -31,7 +31,8 @@ use crate::{
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
 const REQUESTS_PER_CONNECTION: usize = 64;
-const HEADER_LIST_BYTES: u32 = 16 << 10;
+/// A signed intent fits in it: [`crate::intent::MAX_BYTES`], a third more as text.
+const HEADER_LIST_BYTES: u32 = 96 << 10;
 const WINDOW_BYTES: u32 = 1 << 20;
 
 /// A channel over which one peer is asked.

@@ -1,7 +1,8 @@
 //! Asks the agents: tries the peers in order, within a deadline, and remembers who answered.
 //!
 //! Everything asked here may be asked twice (an operation starts once, whoever hears of it first), so a
-//! request that one agent cannot serve goes to the next. The only file that knows how requests travel.
+//! request that one agent cannot serve goes to the next. What changes anything is signed with the operator's key, so
+//! that the agents need not believe each other. The only file that knows how requests travel.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,6 +12,9 @@ use std::{
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure, Family},
+    ids::{NodeId, OperationId},
+    intent::{self, Order},
+    operation::Action,
     v1::{
         self, agents_client::AgentsClient, certificates_client::CertificatesClient, mesh_client::MeshClient,
         nodes_client::NodesClient, operations_client::OperationsClient,
@@ -21,7 +25,7 @@ use steep_protocol::{
     },
 };
 use tokio::time::{Instant, timeout, timeout_at};
-use tonic::{Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     output::{Output, safe},
@@ -112,19 +116,23 @@ impl<'a> Client<'a> {
         self.ask(ANSWER_LIMIT, async |channel| nodes(channel).get(request.clone()).await).await
     }
 
-    /// Starts, or plans, an initialization; the answer may take as long as `limit`.
+    /// Starts, or plans, an initialization; the answer may take as long as `limit`. `confirmed`: the operator has typed
+    /// the name of the node whose rows may be destroyed.
     pub async fn start_node(
         &mut self,
         request: &v1::StartNodeRequest,
+        confirmed: bool,
         limit: Duration,
     ) -> Result<v1::StartNodeReply, Failure> {
-        self.ask(limit, async |channel| nodes(channel).start(request.clone()).await).await
+        let signed = self.sign(&Order::to_start(request, confirmed)?)?;
+        self.ask(limit, async |channel| nodes(channel).start(with(&signed, request)).await).await
     }
 
     /// Cancels what runs on a node.
-    pub async fn cancel_node(&mut self, node_id: &str) -> Result<v1::CancelNodeReply, Failure> {
-        let request = v1::CancelNodeRequest { node_id: node_id.to_owned() };
-        self.ask(ANSWER_LIMIT, async |channel| nodes(channel).cancel(request.clone()).await).await
+    pub async fn cancel_node(&mut self, node: &NodeId) -> Result<v1::CancelNodeReply, Failure> {
+        let request = v1::CancelNodeRequest { node_id: node.to_string() };
+        let signed = self.sign(&Order::new(Action::NodeCancel, OperationId::generate(), node.clone()))?;
+        self.ask(ANSWER_LIMIT, async |channel| nodes(channel).cancel(with(&signed, &request)).await).await
     }
 
     /// Operations of one node, or of all for an empty `node_id`.
@@ -139,10 +147,19 @@ impl<'a> Client<'a> {
         self.ask(ANSWER_LIMIT, async |channel| operations(channel).get(request.clone()).await).await
     }
 
-    /// Asks an operation to stop and clean up.
-    pub async fn cancel_operation(&mut self, op_id: &str) -> Result<v1::CancelOperationReply, Failure> {
+    /// Asks operation `op_id` of node `target` to stop and clean up.
+    pub async fn cancel_operation(
+        &mut self,
+        op_id: &str,
+        target: &str,
+    ) -> Result<v1::CancelOperationReply, Failure> {
+        let bad = |error: &dyn std::error::Error| Failure::new(Code::BadRequest, error.to_string());
+        let (op, target): (OperationId, NodeId) =
+            (op_id.parse().map_err(|error| bad(&error))?, target.parse().map_err(|error| bad(&error))?);
         let request = v1::CancelOperationRequest { op_id: op_id.to_owned() };
-        self.ask(ANSWER_LIMIT, async |channel| operations(channel).cancel(request.clone()).await).await
+        let order = Order::new(Action::OperationCancel, OperationId::generate(), target).about(op);
+        let signed = self.sign(&order)?;
+        self.ask(ANSWER_LIMIT, async |channel| operations(channel).cancel(with(&signed, &request)).await).await
     }
 
     /// All members of the mesh.
@@ -170,7 +187,8 @@ impl<'a> Client<'a> {
     /// Has the agent of a node leave.
     pub async fn leave(&mut self, node_id: &str) -> Result<v1::LeaveReply, Failure> {
         let request = v1::LeaveRequest { node_id: node_id.to_owned() };
-        self.ask(ANSWER_LIMIT, async |channel| mesh(channel).leave(request.clone()).await).await
+        let signed = self.sign_about(Action::MeshLeave, node_id)?;
+        self.ask(ANSWER_LIMIT, async |channel| mesh(channel).leave(with(&signed, &request)).await).await
     }
 
     /// Has all agents forget a node.
@@ -201,18 +219,21 @@ impl<'a> Client<'a> {
     /// Has an agent read its configuration again.
     pub async fn reload_agent(&mut self, node_id: &str) -> Result<v1::ReloadAgentReply, Failure> {
         let request = v1::ReloadAgentRequest { node_id: node_id.to_owned() };
-        self.ask(ANSWER_LIMIT, async |channel| agents(channel).reload(request.clone()).await).await
+        let signed = self.sign_about(Action::AgentReload, node_id)?;
+        self.ask(ANSWER_LIMIT, async |channel| agents(channel).reload(with(&signed, &request)).await).await
     }
 
     /// Has an agent take no new work, or take it again.
     pub async fn drain_agent(&mut self, node_id: &str, undo: bool) -> Result<v1::DrainAgentReply, Failure> {
         let request = v1::DrainAgentRequest { node_id: node_id.to_owned(), undo };
-        self.ask(ANSWER_LIMIT, async |channel| agents(channel).drain(request.clone()).await).await
+        let signed = self.sign_about(if undo { Action::AgentUndrain } else { Action::AgentDrain }, node_id)?;
+        self.ask(ANSWER_LIMIT, async |channel| agents(channel).drain(with(&signed, &request)).await).await
     }
 
     /// Sets how much an agent logs.
     pub async fn set_log_level(&mut self, request: &v1::SetLogLevelRequest) -> Result<v1::SetLogLevelReply, Failure> {
-        self.ask(ANSWER_LIMIT, async |channel| agents(channel).set_log_level(request.clone()).await).await
+        let signed = self.sign_about(Action::AgentLogLevel, &request.node_id)?;
+        self.ask(ANSWER_LIMIT, async |channel| agents(channel).set_log_level(with(&signed, request)).await).await
     }
 
     /// What agents logged.
@@ -223,6 +244,17 @@ impl<'a> Client<'a> {
     /// Forgets the connection, so that the next request makes a new one.
     pub fn hang_up(&mut self) {
         self.current = None;
+    }
+
+    /// Signs what is to be changed, once: whichever agents hear of it, it is one order.
+    fn sign(&self, order: &Order) -> Result<v1::SignedIntent, Failure> {
+        intent::sign(&self.identity, order, jiff::Timestamp::now(), intent::LIFETIME)
+    }
+
+    /// Signs what is to be done with `node` alone.
+    fn sign_about(&self, action: Action, node: &str) -> Result<v1::SignedIntent, Failure> {
+        let node: NodeId = node.parse().map_err(|error| Failure::new(Code::BadRequest, format!("{error}")))?;
+        self.sign(&Order::new(action, OperationId::generate(), node))
     }
 
     /// Asks one peer after the other until one answers for itself.
@@ -345,6 +377,13 @@ impl<'a> Client<'a> {
         let message = format!("your certificate {} {what}", self.files.cert.display());
         Some(Failure::new(Code::CertificateExpired, message))
     }
+}
+
+/// A request with what was signed for it.
+fn with<T: Clone>(signed: &v1::SignedIntent, message: &T) -> Request<T> {
+    let mut request = Request::new(message.clone());
+    intent::attach(&mut request, signed);
+    request
 }
 
 /// Goes by the revocation lists beside the root, where there are any: an agent with a revoked certificate is none.

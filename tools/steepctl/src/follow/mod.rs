@@ -242,7 +242,7 @@ impl Watcher<'_> {
 
     /// Asks the agents to cancel, and goes on watching; a second interrupt meanwhile detaches.
     async fn cancel(&mut self) {
-        let asked = self.client.cancel_operation(&self.subject.op_id).await;
+        let asked = self.client.cancel_operation(&self.subject.op_id, &self.subject.target).await;
         self.display.resume(self.out);
         match asked {
             Ok(_) => self.display.talk("cancelling; the agents clean up (Ctrl-C detaches)", self.out),

@@ -35,6 +35,6 @@ pub struct CancelArgs {
 /// Cancels what runs on the node.
 pub async fn run(args: &CancelArgs, global: &Global, out: &Output) -> Result<Exit, Failure> {
     let mut client = global.client(out)?;
-    let reply = client.cancel_node(args.node.as_str()).await?;
+    let reply = client.cancel_node(&args.node).await?;
     op::cancel::await_cleanup(&mut client, &reply.op_id, args.detach, args.follow, global, out).await
 }

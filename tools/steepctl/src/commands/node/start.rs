@@ -139,7 +139,7 @@ pub async fn run(args: &StartArgs, global: &Global, out: &Output) -> Result<Exit
     }
     let op_id = OperationId::generate().to_string();
     let request = request(args, op_id.clone(), false);
-    let reply = client.start_node(&request, START_LIMIT).await.map_err(|failure| match failure.code.family() {
+    let reply = client.start_node(&request, args.force, START_LIMIT).await.map_err(|failure| match failure.code.family() {
         // Nobody said no: perhaps only the answer was lost.
         Family::Timeout | Family::Connection => {
             let hint = format!("{}; it may have started all the same: steepctl op show {op_id}", failure.hint);
@@ -188,7 +188,7 @@ fn method(reply: &v1::StartNodeReply) -> Option<String> {
 }
 
 async fn dry_run(args: &StartArgs, client: &mut Client<'_>, out: &Output) -> Result<Exit, Failure> {
-    let reply = client.start_node(&request(args, OperationId::generate().to_string(), true), PLAN_LIMIT).await?;
+    let reply = client.start_node(&request(args, OperationId::generate().to_string(), true), false, PLAN_LIMIT).await?;
     if out.is_json() {
         out.json(&json::message("StartNodeReply", &reply))?;
     } else {
@@ -229,7 +229,7 @@ async fn confirm_destruction(
         }
         _ => {}
     }
-    let plan = client.start_node(&request(args, OperationId::generate().to_string(), true), PLAN_LIMIT).await?;
+    let plan = client.start_node(&request(args, OperationId::generate().to_string(), true), false, PLAN_LIMIT).await?;
     if let Some(failure) = plan::failed(&plan, target.as_str(), args.from.as_str()) {
         return Err(failure);
     }

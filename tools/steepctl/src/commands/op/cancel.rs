@@ -1,7 +1,7 @@
 //! `steepctl op cancel`
 
 use clap::Args;
-use steep_protocol::failure::Failure;
+use steep_protocol::{failure::Failure, v1};
 
 use crate::{
     cli::Global,
@@ -33,8 +33,8 @@ pub struct CancelArgs {
 /// Cancels an operation.
 pub async fn run(args: &CancelArgs, global: &Global, out: &Output) -> Result<Exit, Failure> {
     let mut client = global.client(out)?;
-    let op_id = client.get_operation(&args.op_id).await?.operation.unwrap_or_default().op_id;
-    client.cancel_operation(&op_id).await?;
+    let v1::Operation { op_id, target, .. } = client.get_operation(&args.op_id).await?.operation.unwrap_or_default();
+    client.cancel_operation(&op_id, &target).await?;
     await_cleanup(&mut client, &op_id, args.detach, args.follow, global, out).await
 }
 

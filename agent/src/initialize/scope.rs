@@ -1,0 +1,172 @@
+//! The source's own judgement: whether an operator has signed what a peer asks for.
+//!
+//! The target's word is never enough. What it shows must name it as the target and this node as the source, and cover
+//! every table; rows leave this node for nothing else.
+
+use std::collections::HashSet;
+
+use steep_protocol::{
+    failure::{Code, Explain as _, Failure},
+    ids::{NodeId, OperationId},
+    intent::Verified,
+    names::TableName,
+    operation::Action,
+    v1,
+};
+
+use super::{messages::table_name, start::selection_of};
+use crate::{
+    postgres::{Purpose, tables},
+    rooms::Rooms,
+    session::{Scope, not_yours},
+    store::{
+        self, operations,
+        signed_intents::{self, Claim},
+    },
+};
+
+fn explain(error: store::Error) -> Failure {
+    error.explain()
+}
+
+/// Makes sure that `caller` may be told what `request` asks about this node's tables.
+pub async fn check_examine(
+    rooms: &Rooms,
+    caller: &NodeId,
+    verified: &Verified,
+    request: &v1::ExamineRequest,
+) -> Result<(), Failure> {
+    check_parties(&rooms.me, caller, verified, &request.op_id, &[Action::NodePlan, Action::NodeStart])?;
+    check_direction(verified, request.one_way)?;
+    if request.selection.clone().unwrap_or_default() != verified.order.selection {
+        return Err(exceeded(verified, "another selection of tables"));
+    }
+    match signed_intents::find(&rooms.store, verified.order.op_id).await.map_err(explain)? {
+        Some(before) if before.has_ended || !before.is(verified) => Err(signed_intents::used(verified)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes sure that `caller` may open the session it asks for, and writes down that the order was used for it.
+///
+/// The same order opens the same operation's session again, until that was closed.
+pub async fn open(
+    rooms: &Rooms,
+    caller: &NodeId,
+    verified: &Verified,
+    request: &v1::OpenSessionRequest,
+) -> Result<Scope, Failure> {
+    check_parties(&rooms.me, caller, verified, &request.op_id, &[Action::NodeStart])?;
+    check_direction(verified, request.one_way)?;
+    let selection = selection_of(&verified.order.selection);
+    if request.whole_database && !selection.is_whole_database() {
+        return Err(exceeded(verified, "the whole database"));
+    }
+    let session = rooms.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
+    let selected = tables::select(&session, &selection).await.map_err(|error| error.explain())?;
+    let signed: HashSet<(u32, &TableName)> = selected.tables.iter().map(|table| (table.oid, &table.name)).collect();
+    for asked in &request.tables {
+        let name = table_name(&asked.table.clone().unwrap_or_default());
+        if !signed.contains(&(asked.oid, &name)) {
+            return Err(exceeded(verified, &format!("table {name}")));
+        }
+    }
+    match signed_intents::claim(&rooms.store, verified, Some(verified.order.op_id)).await.map_err(explain)? {
+        Claim::First | Claim::Again => Ok(Scope { selection, one_way: verified.order.one_way }),
+        Claim::Used => Err(signed_intents::used(verified)),
+    }
+}
+
+/// Makes sure that `op` was opened here by `caller`, or by nobody at all, so that it may be closed.
+pub async fn check_close(rooms: &Rooms, caller: &NodeId, op: OperationId) -> Result<(), Failure> {
+    let is_anothers = match signed_intents::find(&rooms.store, op).await.map_err(explain)? {
+        Some(opened) => opened.target != *caller,
+        None => operations::find(&rooms.store, op).await.map_err(explain)?.is_some(),
+    };
+    if is_anothers { Err(not_yours(caller, &format!("operation {op}"))) } else { Ok(()) }
+}
+
+fn check_parties(
+    me: &NodeId,
+    caller: &NodeId,
+    verified: &Verified,
+    op_id: &str,
+    actions: &[Action],
+) -> Result<(), Failure> {
+    let Verified { order, signer, .. } = verified;
+    let misdirected = |why: String| {
+        let text = format!("what {signer} signed is not for {caller} to show to {me}: {why}");
+        Err(Failure::new(Code::IntentMisdirected, text))
+    };
+    if !actions.contains(&order.action) {
+        return misdirected(format!("it is an order for {}", order.action));
+    }
+    if order.target != *caller {
+        return misdirected(format!("its target is {}", order.target));
+    }
+    match &order.source {
+        Some(source) if source == me => {}
+        Some(other) => return misdirected(format!("its source is {other}")),
+        None => return misdirected("it names no source".into()),
+    }
+    if order.op_id.to_string() != op_id {
+        return misdirected(format!("it is for operation {}", order.op_id));
+    }
+    Ok(())
+}
+
+fn check_direction(verified: &Verified, one_way: bool) -> Result<(), Failure> {
+    if verified.order.one_way == one_way {
+        return Ok(());
+    }
+    Err(exceeded(verified, if one_way { "replication one way" } else { "replication both ways" }))
+}
+
+fn exceeded(verified: &Verified, what: &str) -> Failure {
+    let text = format!("{} asks for {what}, which {} has not signed", verified.order.target, verified.signer);
+    Failure::new(Code::IntentExceeded, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use steep_protocol::{intent::Order, wire::identity::PeerId};
+
+    use super::*;
+
+    fn node(name: &str) -> NodeId {
+        name.parse().expect("a name")
+    }
+
+    #[test]
+    fn an_order_is_for_one_target_one_source_one_operation_and_one_action() {
+        let op = OperationId::generate();
+        let order = Order {
+            source: Some(node("node_a")),
+            one_way: true,
+            ..Order::new(Action::NodeStart, op, node("node_b"))
+        };
+        let verified = |order: &Order| Verified {
+            order: order.clone(),
+            signer: PeerId::from_uri("spiffe://m/operator/admin/alice").expect("an identity"),
+            not_after: Timestamp::now(),
+            signed: v1::SignedIntent::default(),
+        };
+        let start = &[Action::NodeStart];
+        let check = |order: &Order, me: &str, caller: &str, op: OperationId| {
+            check_parties(&node(me), &node(caller), &verified(order), &op.to_string(), start).map_err(|f| f.code)
+        };
+        assert_eq!(check(&order, "node_a", "node_b", op), Ok(()));
+        for (order, me, caller, op) in [
+            (order.clone(), "node_a", "node_c", op),
+            (order.clone(), "node_c", "node_b", op),
+            (order.clone(), "node_a", "node_b", OperationId::generate()),
+            (Order { source: None, ..order.clone() }, "node_a", "node_b", op),
+            (Order { action: Action::NodePlan, ..order.clone() }, "node_a", "node_b", op),
+        ] {
+            assert_eq!(check(&order, me, caller, op), Err(Code::IntentMisdirected), "{me} {caller} {order:?}");
+        }
+        assert!(check_direction(&verified(&order), true).is_ok());
+        assert!(check_direction(&verified(&order), false).is_err(), "one way was signed");
+    }
+}

@@ -1,0 +1,132 @@
+//! Somebody with a certificate of the mesh who speaks the protocol without steepctl: a stolen key, or any gRPC client.
+
+use std::{path::Path, sync::Arc};
+
+use bytes::{Buf as _, BufMut as _};
+use steep_protocol::{
+    failure::{Code, Failure},
+    intent, v1,
+    wire::{
+        endpoint::{Connection, Endpoint},
+        identity::{Expect, Identity},
+        rpc::{self, MAX_MESSAGE_BYTES, PeerChannel},
+    },
+};
+use tonic::{
+    Request, Status,
+    client::Grpc,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+};
+
+use crate::node::Node;
+
+/// The identity whose files in `dir` are called `name`.
+pub fn identity(dir: &Path, name: &str) -> Arc<Identity> {
+    let file = |name: String| dir.join(name);
+    let loaded = Identity::load(&file(format!("{name}.pem")), &file(format!("{name}.key")), &file("ca.pem".into()));
+    Arc::new(loaded.unwrap_or_else(|error| panic!("{name}: {error}")))
+}
+
+/// A QUIC connection of a guest's, with the endpoint that keeps it.
+#[derive(Debug)]
+pub struct Dialled {
+    pub endpoint: Endpoint,
+    pub connection: Connection,
+}
+
+impl Node {
+    /// The certificate called `name` in the mesh's folder: `node_b`, `operator-otto`.
+    pub fn identity(&self, name: &str) -> Arc<Identity> {
+        identity(&self.pki(), name)
+    }
+
+    /// A channel to this node's agent over TCP.
+    pub async fn channel(&self, guest: &Arc<Identity>) -> Result<PeerChannel, Failure> {
+        rpc::connect_tcp(self.address(), guest, Expect::AnyNode).await
+    }
+
+    /// A QUIC connection to this node's agent.
+    pub async fn dialled_by(&self, guest: &Arc<Identity>) -> Dialled {
+        let (endpoint, _) = Endpoint::bind("127.0.0.1:0", Arc::clone(guest)).await.expect("a port is free");
+        let id = self.id().parse().expect("a node id");
+        let connection = endpoint.dial(self.address(), &id).await.expect("it answers");
+        Dialled { endpoint, connection }
+    }
+}
+
+/// What a call that cannot be read came to: it is refused before anybody tries to read it, or it was let through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judged {
+    LetThrough,
+    Refused(Code),
+}
+
+/// Calls `path` with bytes that are no message, so that whatever is let through does nothing.
+pub async fn knock(
+    channel: &PeerChannel,
+    path: &str,
+    forwarded_for: Option<&str>,
+    signed: Option<&v1::SignedIntent>,
+) -> Result<Judged, Status> {
+    let mut request = Request::new(vec![0xff]);
+    if let Some(uri) = forwarded_for {
+        request.metadata_mut().insert("steep-forwarded-for", uri.parse().expect("plain ASCII"));
+    }
+    if let Some(signed) = signed {
+        intent::attach(&mut request, signed);
+    }
+    match call(channel, path, request).await {
+        Ok(()) => Ok(Judged::LetThrough),
+        Err(status) if status.details().is_empty() && status.message().contains("decode") => Ok(Judged::LetThrough),
+        Err(status) if status.details().is_empty() => Err(status),
+        Err(status) => Ok(Judged::Refused(rpc::failure_of(&status).code)),
+    }
+}
+
+/// Calls any method with any bytes, and waits for its first answer.
+pub async fn call(channel: &PeerChannel, path: &str, request: Request<Vec<u8>>) -> Result<(), Status> {
+    let mut grpc = Grpc::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
+    let path = path.parse().expect("a path");
+    let mut answers = grpc.server_streaming(request, path, Bytes).await?.into_inner();
+    answers.message().await.map(drop)
+}
+
+/// Sends bytes as they are; reads and forgets.
+#[derive(Debug, Clone, Copy)]
+struct Bytes;
+
+impl Codec for Bytes {
+    type Encode = Vec<u8>;
+    type Decode = ();
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        *self
+    }
+
+    fn decoder(&mut self) -> Self {
+        *self
+    }
+}
+
+impl Encoder for Bytes {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.put_slice(&item);
+        Ok(())
+    }
+}
+
+impl Decoder for Bytes {
+    type Item = ();
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<()>, Status> {
+        from.advance(from.remaining());
+        Ok(Some(()))
+    }
+}
