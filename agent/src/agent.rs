@@ -64,8 +64,7 @@ pub async fn run(config: Config, log: telemetry::Log) -> Result<(), Failure> {
     let address = config.advertised(endpoint.address().port());
     let headline = vitals::bare(me.as_str(), &address);
     let facts = watch::Sender::new(Facts { instance_id, headline, ..Facts::default() });
-    let peers =
-        Peers::new(endpoint.clone(), me.clone(), address, &config.mesh.seeds, facts.subscribe(), revocations);
+    let peers = Peers::new(endpoint.clone(), me.clone(), address, &config.mesh.seeds, facts.subscribe(), revocations);
     let rooms = watch::Sender::new(None);
     info!(event = "agent.started", details.listen = %endpoint.address(), details.mesh = %peers.mesh(), "agent started");
 
@@ -284,12 +283,8 @@ async fn serve_bulk(
     while let Some(Some(io)) = stop.run_until_cancelled(arrivals.recv()).await {
         // Without rooms there can be no session to read from; dropping the stream says so.
         let Some(rooms) = rooms.borrow().clone() else { continue };
-        let sender = Sender::new(
-            rooms.sessions.clone(),
-            rooms.peers.clone(),
-            rooms.database.clone(),
-            rooms.store.clone(),
-        );
+        let sender =
+            Sender::new(rooms.sessions.clone(), rooms.peers.clone(), rooms.database.clone(), rooms.store.clone());
         let stop = stop.clone();
         streams.spawn(async move { stop.run_until_cancelled(sender.serve(io)).await });
     }

@@ -104,7 +104,12 @@ pub const TABLE: &[(Rpc, &str, Allowed, Signed)] = &[
     (Rpc::MeshJoin, "steep.v1.Mesh/Join", Allowed::From(Role::Operator), Signed::OnlyDirect),
     (Rpc::MeshLeave, "steep.v1.Mesh/Leave", Allowed::From(Role::Operator), Signed::WhenForwarded),
     (Rpc::MeshForget, "steep.v1.Mesh/Forget", Allowed::From(Role::Admin), Signed::OnlyDirect),
-    (Rpc::CertificatesPublishRevocations, "steep.v1.Certificates/PublishRevocations", Allowed::From(Role::Admin), Signed::OnlyDirect),
+    (
+        Rpc::CertificatesPublishRevocations,
+        "steep.v1.Certificates/PublishRevocations",
+        Allowed::From(Role::Admin),
+        Signed::OnlyDirect,
+    ),
     (Rpc::AgentsInfo, "steep.v1.Agents/Info", Allowed::From(Role::Viewer), Signed::No),
     (Rpc::AgentsReload, "steep.v1.Agents/Reload", Allowed::From(Role::Admin), Signed::WhenForwarded),
     (Rpc::AgentsDrain, "steep.v1.Agents/Drain", Allowed::From(Role::Operator), Signed::WhenForwarded),
@@ -229,7 +234,8 @@ pub fn admit(
     let deny = |who: String, failure: Failure| Box::new(Denied { peer: asked.peer.cloned(), who, rpc, failure });
     let denied = |who: String, why: String| deny(who, Failure::new(Code::Denied, why));
     let peer = asked.peer.ok_or_else(|| denied("nobody".into(), "the connection has no identity".into()))?;
-    let rpc = rpc.ok_or_else(|| denied(peer.to_string(), "nobody may call what is not in the table of calls".into()))?;
+    let rpc =
+        rpc.ok_or_else(|| denied(peer.to_string(), "nobody may call what is not in the table of calls".into()))?;
     let (_, name, allowed, signed) = rpc.row();
     let (who, through) =
         caller_of(peer, asked.forwarded_for).map_err(|why| denied(peer.to_string(), format!("{peer} {why}")))?;

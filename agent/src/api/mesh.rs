@@ -5,8 +5,8 @@ use std::time::Duration;
 use futures::future::join_all;
 use serde_json::json;
 use steep_protocol::{
-    operation::Action,
     ids::NodeId,
+    operation::Action,
     v1::{
         ForgetReply, ForgetRequest, JoinReply, JoinRequest, LeaveReply, LeaveRequest, LinksRequest, ListMembersReply,
         ListMembersRequest, MatrixReply, MatrixRequest, PingReply, PingRequest, mesh_client::MeshClient,

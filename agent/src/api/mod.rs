@@ -30,8 +30,7 @@ use steep_protocol::{
     failure::{Code, Failure, Family},
     v1::{
         agents_server::AgentsServer, certificates_server::CertificatesServer, mesh_server::MeshServer,
-        nodes_server::NodesServer, operations_server::OperationsServer,
-        peers_server::PeersServer,
+        nodes_server::NodesServer, operations_server::OperationsServer, peers_server::PeersServer,
     },
     wire::{
         identity::PeerId,
@@ -69,7 +68,14 @@ impl Door {
         upkeep: Upkeep,
         stop: CancellationToken,
     ) -> Self {
-        Self { peers, rooms, denials: Denials::default(), upkeep, stop, readers: Arc::new(Semaphore::new(events::READERS)) }
+        Self {
+            peers,
+            rooms,
+            denials: Denials::default(),
+            upkeep,
+            stop,
+            readers: Arc::new(Semaphore::new(events::READERS)),
+        }
     }
 
     /// What was denied here.

@@ -190,7 +190,8 @@ impl Peers {
     fn heed_revocations(&self) {
         let told: Vec<(NodeId, v1::GossipRevocations)> = self.look(|gossip, _| {
             let up = gossip.members().filter(|member| member.liveness.is_up());
-            let told = up.filter_map(|member| Some((&member.run.node, gossip.view().get(&member.run.node, REVOCATIONS)?)));
+            let told =
+                up.filter_map(|member| Some((&member.run.node, gossip.view().get(&member.run.node, REVOCATIONS)?)));
             told.filter_map(|(node, value)| Some((node.clone(), v1::GossipRevocations::decode(value.clone()).ok()?)))
                 .collect()
         });

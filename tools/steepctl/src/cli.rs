@@ -9,7 +9,7 @@ use crate::{
     client::{Client, Files},
     commands::{
         agent::AgentCommand, config::ConfigCommand, events::EventsArgs, explain::ExplainArgs, mesh::MeshCommand,
-        node::NodeCommand,         op::OpCommand, pki::PkiCommand,
+        node::NodeCommand, op::OpCommand, pki::PkiCommand,
     },
     contexts::{File, Given, Origin, Setting, Settings},
     output::{Color, Format, Output, Talk},
