@@ -22,12 +22,14 @@ use tracing::{error, info, warn};
 
 use crate::{
     api::{Door, http},
+    breakpoint::Breakpoints,
     cleanup::Cleanup,
     config::Config,
     lifecycle::NodeEvent,
     mesh::{Facts, Peers},
     operations::Operations,
     postgres::{Database, PostgresConfig},
+    removal::spread,
     rooms::Rooms,
     session::Sessions,
     snapshot::send::Sender,
@@ -114,11 +116,12 @@ async fn live(
         facts.database = identity.database.clone();
     });
     let cleanup = Cleanup::new(store.clone(), database.clone(), peers.clone());
+    let breakpoints = Breakpoints::new(&config.node.state_dir);
     let made = Arc::new(Rooms {
         me: config.node.id.clone(),
         config: Arc::clone(config),
-        sessions: Sessions::new(database.clone(), cleanup.clone(), config.copy.clone()),
-        operations: Operations::new(store.clone(), &config.node.state_dir),
+        sessions: Sessions::new(database.clone(), cleanup.clone(), config.copy.clone(), breakpoints.clone()),
+        operations: Operations::new(store.clone(), breakpoints),
         store,
         database,
         peers: peers.clone(),
@@ -127,7 +130,7 @@ async fn live(
     recover(&made).await?;
     rooms.send_replace(Some(Arc::clone(&made)));
     info!(event = "agent.ready", "PostgreSQL is reached");
-    tokio::join!(watch_vitals(&made, facts), janitor(&made));
+    tokio::join!(watch_vitals(&made, facts), janitor(&made), spread::run(&made));
     Ok(())
 }
 
@@ -167,8 +170,12 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
     for unfinished in store::operations::unfinished(&rooms.store).await.map_err(explain)? {
         let op = unfinished.op_id;
         warn!(event = "init.interrupted", op_id = %op, "an operation was cut off by the end of the agent; cleaning up");
-        let mut why = Failure::new(Code::Interrupted, "the agent ended while the operation ran")
-            .hint(format!("steepctl node start {} --from {}", unfinished.target, unfinished.source));
+        let is_init = unfinished.kind == "init";
+        let hint = match is_init {
+            true => format!("steepctl node start {} --from {}", unfinished.target, unfinished.source),
+            false => format!("steepctl node {} {}", unfinished.kind, unfinished.target),
+        };
+        let mut why = Failure::new(Code::Interrupted, "the agent ended while the operation ran").hint(hint);
         if let Err(failure) = rooms.cleanup.undo(op).await {
             why = why
                 .cause(format!("not everything could be cleaned up yet, it will be tried again: {}", failure.message));
@@ -176,7 +183,9 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
         if nodes::own(&rooms.store).await.map_err(explain)?.init_state.is_active() {
             nodes::advance(&rooms.store, NodeEvent::Failed, Some(op), &actor).await.map_err(explain)?;
         }
-        nodes::set_source(&rooms.store, None).await.map_err(explain)?;
+        if is_init {
+            nodes::set_source(&rooms.store, None).await.map_err(explain)?;
+        }
         for step in store::steps::list(&rooms.store, op).await.map_err(explain)? {
             if step.status == StepStatus::Running {
                 store::steps::mark(&rooms.store, op, &step.name, StepStatus::Failed).await.map_err(explain)?;

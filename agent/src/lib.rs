@@ -6,10 +6,10 @@
 //! * [`agent`] wires everything and tells the life story of one run.
 //! * [`api`] is the door: parse, authorize, call, reply. [`vitals`] measures how the node fares.
 //! * [`initialize`] holds the recipe by which a node comes to be synchronized, and its preflight; [`rooms`] is what
-//!   it works with.
+//!   it works with. [`removal`] takes a node out of replication again.
 //! * [`snapshot`] moves a database as blocks; [`operations`] runs long work as steps that can be undone.
 //! * [`session`] is what this node holds open for a peer; [`cleanup`] knows every side effect and how it is undone;
-//!   [`parts`] cuts tables.
+//!   [`parts`] cuts tables; [`breakpoint`] is for specs.
 //! * [`store`] is what the agent remembers; [`mesh`] the other agents; [`postgres`] everything said to the local
 //!   PostgreSQL.
 //! * [`lifecycle`] is the states of a node; [`config`] every key of `agent.toml`; [`telemetry`] the log.
@@ -19,11 +19,13 @@ pub mod api;
 pub mod vitals;
 
 pub mod initialize;
+pub mod removal;
 pub mod rooms;
 
 pub mod operations;
 pub mod snapshot;
 
+pub mod breakpoint;
 pub mod cleanup;
 pub mod parts;
 pub mod session;

@@ -1,8 +1,11 @@
 //! The peer service: what agents ask of each other.
 
+use jiff::Timestamp;
 use steep_protocol::{
     failure::{Code, Failure},
-    ids::{OperationId, SessionId},
+    ids::{NodeId, OperationId, SessionId},
+    lsn::Lsn,
+    time,
     v1::{self, peers_server::Peers},
     version,
     wire::rpc::status_of,
@@ -15,13 +18,16 @@ use super::{
 };
 use crate::{
     initialize::{
+        mesh,
         messages::table_name,
         preflight::{self, Wanted},
         source,
         start::selection_of,
         subscribe,
     },
-    session::{Held, OpenRequest},
+    removal::part,
+    session::{Held, JoinRequest, Neighbour, OpenRequest, Role},
+    store::{Actor, removals::Removal},
 };
 
 /// Answers other agents.
@@ -36,6 +42,14 @@ fn reply<T>(done: Result<T, Failure>) -> Answer<T> {
 
 fn operation(text: &str) -> Result<OperationId, Status> {
     text.parse().map_err(|error| status_of(&Failure::new(Code::BadRequest, format!("{error}"))))
+}
+
+fn node(text: &str) -> Result<NodeId, Status> {
+    text.parse().map_err(|error| status_of(&Failure::new(Code::BadRequest, format!("{error}"))))
+}
+
+fn neighbours<'a>(names: impl Iterator<Item = &'a String>) -> Result<Vec<Neighbour>, Status> {
+    names.map(|name| node(name).map(mesh::neighbour)).collect()
 }
 
 impl Service {
@@ -97,9 +111,17 @@ impl Peers for Service {
             part_bytes: request.part_bytes,
             whole_database: request.whole_database,
             parallel: request.parallel,
+            one_way: request.one_way,
+            neighbours: neighbours(request.members.iter())?,
         };
         let conninfo = subscribe::own_conninfo(&rooms).map_err(|failure| status_of(&failure))?;
         let held = rooms.sessions.open(caller.node(), open).await.map_err(|failure| status_of(&failure))?;
+        let positions = match &held.role {
+            Role::Source { positions } => positions.clone(),
+            Role::Member { .. } => Vec::new(),
+        };
+        let position =
+            |(node, lsn): &(NodeId, Lsn)| v1::MemberPosition { node: node.to_string(), lsn: lsn.to_string() };
         let tables = held.tables.iter().map(|(table, plan)| v1::SessionTable {
             oid: table.oid,
             bytes: table.bytes,
@@ -116,6 +138,7 @@ impl Peers for Service {
             conninfo,
             tables: tables.collect(),
             lease_seconds: rooms.sessions.lease().as_secs(),
+            positions: positions.iter().map(position).collect(),
         }))
     }
 
@@ -186,5 +209,56 @@ impl Peers for Service {
         let rooms = self.0.rooms()?;
         let closed = source::close(&rooms, caller.node(), op, request.keep, &request.reason).await;
         reply(closed.map(|()| v1::CloseSessionReply {}))
+    }
+
+    async fn examine_member(&self, request: Request<v1::ExamineMemberRequest>) -> Answer<v1::ExamineMemberReply> {
+        let caller = self.admit(&request).await?;
+        reply(mesh::examine_member(&*self.0.rooms()?, caller.node(), request.get_ref()).await)
+    }
+
+    async fn join_member(&self, request: Request<v1::JoinMemberRequest>) -> Answer<v1::JoinMemberReply> {
+        let caller = self.admit(&request).await?;
+        let request = request.into_inner();
+        let rooms = self.0.rooms()?;
+        let join = JoinRequest {
+            op: operation(&request.op_id)?,
+            neighbours: neighbours(request.mesh.iter().filter(|node| **node != rooms.me.as_str()))?,
+            tables: request.tables.iter().map(table_name).collect(),
+            whole_database: request.whole_database,
+            source_slot: request.source_slot,
+        };
+        let conninfo = subscribe::own_conninfo(&rooms).map_err(|failure| status_of(&failure))?;
+        let held = rooms.sessions.join(caller.node(), join).await.map_err(|failure| status_of(&failure))?;
+        let marker = match &held.role {
+            Role::Member { marker, .. } => *marker,
+            Role::Source { .. } => Lsn::default(),
+        };
+        Ok(Response::new(v1::JoinMemberReply {
+            session_id: held.id.to_string(),
+            publication: held.publication.clone(),
+            slot: held.slot.clone(),
+            lsn: held.lsn.to_string(),
+            marker: marker.to_string(),
+            conninfo,
+            lease_seconds: rooms.sessions.lease().as_secs(),
+        }))
+    }
+
+    async fn forget_node(&self, request: Request<v1::ForgetNodeRequest>) -> Answer<v1::ForgetNodeReply> {
+        let caller = self.admit(&request).await?;
+        let request = request.into_inner();
+        let now = Timestamp::now();
+        let removal = Removal {
+            op_id: operation(&request.op_id)?,
+            node: node(&request.node)?,
+            removed_by: request.removed_by,
+            asked_at: request.asked_at.as_ref().and_then(time::moment).unwrap_or(now),
+            heard_at: now,
+            is_done: false,
+            pending: request.pending.iter().map(|name| node(name)).collect::<Result<_, _>>()?,
+        };
+        let teller = Actor::node(caller.node());
+        let heard = part::hear(&*self.0.rooms()?, &removal, request.is_late, &teller).await;
+        reply(heard.map(|()| v1::ForgetNodeReply {}))
     }
 }

@@ -9,11 +9,14 @@ use steep_protocol::{
 };
 use tracing::info;
 
-use super::{messages, subscribe};
+use super::{
+    messages,
+    subscribe::{self, Inflow},
+};
 use crate::{
     lifecycle::NodeEvent,
     postgres::{
-        self, Purpose,
+        self, Purpose, Session,
         ddl::OriginFilter,
         rows,
         sequences::{self, SequenceScope},
@@ -21,7 +24,7 @@ use crate::{
         tables::{self, TableKind},
     },
     rooms::Rooms,
-    session::Held,
+    session::{Held, Role},
     store::{Actor, audit, nodes},
 };
 
@@ -95,7 +98,16 @@ pub async fn slot_progress(rooms: &Rooms, held: &Held) -> Result<v1::SlotProgres
         active: progress.is_active,
         retained_wal_bytes: progress.retained_bytes,
         wal_status: progress.wal_status,
+        source_confirmed_lsn: source_confirmed(&session, held).await?.map(|lsn| lsn.to_string()),
     })
+}
+
+/// On a member: how far the source has confirmed what this node sends it.
+async fn source_confirmed(session: &Session, held: &Held) -> Result<Option<Lsn>, Failure> {
+    let Role::Member { source_slot, .. } = &held.role else { return Ok(None) };
+    let progress = slots::progress(session, source_slot).await.map_err(explain)?;
+    let gone = || Failure::new(Code::SlotLost, format!("slot {source_slot}, which the source reads, is gone"));
+    Ok(Some(progress.ok_or_else(gone)?.confirmed_flush.unwrap_or_default()))
 }
 
 /// The way back: subscribes this node to the slot its target made for it.
@@ -105,8 +117,15 @@ pub async fn subscribe_back(
     op: OperationId,
     request: &v1::SubscribeRequest,
 ) -> Result<String, Failure> {
-    let (slot, publication, conninfo) = (&request.slot, &request.publication, &request.conninfo);
-    subscribe::subscribe(rooms, op, target.as_str(), slot, publication, conninfo, OriginFilter::None).await
+    let inflow = Inflow {
+        source: target.as_str(),
+        slot: &request.slot,
+        publication: &request.publication,
+        conninfo: &request.conninfo,
+        origin: OriginFilter::None,
+        begin: Lsn::default(),
+    };
+    subscribe::subscribe(rooms, op, &inflow).await
 }
 
 /// Ends the target's operation here: what it made stays, or is undone.

@@ -13,6 +13,7 @@ use steep_protocol::{
 use super::{
     direct::{Direct, DirectPlan, recipe},
     findings::verdict,
+    mesh,
     messages::table_name,
     preflight::{self, TargetTables, Wanted},
     steps::is_binary,
@@ -35,25 +36,31 @@ pub struct Answer {
     pub checks: Vec<v1::Check>,
     /// The plan.
     pub tables: Vec<v1::PlannedTable>,
+    /// All nodes the target will replicate with both ways, the source first; none for one way.
+    pub mesh: Vec<String>,
 }
 
 /// Checks a request against both nodes and, unless it is a dry run, starts the operation.
 ///
 /// A dry run answers with findings even when they speak against it; otherwise they are the failure.
 pub async fn start(rooms: &Rooms, request: &v1::StartNodeRequest, actor: &Actor) -> Result<Answer, Failure> {
-    let (op, plan) = plan_of(rooms, request)?;
+    let (op, mut plan) = plan_of(rooms, request)?;
     refuse_second(rooms, op)?;
     let source = Source::new(rooms.peers.clone(), plan.source.clone(), op);
     if rooms.operations.progress(op).is_some() {
-        return Ok(Answer { op: Some(op), checks: Vec::new(), tables: Vec::new() });
+        return Ok(Answer { op: Some(op), checks: Vec::new(), tables: Vec::new(), mesh: Vec::new() });
     }
     let facts = source.examine(plan.selection.clone(), plan.wanted.one_way, plan.wanted.parallel).await?;
     let (mut checks, here) = preflight::examine_target(rooms, plan.source.as_str(), &facts, &plan.wanted).await?;
+    checks.extend(mesh::examine_members(rooms, op, &plan.source, &facts).await?);
     checks.extend(facts.checks.iter().cloned());
     let tables = planned_tables(rooms, &facts, &here);
+    let both_ways = (!plan.wanted.one_way).then(|| plan.source.to_string());
+    let mesh = both_ways.into_iter().chain(facts.members.iter().map(|member| member.node.clone())).collect();
     if request.dry_run {
-        return Ok(Answer { op: None, checks, tables });
+        return Ok(Answer { op: None, checks, tables, mesh });
     }
+    plan.members = facts.members;
     let own = nodes::own(&rooms.store).await.map_err(|error| error.explain())?;
     // Another one may have begun meanwhile; then that is the reason, not what it has made here so far.
     refuse_second(rooms, op)?;
@@ -86,7 +93,7 @@ pub async fn start(rooms: &Rooms, request: &v1::StartNodeRequest, actor: &Actor)
     let recipe = recipe(&plan);
     let work = Direct::new(rooms.clone(), source, plan);
     rooms.operations.start(new, actor.clone(), workers, recipe, work).await?;
-    Ok(Answer { op: Some(op), checks, tables })
+    Ok(Answer { op: Some(op), checks, tables, mesh })
 }
 
 fn refuse_second(rooms: &Rooms, op: OperationId) -> Result<(), Failure> {
@@ -121,7 +128,9 @@ fn plan_of(rooms: &Rooms, request: &v1::StartNodeRequest) -> Result<(OperationId
     let selection = request.selection.clone().unwrap_or_default();
     let wanted =
         Wanted { selection: selection_of(&selection), one_way: request.one_way, parallel, force: request.force };
-    let plan = DirectPlan { source, wanted, selection, max_rate: request.max_rate, compress: compression.to_string() };
+    let (max_rate, compress) = (request.max_rate, compression.to_string());
+    // Who else is in the mesh, the source will say.
+    let plan = DirectPlan { source, wanted, selection, members: Vec::new(), max_rate, compress };
     Ok((op, plan))
 }
 

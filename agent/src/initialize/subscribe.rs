@@ -3,6 +3,7 @@
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId},
+    lsn::Lsn,
 };
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
         self, Purpose, Session,
         conninfo::Conninfo,
         ddl::{self, NewSubscription, OriginFilter},
-        subscriptions,
+        origins, subscriptions,
     },
     rooms::Rooms,
 };
@@ -41,16 +42,26 @@ pub fn own_conninfo(rooms: &Rooms) -> Result<String, Failure> {
     Ok(own.without("password").without("passfile").with("dbname", dbname).to_string())
 }
 
-/// Subscribes this node to a peer's slot and starts it. It begins where the slot stands and copies nothing.
-pub async fn subscribe(
-    rooms: &Rooms,
-    op: OperationId,
-    source: &str,
-    slot: &str,
-    publication: &str,
-    conninfo: &str,
-    origin: OriginFilter,
-) -> Result<String, Failure> {
+/// What a subscription is to bring.
+#[derive(Debug, Clone, Copy)]
+pub struct Inflow<'a> {
+    /// The publisher's node.
+    pub source: &'a str,
+    /// The slot there.
+    pub slot: &'a str,
+    /// The publication there.
+    pub publication: &'a str,
+    /// How the publisher's PostgreSQL is reached, in its own words.
+    pub conninfo: &'a str,
+    /// Which changes.
+    pub origin: OriginFilter,
+    /// What the publisher committed before this is here already; 0/0, or before where the slot stands: the slot decides.
+    pub begin: Lsn,
+}
+
+/// Subscribes this node to a peer's slot and starts it. It begins at [`Inflow::begin`] and copies nothing.
+pub async fn subscribe(rooms: &Rooms, op: OperationId, inflow: &Inflow<'_>) -> Result<String, Failure> {
+    let Inflow { source, slot, publication, conninfo, origin, begin } = *inflow;
     let explain = |error: postgres::Error| error.explain();
     let conninfo = conninfo_of_peer(source, conninfo)?;
     let name = name_for(source);
@@ -64,6 +75,12 @@ pub async fn subscribe(
     let create = ddl::create_subscription(&new).map_err(explain)?;
     let effect = Effect::Subscription { name: name.clone() };
     rooms.cleanup.make(op, "subscribe", &effect, async { session.run(&create).await.map_err(explain) }).await?;
+    if begin > Lsn::default() {
+        let made = subscriptions::find(&session, &name).await.map_err(explain)?;
+        let gone = || Failure::new(Code::SubscriptionFailing, format!("subscription {name} was dropped"));
+        let origin = made.ok_or_else(gone)?.origin();
+        origins::advance(&session, &origin, begin).await.map_err(explain)?;
+    }
     session.run(&ddl::enable_subscription(&name)).await.map_err(explain)?;
     session.close().await;
     Ok(name)

@@ -2,9 +2,8 @@
 //!
 //! [`step`] is the shape of a recipe; [`runner`] runs one, writes down every step before it is believed, and
 //! undoes what it made when it fails or is cancelled; [`feed`] is what watchers see; [`progress`] is the
-//! arithmetic of percents, rates and ETA. Specs stop operations where they like with `breakpoints`.
+//! arithmetic of percents, rates and ETA.
 
-mod breakpoints;
 pub mod feed;
 pub mod progress;
 pub mod runner;

@@ -14,21 +14,28 @@ const TABLE: &[(&str, &[&str])] = &[
     ("main", &["agent"]),
     ("agent", &["*"]),
     // Reads rows to show them and appends to the audit log; changes nothing else in the store.
-    ("api", &["initialize", "rooms", "operations", "session", "snapshot", "mesh", "lifecycle", "postgres", "store"]),
+    (
+        "api",
+        &[
+            "removal", "initialize", "rooms", "operations", "session", "snapshot", "mesh", "lifecycle", "postgres", "store",
+        ],
+    ),
     ("vitals", &["rooms", "postgres", "lifecycle", "store"]),
+    ("removal", &["initialize", "rooms", "operations", "session", "mesh", "lifecycle", "postgres", "store"]),
     (
         "initialize",
         &["rooms", "operations", "snapshot", "session", "cleanup", "parts", "mesh", "postgres", "store", "lifecycle"],
     ),
     ("rooms", &["operations", "session", "cleanup", "mesh", "postgres", "store"]),
     ("snapshot", &["operations", "session", "cleanup", "parts", "mesh", "postgres", "store"]),
-    ("operations", &["store"]),
-    ("session", &["cleanup", "parts", "postgres"]),
+    ("operations", &["breakpoint", "store"]),
+    ("session", &["breakpoint", "cleanup", "parts", "postgres"]),
     ("cleanup", &["mesh", "postgres", "store"]),
     ("store", &["postgres", "lifecycle"]),
     ("postgres", &[]),
     ("mesh", &[]),
     ("parts", &[]),
+    ("breakpoint", &[]),
     ("lifecycle", &[]),
 ];
 
