@@ -91,9 +91,11 @@ pub struct Sessions {
     opening: Arc<AsyncMutex<()>>,
     pausing: Arc<AsyncMutex<()>>,
     /// Of each operation that pauses what is applied: how to cut it short, and a lock that is held until all runs again.
-    pauses: Arc<DashMap<OperationId, (CancellationToken, Arc<AsyncMutex<()>>)>>,
+    pauses: Arc<DashMap<OperationId, PauseEnd>>,
     breakpoints: Breakpoints,
 }
+
+type PauseEnd = (CancellationToken, Arc<AsyncMutex<()>>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
