@@ -24,6 +24,7 @@ use crate::{
         Door,
         http::{self, Web},
     },
+    breakpoint::Breakpoints,
     cleanup::Cleanup,
     config::Config,
     identity::Certificates,
@@ -33,6 +34,7 @@ use crate::{
     mirror,
     operations::Operations,
     postgres::{Database, PostgresConfig},
+    removal::spread,
     rooms::Rooms,
     session::Sessions,
     snapshot::send::Sender,
@@ -138,11 +140,12 @@ async fn live(
     mirror::recall(&store, peers).await.map_err(|error| error.explain())?;
     let cleanup = Cleanup::new(store.clone(), database.clone(), peers.clone(), links.clone());
     look_after_links(links, &database).await;
+    let breakpoints = Breakpoints::new(&config.node.state_dir);
     let made = Arc::new(Rooms {
         me: config.node.id.clone(),
         config: Arc::clone(config),
-        sessions: Sessions::new(database.clone(), cleanup.clone(), config.copy.clone()),
-        operations: Operations::new(store.clone(), &config.node.state_dir, upkeep.metrics.clone()),
+        sessions: Sessions::new(database.clone(), cleanup.clone(), config.copy.clone(), breakpoints.clone()),
+        operations: Operations::new(store.clone(), breakpoints, upkeep.metrics.clone()),
         links: links.clone(),
         publisher: Publisher::new(database.clone(), store.clone(), links),
         store,
@@ -157,6 +160,7 @@ async fn live(
         watch_vitals(&made, facts, upkeep),
         janitor(&made),
         mirror::keep(&made.store, peers),
+        spread::run(&made),
         measures::keep(&made, &upkeep.metrics)
     );
     Ok(())
@@ -207,8 +211,12 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
     for unfinished in store::operations::unfinished(&rooms.store).await.map_err(explain)? {
         let op = unfinished.op_id;
         warn!(event = "init.interrupted", op_id = %op, "an operation was cut off by the end of the agent; cleaning up");
-        let mut why = Failure::new(Code::Interrupted, "the agent ended while the operation ran")
-            .hint(format!("steepctl node start {} --from {}", unfinished.target, unfinished.source));
+        let is_init = unfinished.kind == "init";
+        let hint = match is_init {
+            true => format!("steepctl node start {} --from {}", unfinished.target, unfinished.source),
+            false => format!("steepctl node {} {}", unfinished.kind, unfinished.target),
+        };
+        let mut why = Failure::new(Code::Interrupted, "the agent ended while the operation ran").hint(hint);
         if let Err(failure) = rooms.cleanup.undo(op).await {
             why = why
                 .cause(format!("not everything could be cleaned up yet, it will be tried again: {}", failure.message));
@@ -216,7 +224,9 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
         if nodes::own(&rooms.store).await.map_err(explain)?.init_state.is_active() {
             nodes::advance(&rooms.store, NodeEvent::Failed, Some(op), &actor).await.map_err(explain)?;
         }
-        nodes::set_source(&rooms.store, None).await.map_err(explain)?;
+        if is_init {
+            nodes::set_source(&rooms.store, None).await.map_err(explain)?;
+        }
         for step in store::steps::list(&rooms.store, op).await.map_err(explain)? {
             if step.status == StepStatus::Running {
                 store::steps::mark(&rooms.store, op, &step.name, StepStatus::Failed).await.map_err(explain)?;

@@ -74,6 +74,11 @@ pub enum Effect {
         /// Its name.
         name: String,
     },
+    /// A subscription on this node that is disabled for a moment, and has to run again.
+    Pause {
+        /// Its name.
+        subscription: String,
+    },
     /// A replication origin on this node.
     Origin {
         /// Its name.
@@ -109,6 +114,7 @@ impl Effect {
             Self::Slot { name, .. } => ("slot", name.clone()),
             Self::Publication { name, .. } => ("publication", name.clone()),
             Self::Subscription { name } => ("subscription", name.clone()),
+            Self::Pause { subscription } => ("pause", subscription.clone()),
             Self::Origin { name } => ("origin", name.clone()),
             Self::Schema { .. } => ("schema", String::new()),
             Self::Objects { created } => ("objects", format!("{} objects", created.len())),
@@ -146,8 +152,13 @@ impl Cleanup {
         let detail = serde_json::to_value(effect).expect("an effect is plain data");
         let id = intents::plan(&self.store, op, step, kind, &name, &detail).await.map_err(|error| error.explain())?;
         let made = make.await?;
-        intents::live(&self.store, id).await.map_err(|error| error.explain())?;
-        Ok(made)
+        if intents::live(&self.store, id).await.map_err(|error| error.explain())? {
+            return Ok(made);
+        }
+        // The operation was undone while this was being made, and nobody will look at the row again.
+        let session = self.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
+        self.undo_effect(&session, op, effect.clone()).await?;
+        Err(Failure::new(Code::Cancelled, format!("operation {op} was undone while {kind} {name} was being made")))
     }
 
     /// What the operation made is there to stay.
@@ -167,6 +178,16 @@ impl Cleanup {
         Ok(())
     }
 
+    /// Undoes at once what `op` made of one kind; the rest stays.
+    ///
+    /// Goes on after an error and returns the first one; what failed stays written down.
+    pub async fn undo_kind(&self, op: OperationId, kind: &str) -> Result<(), Failure> {
+        let pending = intents::pending(&self.store, op).await.map_err(|error| error.explain())?;
+        let session = self.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
+        let of_kind: Vec<_> = pending.into_iter().filter(|intent| intent.kind == kind).collect();
+        self.undo_all(&session, op, &of_kind).await
+    }
+
     /// What the operation made, even what was kept, is to be undone after all.
     pub async fn reopen(&self, op: OperationId) -> Result<(), Failure> {
         intents::reopen(&self.store, op).await.map_err(|error| error.explain())
@@ -184,9 +205,13 @@ impl Cleanup {
         pending.sort_by_key(|intent| intent.kind != "peer_session");
         let session = self.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
         activity::terminate(&session, op).await.map_err(|error| error.explain())?;
+        self.undo_all(&session, op, &pending).await
+    }
+
+    async fn undo_all(&self, session: &Session, op: OperationId, pending: &[Intent]) -> Result<(), Failure> {
         let mut first = None;
-        for intent in &pending {
-            match self.undo_one(&session, op, intent).await {
+        for intent in pending {
+            match self.undo_one(session, op, intent).await {
                 Ok(()) => intents::undone(&self.store, intent.id).await.map_err(|error| error.explain())?,
                 Err(failure) => {
                     warn!(
@@ -222,6 +247,10 @@ impl Cleanup {
             let text = format!("intent {} of kind {} was written by another version", intent.id, intent.kind);
             Failure::new(Code::Internal, text).caused_by(&error)
         })?;
+        self.undo_effect(session, op, effect).await
+    }
+
+    async fn undo_effect(&self, session: &Session, op: OperationId, effect: Effect) -> Result<(), Failure> {
         let explain = |error: postgres::Error| error.explain();
         match effect {
             Effect::Slot { name, .. } => slots::drop(session, &name).await.map(drop).map_err(explain),
@@ -230,6 +259,7 @@ impl Cleanup {
                 self.links.close(&name);
                 Ok(())
             }
+            Effect::Pause { subscription } => subscriptions::resume(session, &subscription).await.map_err(explain),
             Effect::Origin { name } => origins::drop(session, &name).await.map(drop).map_err(explain),
             Effect::Publication { name, created, added } => {
                 self.undo_publication(session, op, &name, created, &added).await
@@ -330,6 +360,7 @@ mod tests {
             Effect::Slot { name: "s".into(), peer: Some("node_b".parse().expect("a node")) },
             Effect::Publication { name: "steep".into(), created: true, added: members.clone() },
             Effect::Subscription { name: "s".into() },
+            Effect::Pause { subscription: "s".into() },
             Effect::Origin { name: "o".into() },
             Effect::Schema { before, markers: vec![table] },
             Effect::Objects { created: vec![created] },

@@ -8,10 +8,10 @@
 //!   [`mirror`] writes down how the others do; [`upkeep`] is what an operator does with a running agent, and what it
 //!   looks at once in a while.
 //! * [`initialize`] holds the recipe by which a node comes to be synchronized, and its preflight; [`rooms`] is what
-//!   it works with.
+//!   it works with. [`removal`] takes a node out of replication again.
 //! * [`snapshot`] moves a database as blocks; [`operations`] runs long work as steps that can be undone.
 //! * [`session`] is what this node holds open for a peer; [`cleanup`] knows every side effect and how it is undone;
-//!   [`link`] carries replication; [`parts`] cuts tables.
+//!   [`link`] carries replication; [`parts`] cuts tables; [`breakpoint`] is for specs.
 //! * [`store`] is what the agent remembers; [`mesh`] the other agents; [`identity`] the agent's own certificate while
 //!   it runs; [`postgres`] everything said to the local PostgreSQL.
 //! * [`lifecycle`] is the states of a node; [`config`] every key of `agent.toml`; [`telemetry`] the log; [`metrics`]
@@ -24,11 +24,13 @@ pub mod upkeep;
 pub mod vitals;
 
 pub mod initialize;
+pub mod removal;
 pub mod rooms;
 
 pub mod operations;
 pub mod snapshot;
 
+pub mod breakpoint;
 pub mod cleanup;
 pub mod link;
 pub mod parts;

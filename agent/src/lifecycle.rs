@@ -25,7 +25,7 @@ pub enum NodeEvent {
     Diverged,
     /// An operation gave up.
     Failed,
-    /// An operation was cancelled and what it had made is undone.
+    /// An operation was cancelled and what it had made is undone; or the node was taken out of replication.
     Undone,
     /// Some or all tables are about to be copied again.
     ReinitBegan,
@@ -93,7 +93,8 @@ impl Explain for IllegalMove {
 /// Where `event` takes a node in `state`; every other pair is refused.
 ///
 /// ```text
-///                  ┌────────────── Undone ◄───────────────┐ (also from failed)
+///                  ┌────────────── Undone ◄───────────────┐ (also from failed; from synchronized and diverged
+///                  │                                      │  when the node is removed)
 ///                  ▼                                      │
 ///           uninitialized ──► preparing ──► copying ──► catching_up ──► synchronized
 ///                               ▲   └───────────────────────▲  │            │  │
@@ -116,8 +117,8 @@ pub fn next(state: NodeState, event: NodeEvent) -> Result<NodeState, IllegalMove
         | (S::Preparing, E::CopyBegan | E::RowsInPlace | E::Failed | E::Undone)
         | (S::Copying, E::RowsInPlace | E::Failed | E::Undone)
         | (S::CatchingUp, E::CaughtUp | E::Failed | E::Undone | E::Diverged)
-        | (S::Synchronized, E::Diverged | E::ReinitBegan)
-        | (S::Diverged, E::ReinitBegan | E::Failed)
+        | (S::Synchronized, E::Diverged | E::ReinitBegan | E::Undone)
+        | (S::Diverged, E::ReinitBegan | E::Failed | E::Undone)
         | (S::Failed, E::Undone | E::Started | E::ReinitBegan)
         | (S::Reinitializing, E::CopyBegan | E::RowsInPlace | E::CaughtUp | E::Failed | E::Diverged) => {
             Ok(event.leads_to())
@@ -147,8 +148,8 @@ mod tests {
         ("preparing", &["copying", "catching_up", "failed", "uninitialized"]),
         ("copying", &["catching_up", "failed", "uninitialized"]),
         ("catching_up", &["synchronized", "failed", "uninitialized", "diverged"]),
-        ("synchronized", &["diverged", "reinitializing"]),
-        ("diverged", &["reinitializing", "failed"]),
+        ("synchronized", &["diverged", "reinitializing", "uninitialized"]),
+        ("diverged", &["reinitializing", "failed", "uninitialized"]),
         ("failed", &["uninitialized", "preparing", "reinitializing"]),
         ("reinitializing", &["copying", "catching_up", "synchronized", "failed", "diverged"]),
     ];

@@ -103,6 +103,16 @@ impl Order {
         })
     }
 
+    /// What a request to remove a node amounts to. That what is not sent may be lost is signed as force.
+    ///
+    /// Fails on a request that names no node or no operation.
+    pub fn to_remove(request: &v1::RemoveNodeRequest) -> Result<Self, Failure> {
+        let bad = |error: &dyn std::error::Error| Failure::new(Code::BadRequest, error.to_string());
+        let op = request.op_id.parse().map_err(|error| bad(&error))?;
+        let node = request.node_id.parse().map_err(|error| bad(&error))?;
+        Ok(Self { force: request.drop_slots, ..Self::new(Action::NodeRemove, op, node) })
+    }
+
     /// What `asked` asks for and this order does not say; nothing where it says all of it.
     pub fn lacks(&self, asked: &Self) -> Option<String> {
         let id = |id: Option<OperationId>| id.map(|id| id.to_string()).unwrap_or_default();
@@ -221,6 +231,15 @@ pub fn verify(identity: &Identity, signed: &v1::SignedIntent, now: Timestamp) ->
     }
     let not_after = in_time(&intent, &signer, now)?;
     Ok(Verified { order, signer, not_after, signed: signed.clone() })
+}
+
+/// The same, of what is told on for longer than it begins anything: judged as of now, or of the last moment of its time.
+///
+/// Only for what is done once, however often it is told.
+pub fn verify_told(identity: &Identity, signed: &v1::SignedIntent, now: Timestamp) -> Result<Verified, Failure> {
+    let until = v1::Intent::decode(&signed.intent[..]).ok().and_then(|intent| intent.not_after);
+    let until = until.and_then(|at| Timestamp::new(at.seconds, at.nanos).ok());
+    verify(identity, signed, until.map_or(now, |until| until.min(now)))
 }
 
 fn order_in(intent: &v1::Intent) -> Result<Order, String> {

@@ -127,6 +127,8 @@ words! {
         NodeStart = "node.start",
         /// Cancel what runs on a node.
         NodeCancel = "node.cancel",
+        /// Take a node out of replication.
+        NodeRemove = "node.remove",
         /// Cancel one operation.
         OperationCancel = "operation.cancel",
         /// Have an agent read its files again.
@@ -149,6 +151,7 @@ impl Action {
             Self::NodePlan
             | Self::NodeStart
             | Self::NodeCancel
+            | Self::NodeRemove
             | Self::OperationCancel
             | Self::AgentDrain
             | Self::AgentUndrain

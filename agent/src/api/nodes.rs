@@ -1,15 +1,16 @@
 //! The node service.
 
 use steep_protocol::{
-    failure::{Code, Explain as _, Failure},
+    failure::{Code, Explain as _, Failure, Family},
     intent::Order,
     operation::Action,
     time,
     v1::{
         CancelNodeReply, CancelNodeRequest, GetNodeReply, GetNodeRequest, ListNodesReply, ListNodesRequest,
-        NodeHeadline, StartNodeReply, StartNodeRequest, nodes_client::NodesClient, nodes_server::Nodes,
+        NodeHeadline, RemoveNodeReply, RemoveNodeRequest, StartNodeReply, StartNodeRequest, nodes_client::NodesClient,
+        nodes_server::Nodes,
     },
-    wire::rpc::status_of,
+    wire::rpc::{failure_of, status_of},
 };
 use tonic::{Request, Response, Status};
 use tracing::info;
@@ -23,6 +24,7 @@ use super::{
 use crate::{
     initialize::start,
     postgres::{Purpose, slots, subscriptions},
+    removal::operation,
     rooms::Rooms,
     store::{audit, nodes, operations},
 };
@@ -90,6 +92,7 @@ impl Nodes for Service {
             },
             checks: answered.checks,
             tables: answered.tables,
+            mesh: answered.mesh,
         }))
     }
 
@@ -115,6 +118,58 @@ impl Nodes for Service {
             .map_err(|error| status_of(&error.explain()))?;
         Ok(Response::new(CancelNodeReply { served_by: self.0.me(), op_id: op.to_string() }))
     }
+
+    async fn remove(&self, request: Request<RemoveNodeRequest>) -> Result<Response<RemoveNodeReply>, Status> {
+        let caller = self.0.admit(&request, Rpc::NodesRemove).await?;
+        let request = request.into_inner();
+        // By the node's own agent, if it can; otherwise here.
+        let forwarded = match self.0.owner(&request.node_id, &caller).await {
+            Ok(Owner::Me) => None,
+            Ok(Owner::Peer(node, channel)) => {
+                let asked = self.0.on_behalf_of(&caller, request.clone());
+                Some(answer(&node, NodesClient::new(channel).remove(asked)).await)
+            }
+            Err(status) => Some(Err(status)),
+        };
+        match forwarded {
+            None => {}
+            Some(Err(status)) if is_out_of_reach(&status) => {
+                let why = failure_of(&status);
+                if !request.drop_slots {
+                    let text = format!("{} cannot be asked to leave", request.node_id);
+                    let failure = Failure::new(Code::NodeUnreachable, text).cause(why.message);
+                    return Err(status_of(&failure.hint(format!(
+                        "start its agent and PostgreSQL; or, what it has not sent is then lost: steepctl node remove {} --drop-slots",
+                        request.node_id
+                    ))));
+                }
+            }
+            Some(answered) => return answered,
+        }
+        let order = Order::to_remove(&request).map_err(|failure| status_of(&failure))?;
+        self.0.heed(&caller, &order).await?;
+        let rooms = self.0.rooms()?;
+        self.0.spend(&caller, &rooms, Some(order.op_id)).await?;
+        let actor = caller.actor();
+        let started = operation::start(&rooms, &request, &actor, caller.signed()).await;
+        let detail = serde_json::json!({
+            "drop_slots": request.drop_slots,
+            "through": caller.through.as_ref().map(ToString::to_string),
+            "refused": started.as_ref().err().map(ToString::to_string),
+        });
+        let op = started.as_ref().ok().copied();
+        audit::append(&rooms.store, &actor, "node.remove", &request.node_id, op, &detail)
+            .await
+            .map_err(|error| status_of(&error.explain()))?;
+        let op = started.map_err(|failure| status_of(&failure))?;
+        Ok(Response::new(RemoveNodeReply { served_by: self.0.me(), op_id: op.to_string() }))
+    }
+}
+
+/// Nobody said no: the agent, or the PostgreSQL beside it, could not be asked.
+fn is_out_of_reach(status: &Status) -> bool {
+    let code = failure_of(status).code;
+    matches!(code.family(), Family::Connection | Family::Timeout) || code == Code::StoreFailed
 }
 
 impl Service {

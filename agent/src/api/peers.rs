@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde_json::json;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
-    ids::{OperationId, SessionId},
+    ids::{NodeId, OperationId, SessionId},
+    lsn::Lsn,
+    time,
     v1::{self, peers_server::Peers},
     wire::rpc::status_of,
 };
@@ -17,14 +20,16 @@ use super::{
 };
 use crate::{
     initialize::{
+        mesh,
         messages::table_name,
         preflight::{self, Wanted},
         reach::Reach,
         scope, source,
         start::selection_of,
     },
-    session::{Held, OpenRequest},
-    store::audit,
+    removal::part,
+    session::{Held, JoinRequest, Neighbour, OpenRequest, Role},
+    store::{Actor, audit, removals::Removal},
 };
 
 /// Answers other agents.
@@ -39,6 +44,14 @@ fn reply<T>(done: Result<T, Failure>) -> Answer<T> {
 
 fn operation(text: &str) -> Result<OperationId, Status> {
     text.parse().map_err(|error| status_of(&Failure::new(Code::BadRequest, format!("{error}"))))
+}
+
+fn node(text: &str) -> Result<NodeId, Status> {
+    text.parse().map_err(|error| status_of(&Failure::new(Code::BadRequest, format!("{error}"))))
+}
+
+fn neighbours<'a>(names: impl Iterator<Item = &'a String>) -> Result<Vec<Neighbour>, Status> {
+    names.map(|name| node(name).map(mesh::neighbour)).collect()
 }
 
 impl Service {
@@ -116,6 +129,8 @@ impl Peers for Service {
             whole_database: request.whole_database,
             scope,
             parallel: request.parallel,
+            one_way: request.one_way,
+            neighbours: neighbours(request.members.iter())?,
         };
         let reach = Reach::own(&rooms).map_err(|failure| status_of(&failure))?.to_message();
         let names: Vec<_> = open.tables.iter().map(|(_, name)| name.to_string()).collect();
@@ -125,6 +140,12 @@ impl Peers for Service {
             .await
             .map_err(|error| status_of(&error.explain()))?;
         let held = rooms.sessions.open(caller.node(), open).await.map_err(|failure| status_of(&failure))?;
+        let positions = match &held.role {
+            Role::Source { positions } => positions.clone(),
+            Role::Member { .. } => Vec::new(),
+        };
+        let position =
+            |(node, lsn): &(NodeId, Lsn)| v1::MemberPosition { node: node.to_string(), lsn: lsn.to_string() };
         let tables = held.tables.iter().map(|(table, plan)| v1::SessionTable {
             oid: table.oid,
             bytes: table.bytes,
@@ -143,6 +164,7 @@ impl Peers for Service {
             lease_seconds: rooms.sessions.lease().as_secs(),
             link: reach.link,
             database: reach.database,
+            positions: positions.iter().map(position).collect(),
         }))
     }
 
@@ -234,5 +256,75 @@ impl Peers for Service {
         self.0.admit(&request, Rpc::PeersFetchRevocations).await?;
         let lists = self.0.peers.revocations().newer_than(&request.get_ref().known);
         Ok(Response::new(v1::FetchRevocationsReply { lists }))
+    }
+
+    async fn examine_member(&self, request: Request<v1::ExamineMemberRequest>) -> Answer<v1::ExamineMemberReply> {
+        let caller = self.0.admit(&request, Rpc::PeersExamineMember).await?;
+        let request = request.get_ref();
+        let rooms = self.0.rooms()?;
+        let judged = scope::check_examine_member(caller.node(), caller.signed(), request);
+        self.allowed(&caller, judged).await?;
+        reply(mesh::examine_member(&rooms, caller.node(), request).await)
+    }
+
+    async fn join_member(&self, request: Request<v1::JoinMemberRequest>) -> Answer<v1::JoinMemberReply> {
+        let caller = self.0.admit(&request, Rpc::PeersJoinMember).await?;
+        self.takes_work()?;
+        let request = request.into_inner();
+        let rooms = self.0.rooms()?;
+        let judged = scope::join(&rooms, caller.node(), caller.signed(), &request).await;
+        let scope = self.allowed(&caller, judged).await?;
+        let join = JoinRequest {
+            op: operation(&request.op_id)?,
+            neighbours: neighbours(request.mesh.iter().filter(|node| **node != rooms.me.as_str()))?,
+            tables: request.tables.iter().map(table_name).collect(),
+            whole_database: request.whole_database,
+            source_slot: request.source_slot,
+            scope,
+        };
+        let reach = Reach::own(&rooms).map_err(|failure| status_of(&failure))?.to_message();
+        let detail = json!({ "through": caller.node(), "whole_database": join.whole_database });
+        let actor = authorize::actor(&caller.signed().signer.who);
+        audit::append(&rooms.store, &actor, "session.join", caller.node().as_str(), Some(join.op), &detail)
+            .await
+            .map_err(|error| status_of(&error.explain()))?;
+        let held = rooms.sessions.join(caller.node(), join).await.map_err(|failure| status_of(&failure))?;
+        let marker = match &held.role {
+            Role::Member { marker, .. } => *marker,
+            Role::Source { .. } => Lsn::default(),
+        };
+        Ok(Response::new(v1::JoinMemberReply {
+            session_id: held.id.to_string(),
+            publication: held.publication.clone(),
+            slot: held.slot.clone(),
+            lsn: held.lsn.to_string(),
+            marker: marker.to_string(),
+            conninfo: reach.conninfo,
+            lease_seconds: rooms.sessions.lease().as_secs(),
+            link: reach.link,
+            database: reach.database,
+        }))
+    }
+
+    async fn forget_node(&self, request: Request<v1::ForgetNodeRequest>) -> Answer<v1::ForgetNodeReply> {
+        let caller = self.0.admit(&request, Rpc::PeersForgetNode).await?;
+        let request = request.into_inner();
+        let now = Timestamp::now();
+        let rooms = self.0.rooms()?;
+        let judged = scope::check_removal(self.0.peers.identity(), &request, now);
+        let verified = self.allowed(&caller, judged).await?;
+        let removal = Removal {
+            op_id: verified.order.op_id,
+            node: verified.order.target.clone(),
+            removed_by: authorize::actor(&verified.signer.who).to_string(),
+            asked_at: request.asked_at.as_ref().and_then(time::moment).unwrap_or(now),
+            heard_at: now,
+            is_done: false,
+            pending: request.pending.iter().map(|name| node(name)).collect::<Result<_, _>>()?,
+            signed: verified.signed,
+        };
+        let teller = Actor::node(caller.node());
+        let heard = part::hear(&rooms, &removal, request.is_late, &teller).await;
+        reply(heard.map(|()| v1::ForgetNodeReply {}))
     }
 }

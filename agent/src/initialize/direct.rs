@@ -18,7 +18,10 @@ use tokio::{sync::watch, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-use super::preflight::{TargetTables, Wanted};
+use super::{
+    members::Joined,
+    preflight::{TargetTables, Wanted},
+};
 use crate::{
     lifecycle::NodeEvent,
     mesh::Source,
@@ -45,6 +48,8 @@ pub struct DirectPlan {
     pub selection: v1::Selection,
     /// What an operator has signed: the source opens to nothing else.
     pub signed: v1::SignedIntent,
+    /// Nodes that replicate both ways with the source, and shall with this one.
+    pub members: Vec<v1::MeshMember>,
     /// Bytes a second; 0: no limit.
     pub max_rate: u64,
     /// auto, none, lz4, zstd, zstd:LEVEL.
@@ -56,8 +61,11 @@ pub(super) struct OpenedSession {
     pub(super) id: SessionId,
     pub(super) reply: v1::OpenSessionReply,
     pub(super) lost: watch::Receiver<Option<Failure>>,
-    _renewing: AbortOnDropHandle<()>,
+    _renewing: Renewing,
 }
+
+/// A session that is renewed for as long as this lives.
+pub(super) type Renewing = AbortOnDropHandle<()>;
 
 /// A direct initialization under way.
 pub struct Direct {
@@ -71,16 +79,25 @@ pub struct Direct {
     pub(super) builder: Option<Builder>,
     pub(super) building: Option<AbortOnDropHandle<Result<(), Failure>>>,
     pub(super) counts: Vec<v1::TableRows>,
-    pub(super) reverse_slot: Option<String>,
+    /// For each node that this one's changes go to: the slot made for it.
+    pub(super) reverse_slots: Vec<(NodeId, String)>,
     pub(super) subscription: String,
+    pub(super) members: Vec<Joined>,
+    /// Why a session was given up, by whichever node.
+    lost: watch::Sender<Option<Failure>>,
 }
 
 /// The direct recipe, read top to bottom. Undo runs bottom to top.
 pub fn recipe(plan: &DirectPlan) -> Recipe<Direct> {
-    let both_ways = !plan.wanted.one_way;
+    let (both_ways, has_members) = (!plan.wanted.one_way, !plan.members.is_empty());
     let mut recipe = Recipe::<Direct>::new()
-        .step("check both nodes", Phase::Preflight, |direct, context| direct.check_both_nodes(context).boxed())
-        // Undo: the source drops slot, publication, snapshot and locks.
+        .step("check both nodes", Phase::Preflight, |direct, context| direct.check_both_nodes(context).boxed());
+    if has_members {
+        // Undo: each member drops its slot, and its publication or the tables added to it.
+        recipe = recipe.step("join members", Phase::Snapshot, |direct, context| direct.join_members(context).boxed());
+    }
+    recipe = recipe
+        // Undo: the source lets run again what it paused, and drops slot, publication, snapshot and locks.
         .step("open session", Phase::Snapshot, |direct, context| direct.open_session(context).boxed());
     if both_ways {
         // Undo: our slot and publication are dropped.
@@ -94,10 +111,16 @@ pub fn recipe(plan: &DirectPlan) -> Recipe<Direct> {
         .step("build indexes", Phase::Indexes, |direct, context| direct.build_indexes(context).boxed())
         .step("move sequences", Phase::Sequences, |direct, context| direct.move_sequences(context).boxed())
         // Undo: our subscription is dropped; the source drops its slot itself.
-        .step("subscribe", Phase::CatchingUp, |direct, context| direct.subscribe(context).boxed())
-        .step("catch up", Phase::CatchingUp, |direct, context| direct.catch_up(context).boxed());
+        .step("subscribe", Phase::CatchingUp, |direct, context| direct.subscribe(context).boxed());
+    if has_members {
+        // Undo: our subscriptions are dropped; the members drop their slots themselves.
+        recipe = recipe.step("subscribe to members", Phase::CatchingUp, |direct, context| {
+            direct.subscribe_to_members(context).boxed()
+        });
+    }
+    recipe = recipe.step("catch up", Phase::CatchingUp, |direct, context| direct.catch_up(context).boxed());
     if both_ways {
-        // Undo: the source drops its subscription.
+        // Undo: the source and every member drop their subscription.
         recipe =
             recipe.step("replicate back", Phase::CatchingUp, |direct, context| direct.replicate_back(context).boxed());
     }
@@ -118,8 +141,10 @@ impl Direct {
             builder: None,
             building: None,
             counts: Vec::new(),
-            reverse_slot: None,
+            reverse_slots: Vec::new(),
             subscription: String::new(),
+            members: Vec::new(),
+            lost: watch::Sender::new(None),
         }
     }
 
@@ -140,14 +165,22 @@ impl Direct {
 
     /// Keeps the session alive from now on; `lost` tells when the source has given it up.
     pub(super) fn hold_session(&mut self, context: &Context, id: SessionId, reply: v1::OpenSessionReply) {
-        let (tell, lost) = watch::channel(None);
-        let (source, context) = (self.source.clone(), context.clone());
-        let renewing = AbortOnDropHandle::new(tokio::spawn(async move {
+        let (lost, _renewing) = (self.lost.subscribe(), self.renewed(context, self.source.clone(), id));
+        self.session = Some(OpenedSession { id, reply, lost, _renewing });
+    }
+
+    /// Renews the session `id` of `node` from now on; what the steps wait for is given up when the node gives it up.
+    pub(super) fn renewed(&self, context: &Context, node: Source, id: SessionId) -> Renewing {
+        let is_source = node.node() == self.source.node();
+        let (tell, context) = (self.lost.clone(), context.clone());
+        AbortOnDropHandle::new(tokio::spawn(async move {
             loop {
                 sleep(RENEW).await;
-                match source.renew(id).await {
+                match node.renew(id).await {
                     Ok(renewed) => {
-                        context.feed.progress(|progress| progress.retained(renewed.retained_wal_bytes));
+                        if is_source {
+                            context.feed.progress(|progress| progress.retained(renewed.retained_wal_bytes));
+                        }
                         if let Some(failure) = renewed.failure {
                             tell.send_replace(Some(failure.into()));
                         }
@@ -161,8 +194,13 @@ impl Direct {
                     }
                 }
             }
-        }));
-        self.session = Some(OpenedSession { id, reply, lost, _renewing: renewing });
+        }))
+    }
+
+    /// All nodes this one will replicate with both ways, the source first; none for one way.
+    pub(super) fn both_ways_with(&self) -> Vec<NodeId> {
+        let source = (!self.plan.wanted.one_way).then(|| self.plan.source.clone());
+        source.into_iter().chain(self.members.iter().map(|member| member.node.node().clone())).collect()
     }
 
     fn forget_archive(&mut self) {
@@ -203,15 +241,18 @@ impl Work for Direct {
     }
 
     async fn complete(&mut self, context: &Context) -> Result<u64, Failure> {
-        // The source first: what it made must not end with its lease once we call this node synchronized.
-        let mut tries = 0;
-        while let Err(failure) = self.source.close_session(true, "the node is synchronized").await {
-            tries += 1;
-            if !failure.retryable || tries == CLOSE_TRIES {
-                return Err(failure);
+        // The others first: what they made must not end with its lease once we call this node synchronized.
+        for node in self.members.iter().map(|member| &member.node).chain([&self.source]) {
+            let mut tries = 0;
+            while let Err(failure) = node.close_session(true, "the node is synchronized").await {
+                tries += 1;
+                if !failure.retryable || tries == CLOSE_TRIES {
+                    return Err(failure);
+                }
+                sleep(RENEW).await;
             }
-            sleep(RENEW).await;
         }
+        self.members.clear();
         self.session = None;
         self.rooms.cleanup.keep(context.op).await?;
         self.advance(context, NodeEvent::CaughtUp).await?;
@@ -220,10 +261,15 @@ impl Work for Direct {
         Ok(totals.iter().map(|table| table.rows).sum())
     }
 
+    fn done(&self) -> String {
+        format!("{} is synchronized", self.rooms.me)
+    }
+
     async fn undo(&mut self, context: &Context) -> Result<(), Failure> {
         // Whatever still runs for us must not make anything new meanwhile.
         self.building = None;
         self.session = None;
+        self.members.clear();
         self.rooms.cleanup.undo(context.op).await?;
         self.forget_archive();
         Ok(())

@@ -15,6 +15,7 @@ use steep_protocol::{
 use super::{
     disk,
     findings::Findings,
+    mesh,
     messages::{source_table, table_name},
     reach::Reach,
     shapes::{self, Pair},
@@ -71,12 +72,19 @@ pub async fn examine_source(
     let mut findings = Findings::about(&rooms.me);
     check_state(rooms, &mut findings).await?;
     check_server(&mut findings, &server, wanted);
-    check_publisher(&mut findings, &server, &role);
-    check_pairs_only(&session, &mut findings, target.as_str(), wanted).await?;
+    check_publisher(&mut findings, &server, &role, 1);
     if !wanted.one_way {
         check_link(rooms, &session, &mut findings, target, their_link).await?;
     }
     let selected = tables::select(&session, &wanted.selection).await.map_err(explain)?;
+    let members = match wanted.one_way {
+        true => Vec::new(),
+        false => {
+            mesh::check_joined(&mut findings, &server, &role);
+            let tables = mesh::that_hold_rows(&selected.tables);
+            mesh::check_source(rooms, &session, &mut findings, target, &tables).await?
+        }
+    };
     check_selection(&mut findings, &wanted.selection, &selected);
     check_tables(&mut findings, &selected.tables, &role, server.version);
     check_triggers(&session, &mut findings, &selected.tables).await?;
@@ -110,6 +118,7 @@ pub async fn examine_source(
         pg_dump_major,
         schemas: schemas.into_iter().map(|schema| v1::SourceSchema { oid: schema.oid, name: schema.name }).collect(),
         link: rooms.config.replication.link.as_str().to_owned(),
+        members,
     })
 }
 
@@ -139,11 +148,12 @@ pub async fn examine_target(
     });
     check_server(&mut findings, &server, wanted);
     check_pair(&mut findings, source, &server, facts, wanted);
-    check_subscriber(&mut findings, &server, &role, wanted);
+    let members = u32::try_from(facts.members.len()).unwrap_or(u32::MAX);
+    check_subscriber(&mut findings, &server, &role, wanted, members);
     if !wanted.one_way {
-        check_publisher(&mut findings, &server, &role);
+        check_publisher(&mut findings, &server, &role, 1 + members);
     }
-    check_pairs_only(&session, &mut findings, source, wanted).await?;
+    mesh::check_target(&session, &mut findings, source, wanted).await?;
     check_wal_kept(&mut findings, source, facts);
     let peer = source.parse().map_err(|_| rooms.peers.unknown(source))?;
     check_link(rooms, &session, &mut findings, &peer, &facts.link).await?;
@@ -173,7 +183,7 @@ pub async fn examine_target(
     Ok((findings.into_checks(), TargetTables { existing, rows }))
 }
 
-async fn check_state(rooms: &Rooms, findings: &mut Findings) -> Result<(), Failure> {
+pub(super) async fn check_state(rooms: &Rooms, findings: &mut Findings) -> Result<(), Failure> {
     let own = crate::store::nodes::own(&rooms.store).await.map_err(|error| error.explain())?;
     findings.must(!own.init_state.is_active(), Code::IllegalState, "the source is at rest", || {
         format!("the source is {} itself", own.init_state)
@@ -181,7 +191,7 @@ async fn check_state(rooms: &Rooms, findings: &mut Findings) -> Result<(), Failu
     Ok(())
 }
 
-fn check_server(findings: &mut Findings, server: &ServerFacts, wanted: &Wanted) {
+pub(super) fn check_server(findings: &mut Findings, server: &ServerFacts, wanted: &Wanted) {
     findings.must(server.version.is_supported(), Code::VersionUnsupported, "PostgreSQL version", || {
         format!("PostgreSQL {} is not supported", server.version)
     });
@@ -203,35 +213,26 @@ fn check_server(findings: &mut Findings, server: &ServerFacts, wanted: &Wanted) 
     );
 }
 
-/// Both ways, each node sends only what was written on it: a third node would silently miss the second one's changes.
-async fn check_pairs_only(
-    session: &Session,
-    findings: &mut Findings,
-    other: &str,
-    wanted: &Wanted,
-) -> Result<(), Failure> {
-    let allowed = subscribe::name_for(other);
-    let subscriptions = subscriptions::list(session).await.map_err(explain)?;
-    let third = subscriptions.iter().find(|found| found.name.starts_with("steep_from_") && found.name != allowed);
-    findings.must(wanted.one_way || third.is_none(), Code::PairsOnly, "no third node in a two-way pair", || {
-        let third = third.map(|found| found.name.clone()).unwrap_or_default();
-        format!("the node already replicates with another one ({third}), whose changes would not reach {other}")
-    });
-    Ok(())
-}
-
-/// What a node needs that others subscribe to.
-fn check_publisher(findings: &mut Findings, server: &ServerFacts, role: &RoleFacts) {
+/// What a node needs that `subscribers` more nodes will subscribe to.
+pub(super) fn check_publisher(findings: &mut Findings, server: &ServerFacts, role: &RoleFacts, subscribers: u32) {
     findings.must(server.wal_level == "logical", Code::WalLevel, "wal_level is logical", || {
         format!("wal_level is {}, not logical", server.wal_level)
     });
     let (used, all) = (server.used_replication_slots, server.max_replication_slots);
-    findings.must(used < all, Code::NoFreeSlot, "a replication slot is free", || {
-        format!("all {all} replication slots are in use (max_replication_slots)")
+    findings.must(used.saturating_add(subscribers) <= all, Code::NoFreeSlot, "a replication slot is free", || {
+        match subscribers {
+            1 => format!("all {all} replication slots are in use (max_replication_slots)"),
+            _ => format!(
+                "{used} of {all} replication slots are in use (max_replication_slots), {subscribers} are needed"
+            ),
+        }
     });
     let (used, all) = (server.used_wal_senders, server.max_wal_senders);
-    findings.must(used < all, Code::NoFreeWalSender, "a walsender is free", || {
-        format!("all {all} walsenders are in use (max_wal_senders)")
+    findings.must(used.saturating_add(subscribers) <= all, Code::NoFreeWalSender, "a walsender is free", || {
+        match subscribers {
+            1 => format!("all {all} walsenders are in use (max_wal_senders)"),
+            _ => format!("{used} of {all} walsenders are in use (max_wal_senders), {subscribers} are needed"),
+        }
     });
     findings.must(
         role.is_superuser || role.may_replicate,
@@ -247,21 +248,34 @@ fn check_publisher(findings: &mut Findings, server: &ServerFacts, role: &RoleFac
     );
 }
 
-/// What a node needs that subscribes and loads.
-fn check_subscriber(findings: &mut Findings, server: &ServerFacts, role: &RoleFacts, wanted: &Wanted) {
+/// What a node needs that subscribes to `subscriptions` more nodes.
+pub(super) fn check_workers(findings: &mut Findings, server: &ServerFacts, subscriptions: u32) {
     let workers = server.max_logical_replication_workers.min(server.max_worker_processes);
-    findings.must(workers > 0, Code::WorkersTooFew, "logical replication workers", || {
-        "max_logical_replication_workers or max_worker_processes is 0".into()
+    let used = server.used_logical_replication_workers;
+    let is_enough = used.saturating_add(subscriptions) <= workers;
+    findings.must(is_enough, Code::WorkersTooFew, "logical replication workers", || match workers {
+        0 => "max_logical_replication_workers or max_worker_processes is 0".into(),
+        _ => format!("{used} of {workers} logical replication workers are in use, {subscriptions} more are needed"),
     });
-    // One for each load session, one for the subscription, one for emptying under an origin.
-    let (free, needed) = (server.max_origins.saturating_sub(server.used_origins), wanted.parallel + 2);
-    findings.must(free >= needed, Code::OriginsTooFew, "replication origins are free", || {
-        format!("{free} replication origins are free, {needed} are needed for {} streams", wanted.parallel)
-    });
+}
+
+pub(super) fn check_may_subscribe(findings: &mut Findings, role: &RoleFacts) {
     // Others may from 16 on, but only with a password in the connection string, which Steep never stores.
     findings.must(role.is_superuser, Code::SubscribePrivilege, "the role may subscribe", || {
         format!("role {} is no superuser, which a subscription without a stored password needs", role.name)
     });
+}
+
+/// What a node needs that loads, and subscribes to its source and to `members` more nodes.
+fn check_subscriber(findings: &mut Findings, server: &ServerFacts, role: &RoleFacts, wanted: &Wanted, members: u32) {
+    check_workers(findings, server, members.saturating_add(1));
+    // One for each load session, one for each subscription, one for emptying under an origin.
+    let needed = wanted.parallel.saturating_add(members).saturating_add(2);
+    let free = server.max_origins.saturating_sub(server.used_origins);
+    findings.must(free >= needed, Code::OriginsTooFew, "replication origins are free", || {
+        format!("{free} replication origins are free, {needed} are needed for {} streams", wanted.parallel)
+    });
+    check_may_subscribe(findings, role);
     let may_load = role.is_superuser || role.may_set_replication_role && role.may_use_origins;
     findings.must(may_load, Code::LoadPrivilege, "the role may load without triggers", || {
         format!("role {} may not set session_replication_role or use replication origins", role.name)
@@ -441,7 +455,7 @@ async fn check_references(
     Ok(())
 }
 
-async fn check_blockers(session: &Session, findings: &mut Findings) -> Result<(), Failure> {
+pub(super) async fn check_blockers(session: &Session, findings: &mut Findings) -> Result<(), Failure> {
     let prepared = activity::prepared_transactions(session).await.map_err(explain)?;
     findings.must(prepared.is_empty(), Code::PreparedTransaction, "no prepared transactions", || {
         let names: Vec<_> = prepared.iter().map(ToString::to_string).collect();

@@ -110,10 +110,9 @@ impl Direct {
         let effect = Effect::Schema { before: before.clone(), markers: missing.clone() };
         // Published in the transaction that makes them: nobody can write into them a moment too early.
         let members: Vec<_> = self.members(|name| missing.contains(name)).iter().map(Into::into).collect();
-        let published = match self.reverse_slot {
-            Some(_) => Vec::from_iter(ddl::add_to_publication(&self.own_publication(), &members)),
-            None => Vec::new(),
-        };
+        let publications: BTreeSet<_> = self.both_ways_with().iter().map(|node| self.publication_for(node)).collect();
+        let published: Vec<_> =
+            publications.iter().filter_map(|name| ddl::add_to_publication(name, &members)).collect();
         let cancelled = CancellationToken::new();
         let request = RestoreRequest {
             archive: &archive,

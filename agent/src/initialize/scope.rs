@@ -5,13 +5,15 @@
 
 use std::collections::HashSet;
 
+use jiff::Timestamp;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId},
-    intent::Verified,
+    intent::{self, Verified},
     names::TableName,
     operation::Action,
     v1,
+    wire::identity::Identity,
 };
 
 use super::{messages::table_name, start::selection_of};
@@ -75,6 +77,67 @@ pub async fn open(
         Claim::First | Claim::Again => Ok(Scope { selection, one_way: verified.order.one_way }),
         Claim::Used => Err(signed_intents::used(verified)),
     }
+}
+
+/// Makes sure that `caller` may be told about this node, as one that replicates both ways with the source.
+pub fn check_examine_member(
+    caller: &NodeId,
+    verified: &Verified,
+    request: &v1::ExamineMemberRequest,
+) -> Result<(), Failure> {
+    check_parties(&named(&request.source)?, caller, verified, &request.op_id, &[Action::NodePlan, Action::NodeStart])?;
+    check_direction(verified, false)
+}
+
+/// Makes sure that `caller` may join this node, which replicates both ways with the source it has signed, and writes down
+/// that the order was used for it.
+pub async fn join(
+    rooms: &Rooms,
+    caller: &NodeId,
+    verified: &Verified,
+    request: &v1::JoinMemberRequest,
+) -> Result<Scope, Failure> {
+    check_parties(&named(&request.source)?, caller, verified, &request.op_id, &[Action::NodeStart])?;
+    check_direction(verified, false)?;
+    let selection = selection_of(&verified.order.selection);
+    if request.whole_database && !selection.is_whole_database() {
+        return Err(exceeded(verified, "the whole database"));
+    }
+    let session = rooms.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
+    let selected = tables::select(&session, &selection).await.map_err(|error| error.explain())?;
+    let signed: HashSet<&TableName> = selected.tables.iter().map(|table| &table.name).collect();
+    if let Some(more) = request.tables.iter().map(table_name).find(|name| !signed.contains(name)) {
+        return Err(exceeded(verified, &format!("table {more}")));
+    }
+    match signed_intents::claim(&rooms.store, verified, Some(verified.order.op_id)).await.map_err(explain)? {
+        Claim::First | Claim::Again => Ok(Scope { selection, one_way: false }),
+        Claim::Used => Err(signed_intents::used(verified)),
+    }
+}
+
+/// What an operator has signed to remove a node, as it is told from agent to agent.
+///
+/// It is told until the last one has heard of it, so that the time it was signed for may have passed; that the same
+/// operation is done once keeps it from being used again.
+pub fn check_removal(
+    identity: &Identity,
+    request: &v1::ForgetNodeRequest,
+    now: Timestamp,
+) -> Result<Verified, Failure> {
+    let missing = || Failure::new(Code::IntentMissing, "nobody has signed this removal");
+    let signed = request.signed.as_ref().ok_or_else(missing)?;
+    let verified = intent::verify_told(identity, signed, now)?;
+    match verified.order.action {
+        Action::NodeRemove => Ok(verified),
+        other => Err(Failure::new(
+            Code::IntentMisdirected,
+            format!("what {} signed is an order for {other}, not to remove a node", verified.signer),
+        )),
+    }
+}
+
+fn named(node: &str) -> Result<NodeId, Failure> {
+    node.parse().map_err(|error| Failure::new(Code::BadRequest, format!("{error}")))
 }
 
 /// Makes sure that `op` was opened here by `caller`, or by nobody at all, so that it may be closed.

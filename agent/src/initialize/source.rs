@@ -9,11 +9,15 @@ use steep_protocol::{
 };
 use tracing::info;
 
-use super::{messages, reach::Reach, subscribe};
+use super::{
+    messages,
+    reach::Reach,
+    subscribe::{self, Inflow},
+};
 use crate::{
     lifecycle::NodeEvent,
     postgres::{
-        self, Purpose,
+        self, Purpose, Session,
         ddl::OriginFilter,
         rows,
         sequences::{self, SequenceScope},
@@ -21,7 +25,7 @@ use crate::{
         tables::{self, TableKind},
     },
     rooms::Rooms,
-    session::Held,
+    session::{Held, Role},
     store::{Actor, audit, nodes, signed_intents},
 };
 
@@ -95,7 +99,16 @@ pub async fn slot_progress(rooms: &Rooms, held: &Held) -> Result<v1::SlotProgres
         active: progress.is_active,
         retained_wal_bytes: progress.retained_bytes,
         wal_status: progress.wal_status,
+        source_confirmed_lsn: source_confirmed(&session, held).await?.map(|lsn| lsn.to_string()),
     })
+}
+
+/// On a member: how far the source has confirmed what this node sends it.
+async fn source_confirmed(session: &Session, held: &Held) -> Result<Option<Lsn>, Failure> {
+    let Role::Member { source_slot, .. } = &held.role else { return Ok(None) };
+    let progress = slots::progress(session, source_slot).await.map_err(explain)?;
+    let gone = || Failure::new(Code::SlotLost, format!("slot {source_slot}, which the source reads, is gone"));
+    Ok(Some(progress.ok_or_else(gone)?.confirmed_flush.unwrap_or_default()))
 }
 
 /// The way back: subscribes this node to the slot its target made for it.
@@ -106,8 +119,15 @@ pub async fn subscribe_back(
     request: &v1::SubscribeRequest,
 ) -> Result<String, Failure> {
     let reach = Reach::told(target, &request.link, &request.database, &request.conninfo)?;
-    let (slot, publication) = (&request.slot, &request.publication);
-    subscribe::subscribe(rooms, op, target, slot, publication, &reach, OriginFilter::None).await
+    let inflow = Inflow {
+        source: target,
+        slot: &request.slot,
+        publication: &request.publication,
+        reach: &reach,
+        origin: OriginFilter::None,
+        begin: Lsn::default(),
+    };
+    subscribe::subscribe(rooms, op, &inflow).await
 }
 
 /// Ends the target's operation here: what it made stays, or is undone.

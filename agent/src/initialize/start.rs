@@ -14,6 +14,7 @@ use steep_protocol::{
 use super::{
     direct::{Direct, DirectPlan, recipe},
     findings::verdict,
+    mesh,
     messages::table_name,
     preflight::{self, TargetTables, Wanted},
     steps::is_binary,
@@ -40,6 +41,8 @@ pub struct Answer {
     pub checks: Vec<v1::Check>,
     /// The plan.
     pub tables: Vec<v1::PlannedTable>,
+    /// All nodes the target will replicate with both ways, the source first; none for one way.
+    pub mesh: Vec<String>,
 }
 
 /// Checks a request against both nodes and, unless it is a dry run, starts the operation.
@@ -52,9 +55,9 @@ pub async fn start(
     actor: &Actor,
     verified: &Verified,
 ) -> Result<Answer, Failure> {
-    let (op, plan) = plan_of(rooms, request, verified)?;
+    let (op, mut plan) = plan_of(rooms, request, verified)?;
     if was_started(rooms, op, verified).await? {
-        return Ok(Answer { op: Some(op), checks: Vec::new(), tables: Vec::new() });
+        return Ok(Answer { op: Some(op), checks: Vec::new(), tables: Vec::new(), mesh: Vec::new() });
     }
     refuse_unconfirmed(request, verified)?;
     refuse_second(rooms, op)?;
@@ -63,11 +66,15 @@ pub async fn start(
     let (selection, wanted) = (plan.selection.clone(), &plan.wanted);
     let facts = source.examine(&plan.signed, selection, wanted.one_way, wanted.parallel, link).await?;
     let (mut checks, here) = preflight::examine_target(rooms, plan.source.as_str(), &facts, &plan.wanted).await?;
+    checks.extend(mesh::examine_members(rooms, op, &plan.source, &plan.signed, &facts).await?);
     checks.extend(facts.checks.iter().cloned());
     let tables = planned_tables(rooms, &facts, &here);
+    let both_ways = (!plan.wanted.one_way).then(|| plan.source.to_string());
+    let mesh = both_ways.into_iter().chain(facts.members.iter().map(|member| member.node.clone())).collect();
     if request.dry_run {
-        return Ok(Answer { op: None, checks, tables });
+        return Ok(Answer { op: None, checks, tables, mesh });
     }
+    plan.members = facts.members;
     let own = nodes::own(&rooms.store).await.map_err(|error| error.explain())?;
     // Another one may have begun meanwhile; then that is the reason, not what it has made here so far.
     refuse_second(rooms, op)?;
@@ -104,7 +111,7 @@ pub async fn start(
     let recipe = recipe(&plan);
     let work = Direct::new(rooms.clone(), source, plan);
     rooms.operations.start(new, actor.clone(), workers, recipe, work).await?;
-    Ok(Answer { op: Some(op), checks, tables })
+    Ok(Answer { op: Some(op), checks, tables, mesh })
 }
 
 /// Whether this very order began its operation before.
@@ -168,6 +175,8 @@ fn plan_of(
         wanted,
         selection,
         signed: verified.signed.clone(),
+        // Who else is in the mesh, the source will say.
+        members: Vec::new(),
         max_rate: request.max_rate,
         compress: compression.to_string(),
     };

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
+    ids::{NodeId, SessionId},
     lsn::Lsn,
     names::TableName,
     v1,
@@ -17,14 +18,16 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::{
     direct::{Direct, unless_lost},
     findings::verdict,
+    mesh,
     messages::table_name,
     preflight,
     reach::Reach,
-    subscribe,
+    subscribe::{self, Inflow},
 };
 use crate::{
     cleanup::Effect,
     lifecycle::NodeEvent,
+    mesh::Source,
     operations::Context,
     parts::TablePlan,
     postgres::{
@@ -40,7 +43,7 @@ use crate::{
 };
 
 /// How often a waiting step looks again.
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 fn explain(error: postgres::Error) -> Failure {
     error.explain()
@@ -48,7 +51,7 @@ fn explain(error: postgres::Error) -> Failure {
 
 impl Direct {
     /// Looks again, now that the operation is the only one: what was true for the request may have changed.
-    pub(super) async fn check_both_nodes(&mut self, _: &Context) -> Result<(), Failure> {
+    pub(super) async fn check_both_nodes(&mut self, context: &Context) -> Result<(), Failure> {
         let wanted = &self.plan.wanted;
         let link = self.rooms.config.replication.link.as_str();
         let selection = self.plan.selection.clone();
@@ -57,6 +60,9 @@ impl Direct {
         let source = self.plan.source.as_str();
         let (mut checks, here) = preflight::examine_target(&self.rooms, source, &self.facts, wanted).await?;
         self.here = here;
+        self.same_members()?;
+        let (source_node, signed) = (&self.plan.source, &self.plan.signed);
+        checks.extend(mesh::examine_members(&self.rooms, context.op, source_node, signed, &self.facts).await?);
         checks.extend(self.facts.checks.iter().cloned());
         verdict(&format!("cannot start {} from {source}", self.rooms.me), &checks)
     }
@@ -69,35 +75,41 @@ impl Direct {
             part_bytes: 0,
             whole_database: self.plan.wanted.selection.is_whole_database(),
             parallel: self.plan.wanted.parallel,
+            members: self.plan.members.iter().map(|member| member.node.clone()).collect(),
         };
         let effect = Effect::PeerSession { node: self.plan.source.clone() };
         let opened = self.source.open_session(&self.plan.signed, request);
         let reply = self.rooms.cleanup.make(context.op, "open session", &effect, opened).await?;
         let id = reply.session_id.parse().map_err(|error| Failure::new(Code::BadRequest, format!("{error}")))?;
+        self.take_positions(&reply)?;
         self.hold_session(context, id, reply);
         Ok(())
     }
 
-    /// The publication with the tables that are here, and the slot for the way back, before any table is made: what is
-    /// written into one from its first moment on is then sent.
+    /// For each node that gets this one's changes: the publication with the tables that are here, and the slot for the way
+    /// back, before any table is made: what is written into one from its first moment on is then sent.
     pub(super) async fn publish(&mut self, context: &Context) -> Result<(), Failure> {
         let look = self.rooms.database.session(Purpose::Ddl(context.op)).await.map_err(explain)?;
-        publish(&self.rooms.cleanup, &look, context.op, &self.own_publication(), &self.kept_tables()).await?;
-        let slot = slot_name(&self.plan.source, context.op);
-        let patience = self.rooms.config.copy.slot_timeout;
-        let effect = Effect::Slot { name: slot.clone(), peer: Some(self.plan.source.clone()) };
-        let made = async {
-            let never = CancellationToken::new();
-            replication::create_slot(&self.rooms.database, context.op, &slot, patience, &never).await.map_err(explain)
-        };
-        self.rooms.cleanup.make(context.op, "publish on target", &effect, made).await?;
-        self.reverse_slot = Some(slot);
+        let kept = self.kept_tables();
+        for node in self.both_ways_with() {
+            publish(&self.rooms.cleanup, &look, context.op, &self.publication_for(&node), &kept).await?;
+            let slot = slot_name(&node, context.op);
+            let patience = self.rooms.config.copy.slot_timeout;
+            let effect = Effect::Slot { name: slot.clone(), peer: Some(node.clone()) };
+            let made = async {
+                let never = CancellationToken::new();
+                let made = replication::create_slot(&self.rooms.database, context.op, &slot, patience, &never).await;
+                made.map_err(explain)
+            };
+            self.rooms.cleanup.make(context.op, "publish on target", &effect, made).await?;
+            self.reverse_slots.push((node, slot));
+        }
         Ok(())
     }
 
-    pub(super) fn own_publication(&self) -> String {
+    pub(super) fn publication_for(&self, node: &NodeId) -> String {
         let whole = self.plan.wanted.selection.is_whole_database();
-        if whole { "steep".to_owned() } else { format!("steep_only_{}", self.plan.source) }
+        if whole { "steep".to_owned() } else { format!("steep_only_{node}") }
     }
 
     pub(super) async fn copy_tables(&mut self, context: &Context) -> Result<(), Failure> {
@@ -165,9 +177,19 @@ impl Direct {
         self.set_sequences_ahead().await
     }
 
-    /// Sets every sequence ahead of the source's, in its own direction; never back.
+    /// Sets every sequence ahead of the source's and the members', in its own direction; never back.
     pub(super) async fn set_sequences_ahead(&self) -> Result<(), Failure> {
-        let theirs = self.source.read_sequences(self.session().id).await?;
+        let mut all = vec![self.source.read_sequences(self.session().id).await?];
+        for member in &self.members {
+            all.push(member.node.read_sequences(member.session).await?);
+        }
+        for theirs in all {
+            self.set_ahead_of(&theirs).await?;
+        }
+        Ok(())
+    }
+
+    async fn set_ahead_of(&self, theirs: &[v1::SequencePosition]) -> Result<(), Failure> {
         let session = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
         let ours = sequences::read(&session, SequenceScope::WholeDatabase).await.map_err(explain)?;
         let ours: BTreeMap<_, _> = ours.into_iter().map(|sequence| (sequence.name.clone(), sequence)).collect();
@@ -190,10 +212,10 @@ impl Direct {
         // One way, everything the source has belongs here, wherever it came from.
         let origin = if self.plan.wanted.one_way { OriginFilter::Any } else { OriginFilter::None };
         let source = &self.plan.source;
-        let reach = Reach::told(source, &reply.link, &reply.database, &reply.conninfo)?;
-        let (slot, publication) = (&reply.slot, &reply.publication);
-        self.subscription =
-            subscribe::subscribe(&self.rooms, context.op, source, slot, publication, &reach, origin).await?;
+        let reach = &Reach::told(source, &reply.link, &reply.database, &reply.conninfo)?;
+        let (slot, publication, begin) = (&reply.slot, &reply.publication, Lsn::default());
+        let inflow = Inflow { source, slot, publication, reach, origin, begin };
+        self.subscription = subscribe::subscribe(&self.rooms, context.op, &inflow).await?;
         Ok(())
     }
 
@@ -219,43 +241,65 @@ impl Direct {
     }
 
     pub(super) async fn catch_up(&mut self, _: &Context) -> Result<(), Failure> {
-        let marker = self.source.write_marker().await?;
-        let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
-        let session = self.session();
-        let mut waiting = Waiting::new(self.rooms.config.copy.catch_up_timeout);
-        unless_lost(session.lost.clone(), async {
-            loop {
-                let progress = self.source.slot_progress(session.id).await?;
-                let confirmed: Lsn = progress.confirmed_lsn.parse().unwrap_or_default();
-                if confirmed >= marker {
-                    return Ok(());
-                }
-                subscribe::check_running(&look, &self.rooms.me, &self.subscription).await?;
-                waiting.still(confirmed, || format!("{} waits for {}", self.subscription, self.plan.source))?;
-                sleep(LOOK).await;
+        let lost = self.session().lost.clone();
+        unless_lost(lost, async {
+            self.catch_up_with(&self.source, self.session().id, &self.subscription).await?;
+            for member in &self.members {
+                self.catch_up_with(&member.node, member.session, &member.subscription).await?;
             }
+            Ok(())
         })
         .await
     }
 
-    pub(super) async fn replicate_back(&mut self, _: &Context) -> Result<(), Failure> {
-        let slot = self.reverse_slot.clone().expect("the slot for the way back was made before the copy");
-        let reach = Reach::own(&self.rooms)?;
-        let subscription = self.source.subscribe(&slot, &self.own_publication(), reach.to_message()).await?;
+    /// Waits until all that `node` has committed by now is applied here.
+    async fn catch_up_with(&self, node: &Source, session: SessionId, subscription: &str) -> Result<(), Failure> {
+        let marker = node.write_marker().await?;
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
-        let marker = slots::emit_marker(&look, &slot).await.map_err(explain)?;
         let mut waiting = Waiting::new(self.rooms.config.copy.catch_up_timeout);
         loop {
-            let progress = slots::progress(&look, &slot).await.map_err(explain)?;
+            let progress = node.slot_progress(session).await?;
+            let confirmed: Lsn = progress.confirmed_lsn.parse().unwrap_or_default();
+            if confirmed >= marker {
+                return Ok(());
+            }
+            subscribe::check_running(&look, &self.rooms.me, subscription).await?;
+            waiting.still(confirmed, || format!("{subscription} waits for {}", node.node()))?;
+            sleep(LOOK).await;
+        }
+    }
+
+    pub(super) async fn replicate_back(&mut self, _: &Context) -> Result<(), Failure> {
+        let lost = self.session().lost.clone();
+        unless_lost(lost, async {
+            self.replicate_to(&self.source, self.session().id).await?;
+            for member in &self.members {
+                self.replicate_to(&member.node, member.session).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Has `node` subscribe to this one, and waits until it has all that was committed here by then.
+    async fn replicate_to(&self, node: &Source, session: SessionId) -> Result<(), Failure> {
+        let made = self.reverse_slots.iter().find(|(target, _)| target == node.node());
+        let (_, slot) = made.expect("the slots for the way back were made before the copy");
+        let reach = Reach::own(&self.rooms)?.to_message();
+        let subscription = node.subscribe(slot, &self.publication_for(node.node()), reach).await?;
+        let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+        let marker = slots::emit_marker(&look, slot).await.map_err(explain)?;
+        let mut waiting = Waiting::new(self.rooms.config.copy.catch_up_timeout);
+        loop {
+            let progress = slots::progress(&look, slot).await.map_err(explain)?;
             let gone = || Failure::new(Code::SlotLost, format!("slot {slot} is gone"));
             let confirmed = progress.ok_or_else(gone)?.confirmed_flush.unwrap_or_default();
             if confirmed >= marker {
                 return Ok(());
             }
-            // The source says so when its subscription has stopped.
-            self.source.slot_progress(self.session().id).await?;
-            waiting
-                .still(confirmed, || format!("{subscription} on {} waits for {}", self.plan.source, self.rooms.me))?;
+            // The other end says so when its subscription has stopped.
+            node.slot_progress(session).await?;
+            waiting.still(confirmed, || format!("{subscription} on {} waits for {}", node.node(), self.rooms.me))?;
             sleep(LOOK).await;
         }
     }
@@ -281,7 +325,10 @@ impl Direct {
             }
         }
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
-        subscribe::check_running(&look, &self.rooms.me, &self.subscription).await?;
+        let of_members = self.members.iter().map(|member| &member.subscription);
+        for subscription in of_members.chain([&self.subscription]) {
+            subscribe::check_running(&look, &self.rooms.me, subscription).await?;
+        }
         // Whatever was loaded under them has been sent past the way back by now.
         self.rooms.cleanup.drop_origins(context.op).await
     }
@@ -294,18 +341,18 @@ fn ended(built: Result<Result<(), Failure>, tokio::task::JoinError>) -> Result<(
 }
 
 /// Gives up when nothing has moved for too long.
-struct Waiting {
+pub(super) struct Waiting {
     limit: Duration,
     moved: Instant,
     last: Lsn,
 }
 
 impl Waiting {
-    fn new(limit: Duration) -> Self {
+    pub(super) fn new(limit: Duration) -> Self {
         Self { limit, moved: Instant::now(), last: Lsn::default() }
     }
 
-    fn still(&mut self, at: Lsn, who: impl FnOnce() -> String) -> Result<(), Failure> {
+    pub(super) fn still(&mut self, at: Lsn, who: impl FnOnce() -> String) -> Result<(), Failure> {
         if at > self.last {
             (self.last, self.moved) = (at, Instant::now());
         }

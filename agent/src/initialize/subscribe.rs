@@ -3,6 +3,7 @@
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId},
+    lsn::Lsn,
 };
 
 use super::reach::Reach;
@@ -11,7 +12,7 @@ use crate::{
     postgres::{
         self, Purpose, Session,
         ddl::{self, NewSubscription, OriginFilter},
-        subscriptions,
+        origins, subscriptions,
     },
     rooms::Rooms,
 };
@@ -24,16 +25,26 @@ pub fn name_for(source: &str) -> String {
     name
 }
 
-/// Subscribes this node to a peer's slot and starts it. It begins where the slot stands and copies nothing.
-pub async fn subscribe(
-    rooms: &Rooms,
-    op: OperationId,
-    source: &NodeId,
-    slot: &str,
-    publication: &str,
-    reach: &Reach,
-    origin: OriginFilter,
-) -> Result<String, Failure> {
+/// What a subscription is to bring.
+#[derive(Debug, Clone, Copy)]
+pub struct Inflow<'a> {
+    /// The publisher's node.
+    pub source: &'a NodeId,
+    /// The slot there.
+    pub slot: &'a str,
+    /// The publication there.
+    pub publication: &'a str,
+    /// How the publisher's PostgreSQL is reached.
+    pub reach: &'a Reach,
+    /// Which changes.
+    pub origin: OriginFilter,
+    /// What the publisher committed before this is here already; 0/0, or before where the slot stands: the slot decides.
+    pub begin: Lsn,
+}
+
+/// Subscribes this node to a peer's slot and starts it. It begins at [`Inflow::begin`] and copies nothing.
+pub async fn subscribe(rooms: &Rooms, op: OperationId, inflow: &Inflow<'_>) -> Result<String, Failure> {
+    let Inflow { source, slot, publication, reach, origin, begin } = *inflow;
     let explain = |error: postgres::Error| error.explain();
     let name = name_for(source.as_str());
     let session = rooms.database.session(Purpose::Ddl(op)).await.map_err(explain)?;
@@ -53,6 +64,12 @@ pub async fn subscribe(
         subscriptions::create(&session, &create).await.map_err(explain)
     };
     rooms.cleanup.make(op, "subscribe", &effect, make).await?;
+    if begin > Lsn::default() {
+        let made = subscriptions::find(&session, &name).await.map_err(explain)?;
+        let gone = || Failure::new(Code::SubscriptionFailing, format!("subscription {name} was dropped"));
+        let origin = made.ok_or_else(gone)?.origin();
+        origins::advance(&session, &origin, begin).await.map_err(explain)?;
+    }
     session.run(&ddl::enable_subscription(&name)).await.map_err(explain)?;
     session.close().await;
     Ok(name)

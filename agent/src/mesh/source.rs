@@ -1,4 +1,4 @@
-//! What a target asks of the source it is initialized from.
+//! What a target asks of the source it is initialized from, and of the members of that node's mesh.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use super::Peers;
 /// Long enough for a slot that waits for transactions, short enough to be noticed.
 const LONGEST_ANSWER: Duration = Duration::from_secs(600);
 
-/// The source of one operation, as its target sees it.
+/// The source of one operation, as its target sees it; or another node that takes part in it.
 #[derive(Debug, Clone)]
 pub struct Source {
     peers: Peers,
@@ -131,6 +131,29 @@ impl Source {
             ..reach
         };
         Ok(ask!(self, subscribe, request)?.subscription)
+    }
+
+    /// Has a member of the source's mesh examine itself.
+    pub async fn examine_member(
+        &self,
+        signed: &v1::SignedIntent,
+        request: v1::ExamineMemberRequest,
+    ) -> Result<v1::ExamineMemberReply, Failure> {
+        ask!(self, examine_member, with(signed, request))
+    }
+
+    /// Has a member make its slot and hold it for us.
+    pub async fn join_member(
+        &self,
+        signed: &v1::SignedIntent,
+        request: v1::JoinMemberRequest,
+    ) -> Result<v1::JoinMemberReply, Failure> {
+        ask!(self, join_member, with(signed, request))
+    }
+
+    /// Tells that a node was removed.
+    pub async fn forget_node(&self, request: v1::ForgetNodeRequest) -> Result<(), Failure> {
+        ask!(self, forget_node, request).map(drop)
     }
 
     /// Ends the operation on the source: `keep` what it made, or undo all of it.

@@ -219,7 +219,7 @@ impl Feed {
                 )
             };
         }
-        if told.failure.is_some() && told.event != "init.cancelled" {
+        if told.failure.is_some() && !told.event.ends_with(".cancelled") {
             line!(error);
         } else {
             line!(info);

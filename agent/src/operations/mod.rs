@@ -2,9 +2,8 @@
 //!
 //! [`step`] is the shape of a recipe; [`runner`] runs one, writes down every step before it is believed, and
 //! undoes what it made when it fails or is cancelled; [`feed`] is what watchers see; [`progress`] is the
-//! arithmetic of percents, rates and ETA; `gauges` tells the metrics. Specs stop operations where they like with `breakpoints`.
+//! arithmetic of percents, rates and ETA; `gauges` tells the metrics.
 
-mod breakpoints;
 pub mod feed;
 mod gauges;
 pub mod progress;

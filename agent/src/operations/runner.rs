@@ -8,7 +8,6 @@
 //! ```
 
 use std::{
-    path::Path,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -17,7 +16,7 @@ use dashmap::DashMap;
 use futures::{Stream, StreamExt as _, stream};
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
-    ids::OperationId,
+    ids::{NodeId, OperationId},
     operation::{OperationStatus, Phase},
     v1,
 };
@@ -28,8 +27,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
-use super::{Context, Feed, FeedEvent, Milestone, Progress, Recipe, Work, breakpoints::Breakpoints, gauges::Gauges};
+use super::{Context, Feed, FeedEvent, Milestone, Progress, Recipe, Work, gauges::Gauges};
 use crate::{
+    breakpoint::Breakpoints,
     metrics::Metrics,
     store::{
         self, Actor, Store,
@@ -49,6 +49,9 @@ const UNDO_TRIES: u32 = 5;
 const UNDO_LIMIT: Duration = Duration::from_secs(30);
 /// Progress goes to watchers this often, and to the database every fourth time.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+
+/// The kind of operation that copies rows.
+const INIT: &str = "init";
 
 /// Whether a request began an operation or found the one it had begun before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +75,8 @@ pub enum Told {
 
 #[derive(Debug, Clone)]
 struct Running {
+    kind: String,
+    target: NodeId,
     feed: Arc<Feed>,
     stop: CancellationToken,
     why: Arc<OnceLock<Failure>>,
@@ -89,9 +94,8 @@ pub struct Operations {
 }
 
 impl Operations {
-    /// None run yet. Specs leave their wishes in `state_dir`.
-    pub fn new(store: Store, state_dir: &Path, metrics: Metrics) -> Self {
-        let breakpoints = Breakpoints::new(state_dir);
+    /// None run yet. Specs stop them with `breakpoints`.
+    pub fn new(store: Store, breakpoints: Breakpoints, metrics: Metrics) -> Self {
         Self { store, running: Arc::default(), tasks: TaskTracker::new(), breakpoints, metrics }
     }
 
@@ -115,16 +119,24 @@ impl Operations {
         let (source, store, metrics) = (new.source.to_string(), self.store.clone(), self.metrics.clone());
         let feed = Arc::new(Feed::new(op, source, actor.clone(), store, metrics, progress));
         let (done, done_seen) = watch::channel(false);
-        let running =
-            Running { feed: Arc::clone(&feed), stop: CancellationToken::new(), why: Arc::default(), done: done_seen };
+        let running = Running {
+            kind: new.kind.clone(),
+            target: new.target.clone(),
+            feed: Arc::clone(&feed),
+            stop: CancellationToken::new(),
+            why: Arc::default(),
+            done: done_seen,
+        };
         let context = Context { op, actor, feed, cancelled: running.stop.clone() };
         self.running.insert(op, running.clone());
         let gauges = Gauges::of(self.metrics.clone(), &new);
         let operations = self.clone();
         self.tasks.spawn(async move {
-            let reporter = tokio_util::task::AbortOnDropHandle::new(
-                operations.tasks.spawn(operations.clone().report(context.clone(), gauges.clone())),
-            );
+            let reporter = tokio_util::task::AbortOnDropHandle::new(operations.tasks.spawn(operations.clone().report(
+                context.clone(),
+                gauges.clone(),
+                new.kind == INIT,
+            )));
             let status = operations.run(&new, &context, &running, recipe, work).await;
             drop(reporter);
             gauges.ended(status, context.feed.elapsed());
@@ -150,9 +162,11 @@ impl Operations {
         Ok(())
     }
 
-    /// The operation that runs now, if any.
+    /// The operation that runs on this node now, if any. One that changes another node is not counted.
     pub fn current(&self) -> Option<(OperationId, v1::Progress)> {
-        self.running.iter().next().map(|running| (*running.key(), running.feed.view()))
+        let me = &self.store.owner().node;
+        let own = self.running.iter().find(|running| running.target == *me)?;
+        Some((*own.key(), own.feed.view()))
     }
 
     /// Whether `op` runs now.
@@ -200,7 +214,11 @@ impl Operations {
         .fuse())
     }
 
-    async fn report(self, context: Context, gauges: Gauges) {
+    /// Of an initialization progress is logged and stored; anything else takes moments.
+    async fn report(self, context: Context, gauges: Gauges, is_init: bool) {
+        if !is_init {
+            return;
+        }
         let mut tick = interval(PROGRESS_EVERY * 4);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut last_logged = Instant::now();
@@ -244,8 +262,7 @@ impl Operations {
         let took = context.feed.elapsed();
         let (status, milestone, failure) = match ended {
             Ok(rows) => {
-                let told =
-                    Milestone::new(&format!("{}.completed", new.kind), format!("{} is synchronized", new.target));
+                let told = Milestone::new(&format!("{}.completed", new.kind), work.done());
                 (OperationStatus::Completed, told.copied(rows, context.feed.view().bytes_copied), None)
             }
             Err(failure) => {
@@ -262,7 +279,7 @@ impl Operations {
                 (status, told, Some(why))
             }
         };
-        self.finish(context, status, failure.as_ref()).await;
+        self.finish(context, status, failure.as_ref(), new.kind == INIT).await;
         context.announce(milestone.took(took)).await;
         status
     }
@@ -279,7 +296,10 @@ impl Operations {
         work.begin(context).await?;
         let mut phase: Option<(Phase, Instant)> = None;
         for step in &recipe.steps {
-            if phase.is_none_or(|(current, _)| current != step.phase) {
+            if running.kind != INIT {
+                context.feed.progress(|progress| progress.enter(step.phase));
+                context.announce(Milestone::new(&format!("{}.step", running.kind), step.name)).await;
+            } else if phase.is_none_or(|(current, _)| current != step.phase) {
                 end_phase(context, phase).await;
                 phase = Some((step.phase, Instant::now()));
                 context.feed.progress(|progress| progress.enter(step.phase));
@@ -345,10 +365,10 @@ impl Operations {
         why
     }
 
-    async fn finish(&self, context: &Context, status: OperationStatus, failure: Option<&Failure>) {
+    async fn finish(&self, context: &Context, status: OperationStatus, failure: Option<&Failure>, is_init: bool) {
         let row = InitProgress::of(context.op, &context.feed.view());
         let row = row.ended(failure.map(|failure| failure.message.clone()), status == OperationStatus::Completed);
-        if let Err(error) = store::progress::save(&self.store, &row).await {
+        if is_init && let Err(error) = store::progress::save(&self.store, &row).await {
             warn!(op_id = %context.op, reason = %error, "progress could not be stored");
         }
         while let Err(error) = store::operations::finish(&self.store, context.op, status, failure).await {

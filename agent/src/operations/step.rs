@@ -44,6 +44,9 @@ pub trait Work: Send + 'static {
     /// After the last step: the node is where it was meant to be. Returns rows copied.
     async fn complete(&mut self, context: &Context) -> Result<u64, Failure>;
 
+    /// What has come of it, for people; asked once it is complete.
+    fn done(&self) -> String;
+
     /// Undoes everything; called after a failure or a cancel, when no step runs any more.
     async fn undo(&mut self, context: &Context) -> Result<(), Failure>;
 

@@ -1,8 +1,8 @@
 //! Everything said to the local PostgreSQL.
 //!
 //! Reading order: [`connect`] opens sessions; [`catalog`] and its neighbours look; [`replication`], [`slots`],
-//! [`origins`], [`publications`] and [`subscriptions`] are what PostgreSQL's replication is made of, [`walsender`] its
-//! bytes; [`copy`] moves rows; [`dump`] runs pg_dump and pg_restore; [`inventory`] knows what a restore made, so that it can be dropped;
+//! [`origins`], [`publications`] and [`subscriptions`] are what PostgreSQL's replication is made of, [`links`] those that
+//! make a mesh, [`walsender`] its bytes; [`copy`] moves rows; [`dump`] runs pg_dump and pg_restore; [`inventory`] knows what a restore made, so that it can be dropped;
 //! [`ddl`] renders every statement that cannot take parameters.
 //!
 //! Hands out types of its own: no other room but the store names the client library.
@@ -25,6 +25,7 @@ pub mod selection;
 pub mod sequences;
 pub mod tables;
 
+pub mod links;
 pub mod origins;
 pub mod publications;
 pub mod replication;

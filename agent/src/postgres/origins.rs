@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use steep_protocol::{failure::Code, lsn::Lsn};
 use tokio::time::{Instant, sleep};
+use tokio_postgres::types::PgLsn;
 
 use super::{
     connect::{Session, field},
@@ -55,6 +56,20 @@ pub async fn drop(session: &Session, name: &str) -> Result<bool, Error> {
 pub async fn set_up(session: &Session, name: &str) -> Result<(), Error> {
     let sql = "select pg_catalog.pg_replication_origin_session_setup($1::text)";
     session.execute(about("use", name), sql, &[&name]).await?;
+    Ok(())
+}
+
+/// How far the origin of this session has come, as far as it is on disk here; 0/0: nothing was ever applied.
+pub async fn session_progress(session: &Session) -> Result<Lsn, Error> {
+    let sql = "select pg_catalog.pg_replication_origin_session_progress(true) as applied";
+    let row = session.one(doing("read how far an origin has come"), sql, &[]).await?;
+    Ok(lsn_field(&row, "applied")?.unwrap_or_default())
+}
+
+/// Says that an origin has come as far as `lsn` of its publisher. Nothing may use it meanwhile.
+pub async fn advance(session: &Session, name: &str, lsn: Lsn) -> Result<(), Error> {
+    let lsn = PgLsn::from(lsn.0);
+    session.execute(about("advance", name), sql!("replication/advance_origin.sql"), &[&name, &lsn]).await?;
     Ok(())
 }
 

@@ -13,6 +13,12 @@ pub async fn exists(session: &Session, name: &str) -> Result<bool, Error> {
     Ok(session.maybe(doing(format!("look for publication {name}")), sql, &[&name]).await?.is_some())
 }
 
+/// The names of all publications.
+pub async fn list(session: &Session) -> Result<Vec<String>, Error> {
+    let sql = "select p.pubname::text as name from pg_catalog.pg_publication p order by p.pubname";
+    session.rows(doing("list publications"), sql, &[]).await?.iter().map(|row| field(row, "name")).collect()
+}
+
 /// The tables a publication names; partitioned tables stand for their partitions.
 pub async fn tables(session: &Session, name: &str) -> Result<Vec<TableRef>, Error> {
     let reading = doing(format!("read the tables of publication {name}"));

@@ -151,6 +151,14 @@ pub async fn stop(session: &Session, name: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// Lets a subscription run again; one that is gone needs nothing.
+pub async fn resume(session: &Session, name: &str) -> Result<(), Error> {
+    match find(session, name).await? {
+        Some(_) => session.run(&ddl::enable_subscription(name)).await,
+        None => Ok(()),
+    }
+}
+
 /// Drops a subscription and says whether it was there. Never asks the publisher: its slot is for the publisher's
 /// own agent to drop.
 pub async fn drop(session: &Session, name: &str) -> Result<bool, Error> {

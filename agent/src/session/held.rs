@@ -9,7 +9,7 @@ use std::{
 };
 
 use steep_protocol::{
-    failure::{Explain as _, Failure},
+    failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId, SessionId},
     lsn::Lsn,
     names::TableName,
@@ -56,6 +56,40 @@ pub struct DumpChoice<'a> {
     pub schemas: &'a [String],
 }
 
+/// What this node is to the operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// The rows come from here.
+    Source {
+        /// Of every node whose changes are applied here: up to there its WAL is in the snapshot.
+        positions: Vec<(NodeId, Lsn)>,
+    },
+    /// It replicates both ways with the source, and shall with the target.
+    Member {
+        /// The slot here that the source reads.
+        source_slot: String,
+        /// Written after the session's slot was made.
+        marker: Lsn,
+    },
+}
+
+/// A session about to be open.
+pub(super) struct NewHeld {
+    pub(super) op: OperationId,
+    pub(super) target: NodeId,
+    pub(super) slot: String,
+    pub(super) lsn: Lsn,
+    pub(super) publication: String,
+    pub(super) scope: Scope,
+    pub(super) snapshot: String,
+    pub(super) tables: Vec<(Table, TablePlan)>,
+    pub(super) role: Role,
+    pub(super) one_way: bool,
+    pub(super) database: Database,
+    pub(super) keeper: Option<Connection>,
+    pub(super) idle: Vec<Connection>,
+}
+
 /// A session that is open.
 #[derive(Debug)]
 pub struct Held {
@@ -73,10 +107,14 @@ pub struct Held {
     pub publication: String,
     /// What may be read through it.
     pub scope: Scope,
-    /// The snapshot parts are read in.
+    /// The snapshot parts are read in; empty on a member.
     pub snapshot: String,
     /// Its tables and their parts.
     pub tables: Vec<(Table, TablePlan)>,
+    /// What this node is to the operation.
+    pub role: Role,
+    /// Nothing is sent back.
+    pub one_way: bool,
     pub(super) database: Database,
     pub(super) keeper: AsyncMutex<Option<Connection>>,
     pub(super) idle: Mutex<Vec<Connection>>,
@@ -87,6 +125,29 @@ pub struct Held {
 }
 
 impl Held {
+    pub(super) fn new(new: NewHeld) -> Self {
+        Self {
+            id: SessionId::generate(),
+            op: new.op,
+            target: new.target,
+            slot: new.slot,
+            lsn: new.lsn,
+            publication: new.publication,
+            scope: new.scope,
+            snapshot: new.snapshot,
+            tables: new.tables,
+            role: new.role,
+            one_way: new.one_way,
+            database: new.database,
+            keeper: AsyncMutex::new(new.keeper),
+            idle: Mutex::new(new.idle),
+            renewed: Mutex::new(Instant::now()),
+            retained_bytes: AtomicU64::new(0),
+            failure: OnceLock::new(),
+            ended: CancellationToken::new(),
+        }
+    }
+
     /// The table with this oid, if it belongs to the session.
     pub fn table(&self, oid: u32) -> Option<&(Table, TablePlan)> {
         self.tables.iter().find(|(table, _)| table.oid == oid)
@@ -95,6 +156,9 @@ impl Held {
     /// A connection that reads inside the snapshot; give it back with [`Held::give_back`].
     pub async fn reader(&self) -> Result<Connection, Failure> {
         self.still_good()?;
+        if self.snapshot.is_empty() {
+            return Err(Failure::new(Code::SnapshotLost, format!("the session of {} has no snapshot", self.op)));
+        }
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         if let Some(connection) = idle.filter(|connection| !connection.is_closed()) {
             return Ok(connection);

@@ -4,14 +4,14 @@
 //! the lock holder imports that snapshot and exports it again, so that it outlives the replication connection.
 //! A table rewritten between snapshot and copy would otherwise read as empty without any error.
 //!
+//! Where others replicate both ways with this node, [`pause`] holds their changes still while the slot is made; their
+//! own sessions for the same target ([`join`]) hold a slot alone.
+//!
 //! A session ends when its target closes it, when nobody renews it for the lease, or when it can no longer keep
 //! its promise; its effects are intent rows, so that a dead agent's sessions are cleaned up by the next one.
 
 use std::{
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -23,17 +23,20 @@ use steep_protocol::{
 };
 use tokio::{
     sync::Mutex as AsyncMutex,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{info, warn};
 
 use crate::{
+    breakpoint::Breakpoints,
     cleanup::{Cleanup, Effect, Member},
     config::{self, OnBlockedDdl},
     parts,
     postgres::{
-        self, Database, Purpose, Session as Connection, activity, ddl, publications, replication, slots,
+        self, Database, Purpose, Session as Connection, activity, ddl, publications,
+        replication::{self, ExportedSlot},
+        slots,
         tables::{self, Table, TableKind},
     },
     telemetry,
@@ -43,8 +46,13 @@ use crate::{
 const WATCH: Duration = Duration::from_secs(1);
 
 mod held;
+mod join;
+mod pause;
 
-pub use held::{DumpChoice, Held, Scope};
+use held::NewHeld;
+pub use held::{DumpChoice, Held, Role, Scope};
+pub use join::JoinRequest;
+pub use pause::Neighbour;
 
 /// What a target asks for.
 #[derive(Debug, Clone)]
@@ -61,6 +69,10 @@ pub struct OpenRequest {
     pub scope: Scope,
     /// As many streams will read at once; 0: one.
     pub parallel: u32,
+    /// Nothing is sent back.
+    pub one_way: bool,
+    /// Both ways: all nodes this one replicates with both ways already.
+    pub neighbours: Vec<Neighbour>,
 }
 
 #[derive(Debug)]
@@ -79,7 +91,13 @@ pub struct Sessions {
     /// Operations whose session opens, is open, or ends: the janitor leaves them alone.
     served: Arc<DashMap<OperationId, Stage>>,
     opening: Arc<AsyncMutex<()>>,
+    pausing: Arc<AsyncMutex<()>>,
+    /// Of each operation that pauses what is applied: how to cut it short, and a lock that is held until all runs again.
+    pauses: Arc<DashMap<OperationId, PauseEnd>>,
+    breakpoints: Breakpoints,
 }
+
+type PauseEnd = (CancellationToken, Arc<AsyncMutex<()>>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -89,7 +107,7 @@ enum Stage {
 
 impl Sessions {
     /// None are open yet.
-    pub fn new(database: Database, cleanup: Cleanup, settings: config::Copy) -> Self {
+    pub fn new(database: Database, cleanup: Cleanup, settings: config::Copy, breakpoints: Breakpoints) -> Self {
         Self {
             database,
             cleanup,
@@ -97,6 +115,9 @@ impl Sessions {
             open: Arc::default(),
             served: Arc::default(),
             opening: Arc::default(),
+            pausing: Arc::default(),
+            pauses: Arc::default(),
+            breakpoints,
         }
     }
 
@@ -115,6 +136,11 @@ impl Sessions {
         self.open.iter().map(|open| Arc::clone(&open.held)).collect()
     }
 
+    /// Operations of `target` with an open session.
+    pub fn for_target(&self, target: &NodeId) -> Vec<OperationId> {
+        self.open.iter().filter(|open| open.held.target == *target).map(|open| open.held.op).collect()
+    }
+
     /// Whether a session for `op` opens or is open.
     pub fn serves(&self, op: OperationId) -> bool {
         self.served.get(&op).is_some_and(|stage| *stage == Stage::Serving)
@@ -127,15 +153,13 @@ impl Sessions {
         // One at a time: two targets may need the same publication.
         let _turn = self.opening.lock().await;
         let op = request.op;
-        match self.served.get(&op).map(|stage| *stage) {
-            None => self.served.insert(op, Stage::Serving),
-            Some(Stage::Serving) => {
-                return Err(Failure::new(Code::OperationRunning, format!("operation {op} already has a session")));
-            }
-            Some(Stage::Ended) => return Err(already_ended(op)),
-        };
+        let opening = self.serve(op)?;
         let explain = |error: postgres::Error| error.explain();
         let look = self.database.session(Purpose::Watch).await.map_err(explain)?;
+        if !request.one_way {
+            self.refuse_second_newcomer(op)?;
+            join::same_mesh(&look, &request.neighbours).await?;
+        }
         let agreed = tables_as_agreed(&look, &request.tables).await?;
         let members: Vec<Member> = tables::published(&agreed).into_iter().map(Into::into).collect();
         let publication = if request.whole_database { "steep".to_owned() } else { format!("steep_only_{target}") };
@@ -151,16 +175,12 @@ impl Sessions {
             ));
         }
         let slot = slot_name(target, op);
-        let effect = Effect::Slot { name: slot.clone(), peer: Some(target.clone()) };
-        let exported = self
-            .cleanup
-            .make(op, &format!("session for {target}"), &effect, async {
-                // Not cancelled but undone: the operation's cleanup ends its backends, then drops the slot.
-                let never = CancellationToken::new();
-                let patience = self.settings.slot_timeout;
-                replication::create_slot_exporting(&self.database, op, &slot, patience, &never).await.map_err(explain)
-            })
-            .await?;
+        let (exported, positions) = match &request.neighbours[..] {
+            neighbours if !request.one_way && !neighbours.is_empty() => {
+                self.slot_while_still(op, target, &slot, neighbours).await?
+            }
+            _ => (self.slot_at_once(op, target, &slot).await?, Vec::new()),
+        };
         keeper.run(&ddl::set_snapshot(&exported.snapshot)).await.map_err(explain)?;
         let snapshot = keeper.export_snapshot().await.map_err(explain)?;
         let lsn = exported.lsn;
@@ -175,8 +195,7 @@ impl Sessions {
             let parts = parts::cut(table.heap_pages, part_bytes);
             (table, parts)
         });
-        let held = Arc::new(Held {
-            id: SessionId::generate(),
+        let held = Arc::new(Held::new(NewHeld {
             op,
             target: target.clone(),
             slot: slot.clone(),
@@ -185,23 +204,53 @@ impl Sessions {
             scope: request.scope,
             snapshot,
             tables: tables.collect(),
+            role: Role::Source { positions },
+            one_way: request.one_way,
             database: self.database.clone(),
-            keeper: AsyncMutex::new(Some(keeper)),
-            idle: Mutex::new(idle),
-            renewed: Mutex::new(Instant::now()),
-            retained_bytes: AtomicU64::new(0),
-            failure: OnceLock::new(),
-            ended: CancellationToken::new(),
-        });
+            keeper: Some(keeper),
+            idle,
+        }));
         // The target may have given up while the slot was made; then nobody would ever close this session.
         if !self.serves(op) {
             held.release().await;
             return Err(already_ended(op));
         }
         info!(event = "slot.created", op_id = %op, slot, lsn = %lsn, peer = %target, session = %held.id, "session opened");
-        let watch = AbortOnDropHandle::new(tokio::spawn(self.clone().watch(Arc::clone(&held))));
-        self.open.insert(held.id, Open { held: Arc::clone(&held), _watch: watch });
+        self.look_after_from_now_on(&held, opening);
         Ok(held)
+    }
+
+    fn look_after_from_now_on(&self, held: &Arc<Held>, mut opening: Opening) {
+        opening.op = None;
+        let watch = AbortOnDropHandle::new(tokio::spawn(self.clone().watch(Arc::clone(held))));
+        self.open.insert(held.id, Open { held: Arc::clone(held), _watch: watch });
+    }
+
+    /// From now on the janitor leaves `op` alone, until [`Sessions::end`], or until the guard is dropped before the
+    /// session is open.
+    fn serve(&self, op: OperationId) -> Result<Opening, Failure> {
+        match self.served.get(&op).map(|stage| *stage) {
+            None => {
+                self.served.insert(op, Stage::Serving);
+                Ok(Opening { sessions: self.clone(), op: Some(op) })
+            }
+            Some(Stage::Serving) => {
+                Err(Failure::new(Code::OperationRunning, format!("operation {op} already has a session")))
+            }
+            Some(Stage::Ended) => Err(already_ended(op)),
+        }
+    }
+
+    async fn slot_at_once(&self, op: OperationId, target: &NodeId, slot: &str) -> Result<ExportedSlot, Failure> {
+        let effect = Effect::Slot { name: slot.to_owned(), peer: Some(target.clone()) };
+        let made = async {
+            // Not cancelled but undone: the operation's cleanup ends its backends, then drops the slot.
+            let never = CancellationToken::new();
+            let patience = self.settings.slot_timeout;
+            let made = replication::create_slot_exporting(&self.database, op, slot, patience, &never).await;
+            made.map_err(|error| error.explain())
+        };
+        self.cleanup.make(op, &format!("session for {target}"), &effect, made).await
     }
 
     /// The open session `id` of `caller`; renews it.
@@ -228,6 +277,7 @@ impl Sessions {
     /// Ends the session of `op`, whatever it still holds. What it made is kept or undone by the caller.
     pub async fn end(&self, op: OperationId) {
         self.served.insert(op, Stage::Ended);
+        self.end_pause(op).await;
         let id = self.open.iter().find(|open| open.held.op == op).map(|open| open.held.id);
         if let Some((_, open)) = id.and_then(|id| self.open.remove(&id)) {
             open.held.ended.cancel();
@@ -239,6 +289,11 @@ impl Sessions {
     pub async fn end_all(&self) {
         for op in self.operations() {
             self.end(op).await;
+        }
+        // Nothing may stay paused while no agent looks after it.
+        let pausing: Vec<_> = self.pauses.iter().map(|pause| *pause.key()).collect();
+        for op in pausing {
+            self.end_pause(op).await;
         }
     }
 
@@ -371,6 +426,21 @@ pub fn not_yours(caller: &NodeId, what: &str) -> Failure {
         .hint("nobody asks for this by mistake: look into the agent that did, its key may be stolen")
 }
 
+/// A session that is being opened. Dropped before it is open, it ends: what it has made so far is then nobody's.
+struct Opening {
+    sessions: Sessions,
+    op: Option<OperationId>,
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Some(op) = self.op {
+            self.sessions.served.insert(op, Stage::Ended);
+            self.sessions.cut_pause_short(op);
+        }
+    }
+}
+
 fn already_ended(op: OperationId) -> Failure {
     Failure::new(Code::SessionUnknown, format!("the session of operation {op} was ended before it was open"))
 }
@@ -381,6 +451,18 @@ pub fn slot_name(target: &NodeId, op: OperationId) -> String {
     // Slot names end at 63 bytes; the operation is what makes it unmistakable.
     name.truncate(63 - 13);
     format!("{name}_{}", op.short())
+}
+
+/// Whether `slot` has the name of one made by [`slot_name`], for `target` or for anybody.
+pub fn is_slot_for(slot: &str, target: Option<&NodeId>) -> bool {
+    let Some((head, digits)) = slot.rsplit_once('_') else { return false };
+    let is_ours = digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let Some(name) = head.strip_prefix("steep_").filter(|_| is_ours) else { return false };
+    target.is_none_or(|target| {
+        let mut expected = format!("steep_{}", target.sanitized());
+        expected.truncate(63 - 13);
+        expected == format!("steep_{name}")
+    })
 }
 
 /// Makes `publication` hold all of `members`, creating it if needed.

@@ -46,18 +46,32 @@ pub async fn plan(
     Ok(field(&row, "id")?)
 }
 
-/// What was planned is there.
-pub async fn live(store: &Store, id: i64) -> Result<(), Error> {
+/// What was planned is there. False: it has been marked undone meanwhile.
+pub async fn live(store: &Store, id: i64) -> Result<bool, Error> {
     mark(store, id, "live").await
 }
 
 /// What was planned or there is gone.
 pub async fn undone(store: &Store, id: i64) -> Result<(), Error> {
-    mark(store, id, "undone").await
+    mark(store, id, "undone").await.map(drop)
 }
 
-async fn mark(store: &Store, id: i64, state: &str) -> Result<(), Error> {
-    store.execute("mark an intent", sql!("store/mark_intent.sql"), &[&id, &state]).await.map(drop)
+async fn mark(store: &Store, id: i64, state: &str) -> Result<bool, Error> {
+    let marked = store.execute("mark an intent", sql!("store/mark_intent.sql"), &[&id, &state]).await?;
+    Ok(marked == 1)
+}
+
+/// Something that operations of the past made, and that was kept, is gone.
+pub async fn settle(store: &Store, kind: &str, name: &str) -> Result<(), Error> {
+    let sql = sql!("store/settle_intents.sql");
+    store.execute("write down what is gone", sql, &[&kind, &name]).await.map(drop)
+}
+
+/// When what is kept of this kind and name was last made; none: nothing of it is written down.
+pub async fn kept_since(store: &Store, kind: &str, name: &str) -> Result<Option<Timestamp>, Error> {
+    let sql = sql!("store/find_kept_intent.sql");
+    let row = store.one("read what was made", sql, &[&kind, &name]).await?;
+    Ok(field(&row, "made_at")?)
 }
 
 /// Everything `op` made is there to stay.

@@ -64,8 +64,13 @@ impl Ledger {
 
     /// `count` writers that begin at once on `node`; where the tables are not there yet they wait for them.
     pub fn writers(&self, count: usize, node: &Node) -> Writers {
+        self.more_writers(0, count, node)
+    }
+
+    /// Further writers, numbered from `first` on: no two of one node may have the same number, also one after the other.
+    pub fn more_writers(&self, first: usize, count: usize, node: &Node) -> Writers {
         let orders = Arc::new(Orders::default());
-        let tasks = (0..count).map(|number| {
+        let tasks = (first..first + count).map(|number| {
             let writer = writer::Writer::new(node.clone(), number, Arc::clone(&orders));
             background::runtime().spawn(writer.run())
         });

@@ -135,6 +135,16 @@ impl<'a> Client<'a> {
         self.ask(ANSWER_LIMIT, async |channel| nodes(channel).cancel(with(&signed, &request)).await).await
     }
 
+    /// Takes a node out of replication; the answer may take as long as `limit`.
+    pub async fn remove_node(
+        &mut self,
+        request: &v1::RemoveNodeRequest,
+        limit: Duration,
+    ) -> Result<v1::RemoveNodeReply, Failure> {
+        let signed = self.sign(&Order::to_remove(request)?)?;
+        self.ask(limit, async |channel| nodes(channel).remove(with(&signed, request)).await).await
+    }
+
     /// Operations of one node, or of all for an empty `node_id`.
     pub async fn list_operations(&mut self, node_id: &str, limit: u32) -> Result<v1::ListOperationsReply, Failure> {
         let request = v1::ListOperationsRequest { node_id: node_id.to_owned(), limit };

@@ -391,6 +391,10 @@ impl Nodes for Played {
         *self.0.cancelled.lock().expect("no panic") = true;
         Ok(Response::new(v1::CancelNodeReply { served_by: "node_b".into(), op_id: OP.into() }))
     }
+
+    async fn remove(&self, _: Request<v1::RemoveNodeRequest>) -> Result<Response<v1::RemoveNodeReply>, Status> {
+        Ok(Response::new(v1::RemoveNodeReply { served_by: "node_b".into(), op_id: OP.into() }))
+    }
 }
 
 #[tonic::async_trait]

@@ -18,6 +18,7 @@ const TABLE: &[(&str, &[&str])] = &[
         "api",
         &[
             "upkeep",
+            "removal",
             "initialize",
             "rooms",
             "operations",
@@ -30,6 +31,7 @@ const TABLE: &[(&str, &[&str])] = &[
         ],
     ),
     ("mirror", &["mesh", "store"]),
+    ("removal", &["initialize", "rooms", "operations", "session", "mesh", "lifecycle", "postgres", "store"]),
     ("upkeep", &["rooms", "identity", "postgres", "store"]),
     ("vitals", &["rooms", "identity", "postgres", "lifecycle", "store"]),
     (
@@ -38,8 +40,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ),
     ("rooms", &["operations", "session", "cleanup", "link", "mesh", "postgres", "store"]),
     ("snapshot", &["operations", "session", "cleanup", "parts", "mesh", "postgres", "store"]),
-    ("operations", &["store"]),
-    ("session", &["cleanup", "parts", "postgres"]),
+    ("operations", &["breakpoint", "store"]),
+    ("session", &["breakpoint", "cleanup", "parts", "postgres"]),
     ("cleanup", &["link", "mesh", "postgres", "store"]),
     ("link", &["mesh", "postgres", "store"]),
     ("store", &["postgres", "lifecycle"]),
@@ -47,6 +49,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("postgres", &[]),
     ("mesh", &[]),
     ("parts", &[]),
+    ("breakpoint", &[]),
     ("lifecycle", &[]),
 ];
 

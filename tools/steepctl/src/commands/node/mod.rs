@@ -4,6 +4,7 @@ pub mod cancel;
 pub mod list;
 pub mod plan;
 pub mod progress;
+pub mod remove;
 pub mod show;
 pub mod start;
 
@@ -27,6 +28,8 @@ pub enum NodeCommand {
     Start(Box<start::StartArgs>),
     /// Cancel what runs on a node, and wait until all is cleaned up
     Cancel(cancel::CancelArgs),
+    /// Take a node out of replication, on itself and on all others
+    Remove(remove::RemoveArgs),
     /// Show how far the operation on a node has come
     Progress(progress::ProgressArgs),
 }
@@ -38,6 +41,7 @@ pub async fn run(command: NodeCommand, global: &Global, out: &Output) -> Result<
         NodeCommand::Show(args) => show::run(&args, global, out).await,
         NodeCommand::Start(args) => start::run(&args, global, out).await,
         NodeCommand::Cancel(args) => cancel::run(&args, global, out).await,
+        NodeCommand::Remove(args) => remove::run(&args, global, out).await,
         NodeCommand::Progress(args) => progress::run(&args, global, out).await,
     }
 }

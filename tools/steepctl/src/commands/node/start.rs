@@ -176,10 +176,20 @@ fn opening(args: &StartArgs, reply: &v1::StartNodeReply, out: &Output) -> String
     let ways = if args.one_way { ", one way" } else { "" };
     let mut lines = vec![format!("init {} {} {}{ways}", args.target, out.glyphs().from, args.from)];
     lines.extend(method(reply));
+    lines.extend(mesh(reply, &args.target));
     if !reply.checks.is_empty() {
         lines.push(plan::checks(&reply.checks, false, out.glyphs()));
     }
     lines.join("\n")
+}
+
+/// The nodes of the mesh, where there are more than two.
+fn mesh(reply: &v1::StartNodeReply, target: &NodeId) -> Option<String> {
+    let (last, others) = reply.mesh.split_last()?;
+    (!others.is_empty()).then(|| {
+        let with = safe(&format!("{} and {last}", others.join(", ")));
+        format!("Mesh      {target} will replicate both ways with {with}")
+    })
 }
 
 /// The method, and why it was taken where the operator left that open.
@@ -195,6 +205,9 @@ async fn dry_run(args: &StartArgs, client: &mut Client<'_>, out: &Output) -> Res
     } else {
         if let Some(method) = method(&reply) {
             out.data(&method)?;
+        }
+        if let Some(mesh) = mesh(&reply, &args.target) {
+            out.data(&mesh)?;
         }
         out.data(&plan::checks(&reply.checks, true, out.glyphs()))?;
         out.data(&format!("\n{}", plan::tables(&reply.tables, args.target.as_str())))?;

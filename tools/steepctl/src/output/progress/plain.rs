@@ -73,7 +73,7 @@ impl Plain {
         if let Some(failure) = &milestone.failure {
             line.text("code", &failure.code);
             line.text("error", &failure.message);
-        } else if milestone.event.ends_with(".started") {
+        } else if milestone.event.ends_with(".started") || milestone.event.starts_with("remove.") {
             line.text("message", &milestone.message);
         }
         line.0

@@ -1,4 +1,4 @@
-//! Lets specs stop an operation at a chosen place. Debug builds only: a release build has none of it.
+//! Lets specs stop an agent's work at a chosen place. Debug builds only: a release build has none of it.
 //!
 //! A step that has done its work, and is not marked done yet, looks for two files in the agent's state directory:
 //! `hold` with the step's name becomes `held`, and the step waits until somebody removes that; `fail` with its name
@@ -15,17 +15,18 @@ use tokio::time::sleep;
 
 /// Where the files are looked for.
 #[derive(Debug, Clone)]
-pub(super) struct Breakpoints {
+pub struct Breakpoints {
     dir: PathBuf,
 }
 
 impl Breakpoints {
-    pub(super) fn new(dir: &Path) -> Self {
+    /// Looks in an agent's state directory.
+    pub fn new(dir: &Path) -> Self {
         Self { dir: dir.to_owned() }
     }
 
     /// Waits or fails, if a file says so for `step`. Safe to be cancelled.
-    pub(super) async fn after(&self, step: &str) -> Result<(), Failure> {
+    pub async fn after(&self, step: &str) -> Result<(), Failure> {
         if !cfg!(debug_assertions) {
             return Ok(());
         }
