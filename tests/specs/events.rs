@@ -107,11 +107,18 @@ async fn an_operation_is_watched_through_a_third_agent_to_its_end_also_when_that
     c.kill_agent();
     cut.says("cannot").await;
     c.start_agent();
+    // An agent that is told to end does not wait for what it forwards.
+    let mut left = watch(&c).env("STEEPCTL_PEER", &peers).follows();
+    left.prints("it streams as well", |line| line.contains("init.table_complete")).await;
+    let began = std::time::Instant::now();
+    c.stop_agent();
+    assert!(began.elapsed() < PATIENCE / 4, "it ended after {:?}", began.elapsed());
+    c.start_agent();
     let mut whole = watch(&c).follows();
     whole.prints("it streams again", |line| line.contains("init.table_complete")).await;
     b.let_go();
     op.completes().await;
-    for (watched, how) in [(&mut cut, "cut"), (&mut whole, "whole")] {
+    for (watched, how) in [(&mut cut, "cut"), (&mut left, "left"), (&mut whole, "whole")] {
         assert_eq!(watched.ends().await, 0, "{how}: {}", watched.talk());
         let told = watched.json();
         assert_eq!(told.last().expect("it told something")["ended"]["status"], "completed", "{how}");

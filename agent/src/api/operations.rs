@@ -134,7 +134,7 @@ impl Operations for Service {
                 let asked = self.0.on_behalf_of(&caller, request);
                 let watched = answer(&node, OperationsClient::new(channel).watch(asked)).await?.into_inner();
                 let events = watched.map(|event| event.map_err(|status| status_of(&failure_of(&status))));
-                Ok(Response::new(events.boxed()))
+                Ok(Response::new(events.take_until(self.0.stop.clone().cancelled_owned()).boxed()))
             }
             Found::At(Owner::Me) => Err(status_of(&runner::unknown(&request.op_id))),
             Found::Here(row) => {
