@@ -7,6 +7,7 @@ mod direct;
 mod echo;
 mod harness;
 mod identity;
+mod mesh;
 mod names;
 mod operations;
 mod refusals;

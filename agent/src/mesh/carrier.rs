@@ -43,6 +43,8 @@ const LONGEST_REASON: usize = 500;
 pub(super) struct Outbox {
     waiting: Arc<DashMap<NodeId, Vec<Bytes>>>,
     failed: Arc<DashMap<NodeId, Instant>>,
+    /// Why a peer's connections are not taken, as it was logged.
+    refused: Arc<DashMap<NodeId, String>>,
 }
 
 impl Peers {
@@ -191,10 +193,10 @@ impl Peers {
             let node = self.own_node(&known);
             let headline = as_told(&known.headline);
             let is_due = told.as_ref().is_none_or(|(last, at)| at.elapsed() >= pause(last, &headline));
-            self.gossip(|gossip, now| {
-                gossip.publish(NODE, node.encode_to_vec().into(), now);
+            self.gossip(|gossip, _| {
+                gossip.publish(NODE, node.encode_to_vec().into());
                 if is_due {
-                    gossip.publish(HEADLINE, headline.encode_to_vec().into(), now);
+                    gossip.publish(HEADLINE, headline.encode_to_vec().into());
                 }
             });
             if is_due {
@@ -235,8 +237,12 @@ impl Peers {
         }
     }
 
-    /// Logs a connection that was not taken.
+    /// Logs a connection that was not taken; once for each reason, as whoever is refused tries again and again.
     pub(super) fn tell_refused(&self, peer: &NodeId, failure: &Failure) {
+        let told = self.outbox.refused.insert(peer.clone(), failure.message.clone());
+        if told.as_ref() == Some(&failure.message) {
+            return;
+        }
         warn!(event = "mesh.peer_refused", %peer, error = telemetry::failure(failure), "a peer's connection was not taken");
     }
 }

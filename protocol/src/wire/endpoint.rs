@@ -1,15 +1,14 @@
 //! The one endpoint of an agent: QUIC and TCP on the same port number.
 //!
-//! Between two agents there is one QUIC connection, whoever dialled it; both ends open streams on it. The
-//! first byte of a stream says what it carries: [`RPC_STREAM`] or [`BULK_STREAM`]. The TCP listener beside it
-//! speaks gRPC (ALPN `h2`) for steepctl and any standard client. Everything that arrives comes out of one
-//! [`Arrivals`].
+//! Between two agents there is one QUIC connection, whoever dialled it; both ends open streams on it. The first byte of
+//! a stream says what it carries: [`RPC_STREAM`] or [`BULK_STREAM`]. The TCP listener beside it speaks gRPC (ALPN `h2`)
+//! for steepctl and any standard client. Everything that arrives comes out of one [`Arrivals`].
 //!
 //! What a stranger can make us hold is bounded: handshakes under way, their duration, streams a connection.
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -249,10 +248,15 @@ impl Endpoint {
         }
     }
 
-    /// Stops accepting and dialling, tells the peers, and waits until every task of the endpoint has ended.
+    /// Stops accepting and dialling, says goodbye to the peers, and waits until every task of the endpoint has ended.
     pub async fn close(&self) {
+        self.close_with(LEAVING).await;
+    }
+
+    /// The same with another reason than a goodbye.
+    pub async fn close_with(&self, reason: &str) {
         self.stop.cancel();
-        self.quic.close(VarInt::from_u32(0), LEAVING.as_bytes());
+        self.quic.close(VarInt::from_u32(0), reason.as_bytes());
         self.tasks.close();
         self.tasks.wait().await;
         self.quic.wait_idle().await;
@@ -493,13 +497,4 @@ fn transport() -> Arc<TransportConfig> {
         .mtu_discovery_config(Some(mtu));
     buffers(&mut config);
     Arc::new(config)
-}
-
-/// The address a peer on this machine would dial for a listener on `bound`.
-pub fn reachable(bound: SocketAddr) -> SocketAddr {
-    match bound.ip() {
-        ip if !ip.is_unspecified() => bound,
-        ip if ip.is_ipv4() => SocketAddr::from((Ipv4Addr::LOCALHOST, bound.port())),
-        _ => SocketAddr::from((Ipv6Addr::LOCALHOST, bound.port())),
-    }
 }

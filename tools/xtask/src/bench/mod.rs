@@ -1,4 +1,6 @@
-//! `cargo x bench copy`: how long a copy takes, side by side with what one would use instead.
+//! `cargo x bench …`: side by side with what one would use instead, and what things cost.
+//!
+//! [`mesh`] is what gossip costs. All else here is `cargo x bench copy`: how long a copy takes.
 //!
 //! All contenders run in one go on the same two servers with the same settings, fsync on. The target is made
 //! anew before each run, the source cleaned of what the last one left and read once. Time counts from the first
@@ -7,6 +9,7 @@
 mod arena;
 mod contender;
 mod data;
+mod mesh;
 mod report;
 mod watch;
 
@@ -29,6 +32,8 @@ use crate::{
 pub enum Command {
     /// Initialize a node, against native copy_data, pg_dump | pg_restore and pgcopydb
     Copy(Arguments),
+    /// What gossip costs, and how fast members find and lose each other
+    Mesh(mesh::Arguments),
 }
 
 #[derive(Debug, clap::Args)]
@@ -65,7 +70,14 @@ pub struct Arguments {
 /// Debian's pgcopydb speaks to PostgreSQL 15 at most, so it meets ours on that.
 const PGCOPYDB_VERSION: u32 = 15;
 
-pub fn run(Command::Copy(arguments): Command) -> Result<()> {
+pub fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Copy(arguments) => copy(arguments),
+        Command::Mesh(arguments) => mesh::run(&arguments),
+    }
+}
+
+fn copy(arguments: Arguments) -> Result<()> {
     if arguments.runs == 0 || arguments.scale == 0 {
         bail!("--runs and --scale are 1 or more");
     }
