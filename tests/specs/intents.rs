@@ -109,7 +109,6 @@ impl Thief {
         opened.map(tonic::Response::into_inner).map_err(|status| failure_of(&status))
     }
 
-    #[track_caller]
     async fn may_not_open(
         &mut self,
         what: &str,

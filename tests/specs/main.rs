@@ -13,6 +13,7 @@ mod http;
 mod identity;
 mod intents;
 mod link;
+mod membership;
 mod mesh;
 mod names;
 mod operations;

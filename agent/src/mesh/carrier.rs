@@ -46,6 +46,8 @@ const MOST_FOLLOWERS: usize = 8;
 pub(super) struct Outbox {
     waiting: Arc<DashMap<NodeId, Vec<Bytes>>>,
     failed: Arc<DashMap<NodeId, Instant>>,
+    /// Why a peer's connections are not taken, as it was logged.
+    refused: Arc<DashMap<NodeId, String>>,
 }
 
 impl Peers {
@@ -210,11 +212,11 @@ impl Peers {
             let lists = v1::GossipRevocations { revocations: self.revocations.numbers() };
             let headline = as_told(&known.headline);
             let is_due = told.as_ref().is_none_or(|(last, at)| at.elapsed() >= pause(last, &headline));
-            self.gossip(|gossip, now| {
-                gossip.publish(NODE, node.encode_to_vec().into(), now);
-                gossip.publish(REVOCATIONS, lists.encode_to_vec().into(), now);
+            self.gossip(|gossip, _| {
+                gossip.publish(NODE, node.encode_to_vec().into());
+                gossip.publish(REVOCATIONS, lists.encode_to_vec().into());
                 if is_due {
-                    gossip.publish(HEADLINE, headline.encode_to_vec().into(), now);
+                    gossip.publish(HEADLINE, headline.encode_to_vec().into());
                 }
             });
             if is_due {
@@ -255,8 +257,12 @@ impl Peers {
         }
     }
 
-    /// Logs a connection that was not taken.
+    /// Logs a connection that was not taken; once for each reason, as whoever is refused tries again and again.
     pub(super) fn tell_refused(&self, peer: &NodeId, failure: &Failure) {
+        let told = self.outbox.refused.insert(peer.clone(), failure.message.clone());
+        if told.as_ref() == Some(&failure.message) {
+            return;
+        }
         warn!(event = "mesh.peer_refused", %peer, error = telemetry::failure(failure), "a peer's connection was not taken");
     }
 }

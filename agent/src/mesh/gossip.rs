@@ -148,7 +148,7 @@ impl Gossip {
     }
 
     /// Writes one of our own entries, and tells it where that changed anything.
-    pub fn publish(&mut self, key: &str, value: Bytes, now: Duration) {
+    pub fn publish(&mut self, key: &str, value: Bytes) {
         let before = self.view.version(&self.me().node.clone());
         if self.view.set(key, value) {
             self.has_changed();
@@ -181,7 +181,7 @@ impl Gossip {
     /// Says goodbye. Whoever hears it shows us as left and not as dead.
     pub fn leave(&mut self, now: Duration) {
         if !self.has_left() {
-            self.publish(LEAVING, Bytes::from_static(b"1"), now);
+            self.publish(LEAVING, Bytes::from_static(b"1"));
             self.membership.leave(now);
             self.settle();
         }
@@ -205,7 +205,7 @@ impl Gossip {
     }
 
     /// Takes a node that is not up out of everybody's view. Nothing happens to one that is up.
-    pub fn forget(&mut self, node: &NodeId, now: Duration) {
+    pub fn forget(&mut self, node: &NodeId) {
         let member = self.member(node);
         if member.is_some_and(|member| member.liveness.is_up()) || *node == self.me().node {
             return;
@@ -228,8 +228,13 @@ impl Gossip {
         let Some((kind, body)) = datagram.split_first() else { return };
         match *kind {
             SWIM => {
+                let before = self.me().generation;
                 if let Err(refused) = self.membership.receive(from, body, now) {
                     warn!(event = "mesh.message_refused", peer = %from, reason = %refused, "message dropped");
+                }
+                if self.me().generation > before {
+                    // It said that we had been given up: the new run goes back to it at once.
+                    self.membership.announce(Run { node: from.clone(), address: String::new(), generation: 0 }, now);
                 }
             }
             CHANGES => match v1::GossipChanges::decode(body) {
@@ -485,4 +490,146 @@ fn changes(deltas: Vec<v1::NodeDelta>) -> Option<Bytes> {
     bytes.put_u8(CHANGES);
     changes.encode(&mut bytes).expect("a buffer that grows takes everything");
     Some(bytes.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(1);
+
+    fn run(name: &str, generation: u64) -> Run {
+        Run { node: name.parse().expect("a name"), address: format!("{name}:1"), generation }
+    }
+
+    fn agent(name: &str, generation: u64) -> Gossip {
+        let mut gossip = Gossip::new(run(name, generation), generation);
+        gossip.publish(HEADLINE, Bytes::from_static(b"ok"));
+        gossip
+    }
+
+    /// Carries datagrams between agents, and exchanges, until nobody has anything to say.
+    fn talk(agents: &mut [&mut Gossip]) {
+        loop {
+            let mut sent: Vec<(NodeId, NodeId, Bytes)> = Vec::new();
+            for agent in agents.iter_mut() {
+                let from = agent.me().node.clone();
+                for output in agent.outputs() {
+                    if let Output::Datagram { to, bytes } = output {
+                        sent.push((from.clone(), to.node, bytes));
+                    }
+                }
+            }
+            if sent.is_empty() {
+                return;
+            }
+            for (from, to, bytes) in sent {
+                if let Some(agent) = agents.iter_mut().find(|agent| agent.me().node == to) {
+                    agent.receive(&from, &bytes, u64::MAX, NOW);
+                }
+            }
+        }
+    }
+
+    fn joined(one: &mut Gossip, other: &mut Gossip) {
+        let to = other.me().clone();
+        one.announce(to.node, to.address, NOW);
+        talk(&mut [one, other]);
+        assert_eq!((one.up(), other.up()), (1, 1));
+    }
+
+    fn liveness(gossip: &Gossip, name: &str) -> Option<Liveness> {
+        gossip.member(&name.parse().expect("a name")).map(|member| member.liveness)
+    }
+
+    fn first(gossip: &mut Gossip) -> Bytes {
+        let outputs = gossip.outputs();
+        let sent = outputs.into_iter().find_map(|output| match output {
+            Output::Datagram { bytes, .. } => Some(bytes),
+            _ => None,
+        });
+        sent.expect("it sends something")
+    }
+
+    #[test]
+    fn a_message_that_claims_another_id_changes_nothing() {
+        let (mut a, mut b, mut mallory) = (agent("a", 5), agent("b", 5), agent("c", 9));
+        joined(&mut a, &mut b);
+        mallory.announce("a".parse().expect("a name"), "a:1".into(), NOW);
+        let announced = first(&mut mallory);
+        a.receive(&"m".parse().expect("a name"), &announced, u64::MAX, NOW);
+        assert_eq!(liveness(&a, "c"), None, "c did not say that it is there; m did");
+        // m's word on b's state.
+        let mut false_b = agent("b", 7);
+        false_b.publish(HEADLINE, Bytes::from_static(b"failed"));
+        let told = changes(vec![false_b.view().since(&false_b.me().node.clone(), 0)]).expect("it fits");
+        a.receive(&"m".parse().expect("a name"), &told, u64::MAX, NOW);
+        let b_id = "b".parse().expect("a name");
+        assert_eq!(a.view().get(&b_id, HEADLINE).map(|value| &value[..]), Some(&b"ok"[..]));
+        assert_eq!(liveness(&a, "b"), Some(Liveness::Alive));
+    }
+
+    #[test]
+    fn garbage_and_truncated_messages_change_nothing() {
+        let (mut a, mut b) = (agent("a", 5), agent("b", 5));
+        joined(&mut a, &mut b);
+        b.publish(HEADLINE, Bytes::from_static(b"news"));
+        let good = first(&mut b);
+        let from: NodeId = "b".parse().expect("a name");
+        let hash = a.view().hash();
+        for length in 0..good.len() {
+            a.receive(&from, &good[..length], u64::MAX, NOW);
+        }
+        for kind in 0..=255_u8 {
+            a.receive(&from, &[&[kind][..], &[0xff; 90]].concat(), u64::MAX, NOW);
+            a.receive(&from, &[kind], u64::MAX, NOW);
+        }
+        assert_eq!((a.view().hash(), a.up()), (hash, 1));
+        a.receive(&from, &good, u64::MAX, NOW);
+        assert_ne!(a.view().hash(), hash);
+    }
+
+    #[test]
+    fn an_agent_that_left_is_left_and_one_that_is_gone_is_dead() {
+        let (mut a, mut b) = (agent("a", 5), agent("b", 5));
+        joined(&mut a, &mut b);
+        b.leave(NOW);
+        talk(&mut [&mut a, &mut b]);
+        assert_eq!(liveness(&a, "b"), Some(Liveness::Left));
+        b.come_back(6, NOW);
+        joined(&mut b, &mut a);
+        a.was_left_by(&"b".parse().expect("a name"), NOW);
+        assert_eq!(liveness(&a, "b"), Some(Liveness::Left));
+    }
+
+    #[test]
+    fn an_earlier_run_is_not_believed_and_grows_out_of_it_where_it_is_the_one_that_lives() {
+        let (mut a, mut b) = (agent("a", 5), agent("b", 50));
+        joined(&mut a, &mut b);
+        // b starts again, and its clock goes wrong.
+        let mut again = agent("b", 40);
+        let told = changes(vec![again.view().since(&again.me().node.clone(), 0)]).expect("it fits");
+        let id: NodeId = "b".parse().expect("a name");
+        a.receive(&id, &told, u64::MAX, NOW);
+        assert_eq!(a.view().generation(&id), 50, "what an earlier run says is old");
+        let reply = again.answer(&"a".parse().expect("a name"), &a.question(), u64::MAX, NOW);
+        assert!(reply.digests.iter().any(|digest| digest.node_id == "b" && digest.generation == 51), "{reply:?}");
+        assert_eq!(again.me().generation, 51);
+    }
+
+    #[test]
+    fn a_forgotten_node_is_gone_and_one_that_is_up_cannot_be_forgotten() {
+        let (mut a, mut b) = (agent("a", 5), agent("b", 5));
+        joined(&mut a, &mut b);
+        let id: NodeId = "b".parse().expect("a name");
+        a.forget(&id);
+        assert_eq!(liveness(&a, "b"), Some(Liveness::Alive));
+        a.was_left_by(&id, NOW);
+        a.forget(&id);
+        assert_eq!((liveness(&a, "b"), a.view().get(&id, HEADLINE)), (None, None));
+        let mut later = agent("b", 6);
+        joined(&mut later, &mut a);
+        assert_eq!(liveness(&a, "b"), Some(Liveness::Alive), "a later run is new");
+        assert!(a.view().get(&id, HEADLINE).is_some());
+    }
 }

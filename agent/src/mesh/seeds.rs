@@ -226,12 +226,16 @@ impl Peers {
         if !self.knows(node) {
             return Err(self.unknown(node.as_str()));
         }
+        if self.look(|gossip, _| gossip.has_left()) {
+            let text = format!("{} has left the mesh: nobody would hear that {node} is to be forgotten", self.me);
+            return Err(Failure::new(Code::OutsideMesh, text));
+        }
         let liveness = self.look(|gossip, _| gossip.member(node).map(|member| member.liveness));
         if let Some(up) = liveness.filter(|liveness| liveness.is_up()) {
             let text = format!("{node} is {}: its agent would come back at once", up.as_str());
             return Err(Failure::new(Code::NodeAlive, text));
         }
-        self.gossip(|gossip, now| gossip.forget(node, now));
+        self.gossip(|gossip, _| gossip.forget(node));
         info!(event = "mesh.forgotten", peer = %node, "a node was forgotten");
         Ok(())
     }

@@ -276,3 +276,157 @@ fn take_in(held: &mut Holding, delta: &v1::NodeDelta) -> Applied {
     held.version = delta.entries.iter().map(|told| told.version).fold(held.version, u64::max);
     news
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str) -> NodeId {
+        name.parse().expect("a name")
+    }
+
+    fn written(name: &str, generation: u64, entries: &[(&str, &str)]) -> View {
+        let mut view = View::new(node(name), generation);
+        for (key, value) in entries {
+            view.set(key, Bytes::copy_from_slice(value.as_bytes()));
+        }
+        view
+    }
+
+    fn bring(from: &View, to: &mut View) {
+        for delta in from.lacking(&to.digests()) {
+            to.apply(&delta, u64::MAX);
+        }
+    }
+
+    fn text(view: &View, name: &str, key: &str) -> Option<String> {
+        view.get(&node(name), key).map(|value| String::from_utf8_lossy(value).into_owned())
+    }
+
+    /// Every order in which `items` can come.
+    fn orders<T: Clone>(items: &[T]) -> Vec<Vec<T>> {
+        if items.is_empty() {
+            return vec![Vec::new()];
+        }
+        (0..items.len())
+            .flat_map(|at| {
+                let mut rest = items.to_vec();
+                let first = rest.remove(at);
+                orders(&rest).into_iter().map(move |order| std::iter::once(first.clone()).chain(order).collect())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn deltas_lead_to_the_same_state_in_every_order_and_however_often_they_come() {
+        let mut a = written("a", 5, &[("state", "copying"), ("lag", "1")]);
+        let first = a.since(&node("a"), 0);
+        a.set("state", Bytes::from_static(b"synchronized"));
+        let second = a.since(&node("a"), 2);
+        a.delete("lag");
+        let third = a.since(&node("a"), 3);
+        let old_run = written("a", 4, &[("state", "failed"), ("x", "y")]).since(&node("a"), 0);
+        let b = written("b", 9, &[("state", "ok")]).since(&node("b"), 0);
+        for order in orders(&[first, second, third, old_run, b]) {
+            let mut seen = View::new(node("c"), 1);
+            for _ in 0..2 {
+                // What built on something missing is told again, as an exchange does.
+                for delta in &order {
+                    seen.apply(delta, u64::MAX);
+                }
+            }
+            bring(&a, &mut seen);
+            assert_eq!(text(&seen, "a", "state").as_deref(), Some("synchronized"), "{order:?}");
+            assert_eq!((text(&seen, "a", "lag"), text(&seen, "a", "x")), (None, None), "{order:?}");
+            let mut whole = View::new(node("c"), 1);
+            bring(&a, &mut whole);
+            bring(&written("b", 9, &[("state", "ok")]), &mut whole);
+            assert_eq!(seen.hash(), whole.hash(), "{order:?}");
+        }
+    }
+
+    #[test]
+    fn any_two_views_are_equal_after_one_exchange_and_then_lack_nothing() {
+        let mut all: Vec<View> = (0..6).map(|n| written(&format!("n{n}"), 10 + n, &[("k", "v"), ("l", "w")])).collect();
+        for (one, other) in
+            [(0, 1), (2, 3), (4, 5), (1, 2), (3, 4), (0, 5), (5, 1), (1, 3), (0, 2), (2, 4), (4, 0), (5, 3)]
+        {
+            let (mut left, mut right) = (all[one].clone(), all[other].clone());
+            bring(&left, &mut right);
+            bring(&right, &mut left);
+            assert_eq!(left.hash(), right.hash());
+            assert!(left.lacking(&right.digests()).is_empty() && right.lacking(&left.digests()).is_empty());
+            (all[one], all[other]) = (left, right);
+        }
+        assert!(all.iter().all(|view| view.nodes().count() == 6 && view.hash() == all[0].hash()));
+    }
+
+    #[test]
+    fn a_later_run_replaces_all_of_an_earlier_one_and_never_the_other_way() {
+        let mut seen = View::new(node("c"), 1);
+        bring(&written("a", 7, &[("state", "new")]), &mut seen);
+        let old = written("a", 6, &[("state", "old"), ("op", "x"), ("more", "y")]);
+        assert_eq!(seen.apply(&old.since(&node("a"), 0), u64::MAX), Applied::Nothing);
+        assert_eq!(text(&seen, "a", "state").as_deref(), Some("new"));
+        let mut renewed = old;
+        renewed.renew(8);
+        assert_eq!(seen.apply(&renewed.since(&node("a"), 0), u64::MAX), Applied::News);
+        assert_eq!(text(&seen, "a", "op").as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn a_change_that_builds_on_one_that_was_lost_is_not_taken_half() {
+        let mut a = written("a", 5, &[("one", "1")]);
+        let mut seen = View::new(node("c"), 1);
+        bring(&a, &mut seen);
+        a.set("two", Bytes::from_static(b"2"));
+        a.set("three", Bytes::from_static(b"3"));
+        let hash = seen.hash();
+        assert_eq!(seen.apply(&a.since(&node("a"), 2), u64::MAX), Applied::Gap);
+        assert_eq!(seen.hash(), hash, "nothing of it was taken");
+        bring(&a, &mut seen);
+        assert_eq!(text(&seen, "a", "two").as_deref(), Some("2"));
+    }
+
+    #[test]
+    fn a_forgotten_node_stays_forgotten_until_a_later_run_of_it() {
+        let a = written("a", 5, &[("state", "ok")]);
+        let (mut one, mut other) = (View::new(node("c"), 1), View::new(node("d"), 1));
+        bring(&a, &mut one);
+        bring(&a, &mut other);
+        one.forget(&node("a"), 0);
+        bring(&other, &mut one);
+        assert_eq!(text(&one, "a", "state"), None, "nobody brings it back");
+        bring(&one, &mut other);
+        assert_eq!(text(&other, "a", "state"), None);
+        bring(&written("a", 6, &[("state", "back")]), &mut other);
+        bring(&other, &mut one);
+        assert_eq!(text(&one, "a", "state").as_deref(), Some("back"));
+        assert_eq!(one.forgotten(&node("a")), 5);
+    }
+
+    #[test]
+    fn what_breaks_a_rule_is_refused_whole() {
+        let good = written("a", 5, &[("state", "ok")]).since(&node("a"), 0);
+        let entry = &good.entries[0];
+        let with = |entry: v1::GossipEntry| v1::NodeDelta { entries: vec![entry], ..good.clone() };
+        let many = (0..40).map(|n| v1::GossipEntry { key: format!("k{n}"), ..entry.clone() }).collect();
+        let bad = [
+            v1::NodeDelta { node_id: "Node A".into(), ..good.clone() },
+            v1::NodeDelta { node_id: "c".into(), ..good.clone() },
+            v1::NodeDelta { generation: 1_000, ..good.clone() },
+            v1::NodeDelta { forgotten: 1_000, ..good.clone() },
+            v1::NodeDelta { entries: many, ..good.clone() },
+            with(v1::GossipEntry { key: "k".repeat(33), ..entry.clone() }),
+            with(v1::GossipEntry { value: vec![0; 1_025], ..entry.clone() }),
+            with(v1::GossipEntry { version: 0, ..entry.clone() }),
+        ];
+        let mut seen = View::new(node("c"), 1);
+        let hash = seen.hash();
+        for delta in bad {
+            assert_eq!(seen.apply(&delta, 999), Applied::Refused, "{delta:?}");
+            assert_eq!(seen.hash(), hash);
+        }
+        assert_eq!(seen.apply(&good, 999), Applied::News);
+    }
+}

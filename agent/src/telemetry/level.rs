@@ -48,6 +48,11 @@ pub(super) struct Inner {
 pub struct Log(pub(super) Arc<Inner>);
 
 impl Log {
+    /// For one of several agents in one process, of which nobody writes the log down.
+    pub fn unheard(instance_id: String) -> Self {
+        Self::new(instance_id, Level::Info, None).0
+    }
+
     /// `words` as in `STEEP_LOG`; the layer lets pass what is printed or remembered.
     pub(super) fn new(
         instance_id: String,

@@ -261,10 +261,15 @@ impl Endpoint {
         }
     }
 
-    /// Stops accepting and dialling, tells the peers, and waits until every task of the endpoint has ended.
+    /// Stops accepting and dialling, says goodbye to the peers, and waits until every task of the endpoint has ended.
     pub async fn close(&self) {
+        self.close_with(LEAVING).await;
+    }
+
+    /// The same with another reason than a goodbye.
+    pub async fn close_with(&self, reason: &str) {
         self.stop.cancel();
-        self.quic.close(VarInt::from_u32(0), LEAVING.as_bytes());
+        self.quic.close(VarInt::from_u32(0), reason.as_bytes());
         self.tasks.close();
         self.tasks.wait().await;
         self.quic.wait_idle().await;
