@@ -31,7 +31,7 @@ use crate::{
     rooms::Rooms,
     session::Sessions,
     snapshot::send::Sender,
-    store::{self, Actor, Owner, Store, nodes, steps::StepStatus},
+    store::{self, Actor, Owner, Store, denials::Denials, nodes, steps::StepStatus},
     telemetry, vitals,
 };
 
@@ -68,7 +68,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     });
     tasks.spawn(http::serve(http, peers.clone(), stop.clone()));
     tasks.spawn(peers.clone().run(connections, stop.clone()));
-    tasks.spawn(serve_bulk(bulk, rooms.subscribe(), stop.clone()));
+    tasks.spawn(serve_bulk(bulk, rooms.subscribe(), door.denials().clone(), stop.clone()));
 
     let ended = tokio::select! {
         ended = live(&config, &peers, &facts, &rooms) => ended,
@@ -227,6 +227,7 @@ async fn janitor(rooms: &Rooms) {
 async fn serve_bulk(
     mut arrivals: mpsc::Receiver<steep_protocol::wire::io::Io>,
     rooms: watch::Receiver<Option<Arc<Rooms>>>,
+    denials: Denials,
     stop: CancellationToken,
 ) {
     let streams = TaskTracker::new();
@@ -238,6 +239,7 @@ async fn serve_bulk(
             rooms.peers.clone(),
             rooms.database.clone(),
             rooms.store.clone(),
+            denials.clone(),
         );
         let stop = stop.clone();
         streams.spawn(async move { stop.run_until_cancelled(sender.serve(io)).await });

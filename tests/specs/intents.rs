@@ -109,7 +109,6 @@ impl Thief {
         opened.map(tonic::Response::into_inner).map_err(|status| failure_of(&status))
     }
 
-    #[track_caller]
     async fn may_not_open(
         &mut self,
         what: &str,
@@ -292,8 +291,10 @@ async fn a_session_serves_its_own_node_within_what_was_signed_and_its_order_open
     target.may_not_open("its id is used up", Some(&sign(&otto, &order)), asked, Code::IntentUsed).await;
     let proof: String = a.value("select signer || ' ' || target from steep_repl.signed_intents").await;
     assert_eq!(proof, "spiffe://demo/operator/operator/otto node_b");
-    let by: String = a.value("select actor from steep_repl.audit_log where action = 'session.open'").await;
+    let by: String = a.value("select distinct actor from steep_repl.audit_log where action = 'session.open'").await;
     assert_eq!(by, "otto");
+    let bulk = "steep_repl.audit_log where action = 'rpc.denied' and detail ->> 'rpc' = 'bulk'";
+    assert_eq!(a.count(bulk).await, 2, "one each: what another node asked, and what its own asked too much");
     for dialled in [stolen, own] {
         dialled.connection.close("done");
         dialled.endpoint.close().await;

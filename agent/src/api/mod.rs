@@ -1,11 +1,10 @@
 //! The door: parse, authorize, call, reply. Decides nothing.
 //!
-//! [`gate`] stands before everything and [`authorize`] says who may ask what; [`denials`] tells who might not; [`orders`]
-//! holds what was signed against what is asked. [`forward`] sends a request that names another node to that node's agent, once; [`nodes`], [`operations`] and [`peers`] are the services; [`http`] answers probes; [`reply`]
+//! [`gate`] stands before everything and [`authorize`] says who may ask what; [`orders`] holds what was signed against
+//! what is asked. [`forward`] sends a request that names another node to that node's agent, once; [`nodes`], [`operations`] and [`peers`] are the services; [`http`] answers probes; [`reply`]
 //! turns rows into messages.
 
 pub mod authorize;
-pub mod denials;
 pub mod forward;
 pub mod gate;
 pub mod http;
@@ -29,11 +28,12 @@ use steep_protocol::{
 use tokio::sync::watch;
 use tonic::{Request, Status, service::Routes};
 
-use self::{
-    authorize::{Caller, Denied, Rpc},
-    denials::Denials,
+use self::authorize::{Caller, Denied, Rpc};
+use crate::{
+    mesh::Peers,
+    rooms::Rooms,
+    store::denials::{Denial, Denials},
 };
-use crate::{mesh::Peers, rooms::Rooms};
 
 /// What every service needs: the peers, and the rooms once PostgreSQL was reached.
 #[derive(Debug, Clone)]
@@ -76,7 +76,7 @@ impl Door {
                 let text = format!("{} was called around the gate, or wired to another method", rpc.name());
                 let peer = other.map(|caller| caller.peer.clone());
                 let failure = Failure::new(Code::Denied, text);
-                let denied = Denied { peer, who: "nobody".into(), rpc: Some(rpc), failure };
+                let denied = Denied { peer, who: "nobody".into(), rpc, failure };
                 self.tell(&denied).await;
                 Err(status_of(&denied.failure))
             }
@@ -89,14 +89,20 @@ impl Door {
             return status_of(&failure);
         }
         let who = PeerId { mesh: caller.peer.mesh.clone(), who: caller.who.clone() }.to_string();
-        let denied = Denied { peer: Some(caller.peer.clone()), who, rpc: Some(caller.rpc), failure };
+        let denied = Denied { peer: Some(caller.peer.clone()), who, rpc: caller.rpc, failure };
         self.tell(&denied).await;
         status_of(&denied.failure)
     }
 
     async fn tell(&self, denied: &Denied) {
         let rooms = self.rooms.borrow().clone();
-        self.denials.tell(rooms, denied).await;
+        let denial = Denial {
+            peer: denied.peer.as_ref(),
+            who: &denied.who,
+            rpc: denied.rpc.name(),
+            failure: &denied.failure,
+        };
+        self.denials.tell(rooms.as_ref().map(|rooms| &rooms.store), denial).await;
     }
 
     fn rooms(&self) -> Result<Arc<Rooms>, Status> {
