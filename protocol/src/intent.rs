@@ -188,13 +188,15 @@ pub fn verify(identity: &Identity, signed: &v1::SignedIntent, now: Timestamp) ->
         bytes: signed.signature.clone(),
         chain: signed.chain.clone(),
     };
-    let signer = signature::verify(identity, CONTEXT, &signed.intent, &signature, now).map_err(|error| match error {
-        signature::Error::Chain(why) => {
-            let failure = Failure::new(Code::SignerRefused, "the certificate of whoever signed the request is refused");
-            why.causes.into_iter().fold(failure.cause(why.message), Failure::cause)
-        }
-        error => invalid(format!("the signed request is not believed: {error}")),
-    })?;
+    let signer =
+        signature::verify(identity, CONTEXT, &signed.intent, &signature, now).map_err(|error| match error {
+            signature::Error::Chain(why) => {
+                let failure =
+                    Failure::new(Code::SignerRefused, "the certificate of whoever signed the request is refused");
+                why.causes.into_iter().fold(failure.cause(why.message), Failure::cause)
+            }
+            error => invalid(format!("the signed request is not believed: {error}")),
+        })?;
     let intent = v1::Intent::decode(&signed.intent[..])
         .map_err(|error| invalid(format!("what {signer} signed cannot be read")).caused_by(&error))?;
     if intent.version != VERSION {
@@ -203,7 +205,8 @@ pub fn verify(identity: &Identity, signed: &v1::SignedIntent, now: Timestamp) ->
     }
     let ours = &identity.me().mesh;
     if signer.mesh != *ours || intent.mesh != ours.as_str() || intent.signer != signer.uri() {
-        let text = format!("signed by {signer} of mesh {} for {:?} of mesh {:?}", signer.mesh, intent.signer, intent.mesh);
+        let text =
+            format!("signed by {signer} of mesh {} for {:?} of mesh {:?}", signer.mesh, intent.signer, intent.mesh);
         return Err(Failure::new(Code::SignerRefused, text).cause(format!("this is mesh {ours}")));
     }
     let order = order_in(&intent).map_err(|why| invalid(format!("what {signer} signed makes no sense: {why}")))?;
@@ -211,7 +214,8 @@ pub fn verify(identity: &Identity, signed: &v1::SignedIntent, now: Timestamp) ->
     match &signer.who {
         Who::Operator { role, .. } if *role >= least => {}
         _ => {
-            let text = format!("{signer} may not order {}: it needs an operator with role {least} or higher", order.action);
+            let text =
+                format!("{signer} may not order {}: it needs an operator with role {least} or higher", order.action);
             return Err(Failure::new(Code::SignerRefused, text));
         }
     }
@@ -244,7 +248,9 @@ fn order_in(intent: &v1::Intent) -> Result<Order, String> {
 fn in_time(intent: &v1::Intent, signer: &PeerId, now: Timestamp) -> Result<Timestamp, Failure> {
     let moment = |at: Option<prost_types::Timestamp>| {
         let at = at.and_then(|at| Timestamp::new(at.seconds, at.nanos).ok());
-        at.ok_or_else(|| Failure::new(Code::IntentInvalid, format!("what {signer} signed does not say when it is good")))
+        at.ok_or_else(|| {
+            Failure::new(Code::IntentInvalid, format!("what {signer} signed does not say when it is good"))
+        })
     };
     let (from, until) = (moment(intent.not_before)?, moment(intent.not_after)?);
     let grace = SignedDuration::try_from(GRACE).unwrap_or_default();

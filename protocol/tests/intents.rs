@@ -231,7 +231,13 @@ fn an_order_of_a_later_version_or_in_another_name_is_not_believed() {
     refused(&node, &resigned(|it| it.version = 2), now, Code::IntentInvalid, "version 2");
     refused(&node, &resigned(|it| it.mesh = "other".into()), now, Code::SignerRefused, "other");
     let admin = "spiffe://acme/operator/admin/alice";
-    refused(&node, &resigned(|it| it.signer = "spiffe://acme/operator/admin/alice".into()), now, Code::SignerRefused, admin);
+    refused(
+        &node,
+        &resigned(|it| it.signer = "spiffe://acme/operator/admin/alice".into()),
+        now,
+        Code::SignerRefused,
+        admin,
+    );
     refused(&node, &resigned(|it| it.action = "node.paint".into()), now, Code::IntentInvalid, "node.paint");
     refused(&node, &resigned(|it| it.target.clear()), now, Code::IntentInvalid, "makes no sense");
     refused(&node, &resigned(|it| it.not_after = None), now, Code::IntentInvalid, "when it is good");

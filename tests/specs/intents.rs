@@ -20,7 +20,7 @@ use steep_protocol::{
     },
 };
 use steep_tests::{
-    Cluster, Node, NodeState,
+    Cluster, Node,
     guest::{self, Dialled},
 };
 use tonic::Request;
@@ -135,8 +135,7 @@ async fn two_tables(a: &Node) {
 async fn a_nodes_key_alone_reads_no_row_of_another_node() {
     let [a, b] = Cluster::of(2).start().await;
     two_tables(&a).await;
-    let [alice, vera, node_b] =
-        ["operator-alice", "operator-vera", "node_b"].map(|name| a.identity(name));
+    let [alice, vera, node_b] = ["operator-alice", "operator-vera", "node_b"].map(|name| a.identity(name));
     let mut thief = Thief::with_key_of(&a, "node_b").await;
     let now = Timestamp::now();
     let hour = SignedDuration::from_hours(1);
@@ -180,14 +179,16 @@ async fn a_nodes_key_alone_reads_no_row_of_another_node() {
     let excluded =
         Order { selection: v1::Selection { exclude: vec![table("secrets")], ..Default::default() }, ..good.clone() };
     let wider = [
-        ("one table more", &good, v1::OpenSessionRequest {
-            tables: [asked.tables.clone(), vec![secrets.clone()]].concat(),
-            ..asked.clone()
-        }),
-        ("another table's oid under a good name", &good, v1::OpenSessionRequest {
-            tables: vec![disguised],
-            ..asked.clone()
-        }),
+        (
+            "one table more",
+            &good,
+            v1::OpenSessionRequest { tables: [asked.tables.clone(), vec![secrets.clone()]].concat(), ..asked.clone() },
+        ),
+        (
+            "another table's oid under a good name",
+            &good,
+            v1::OpenSessionRequest { tables: vec![disguised], ..asked.clone() },
+        ),
         ("the whole database", &good, v1::OpenSessionRequest { whole_database: true, ..asked.clone() }),
         ("a table that was left out", &excluded, v1::OpenSessionRequest { tables: vec![secrets], ..asked.clone() }),
         ("both ways", &good, v1::OpenSessionRequest { one_way: false, ..asked.clone() }),
@@ -217,7 +218,10 @@ async fn a_nodes_key_alone_reads_no_row_of_another_node() {
                     where action = 'rpc.denied' and actor = 'node_a' order by 1";
     let told = a.texts(audited).await;
     for code in ["STP-5020", "STP-5021", "STP-5022", "STP-5023", "STP-5024", "STP-5026"] {
-        assert!(told.iter().any(|told| told == code) && a.log().contains(code), "{code} is audited and logged: {told:?}");
+        assert!(
+            told.iter().any(|told| told == code) && a.log().contains(code),
+            "{code} is audited and logged: {told:?}"
+        );
     }
 }
 
@@ -378,7 +382,8 @@ async fn a_nodes_key_alone_starts_and_cancels_nothing_in_an_operators_name() {
     let target: steep_protocol::ids::NodeId = "node_b".parse().expect("a name");
     let elsewhere = Order::new(Action::NodeCancel, OperationId::generate(), "node_a".parse().expect("a name"));
     let signed = sign(&alice, &elsewhere);
-    refused(nodes.cancel(for_somebody(&alice, Some(&signed), cancel)), Code::IntentMisdirected, "of another node").await;
+    refused(nodes.cancel(for_somebody(&alice, Some(&signed), cancel)), Code::IntentMisdirected, "of another node")
+        .await;
     let cancel = v1::CancelOperationRequest { op_id: op.id().to_owned() };
     refused(operations.cancel(for_somebody(&alice, None, cancel.clone())), Code::IntentMissing, "by its word").await;
     let other = Order::new(Action::OperationCancel, OperationId::generate(), target).about(OperationId::generate());
@@ -421,7 +426,9 @@ async fn an_order_is_carried_out_once_however_often_and_by_whatever_way_it_is_gi
             Err(status) => assert_eq!(failure_of(&status).code, Code::NothingRuns),
         }
     }
-    b.becomes(NodeState::Uninitialized).await;
+    // Returns once it has ended and nothing of it runs any more.
+    let watched = b.steepctl("op watch").arg(&first.op_id).outcome();
+    assert_eq!(watched.status, 4, "cancelled: {watched}");
     let third = here.start(with(Some(&signed), start)).await.expect("still the same answer").into_inner();
     assert_eq!(third.op_id, first.op_id, "it is not started a second time");
     b.let_go();

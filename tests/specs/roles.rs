@@ -153,7 +153,11 @@ async fn denials_are_logged_counted_and_audited_and_do_not_flood() {
         let log = a.log();
         let lines: Vec<_> = log.lines().filter(|line| line.contains("rpc.denied")).collect();
         let tells = |call: &str| lines.iter().any(|line| line.contains(call) && line.contains("vera (viewer)"));
-        if tells("steep.v1.Nodes/Start") && tells("steep.v1.Peers/OpenSession") { Ok(()) } else { Err(lines.join("\n")) }
+        if tells("steep.v1.Nodes/Start") && tells("steep.v1.Peers/OpenSession") {
+            Ok(())
+        } else {
+            Err(lines.join("\n"))
+        }
     })
     .await;
 }

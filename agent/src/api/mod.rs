@@ -96,12 +96,8 @@ impl Door {
 
     async fn tell(&self, denied: &Denied) {
         let rooms = self.rooms.borrow().clone();
-        let denial = Denial {
-            peer: denied.peer.as_ref(),
-            who: &denied.who,
-            rpc: denied.rpc.name(),
-            failure: &denied.failure,
-        };
+        let denial =
+            Denial { peer: denied.peer.as_ref(), who: &denied.who, rpc: denied.rpc.name(), failure: &denied.failure };
         self.denials.tell(rooms.as_ref().map(|rooms| &rooms.store), denial).await;
     }
 

@@ -141,11 +141,8 @@ mod tests {
     #[test]
     fn an_order_is_for_one_target_one_source_one_operation_and_one_action() {
         let op = OperationId::generate();
-        let order = Order {
-            source: Some(node("node_a")),
-            one_way: true,
-            ..Order::new(Action::NodeStart, op, node("node_b"))
-        };
+        let order =
+            Order { source: Some(node("node_a")), one_way: true, ..Order::new(Action::NodeStart, op, node("node_b")) };
         let verified = |order: &Order| Verified {
             order: order.clone(),
             signer: PeerId::from_uri("spiffe://m/operator/admin/alice").expect("an identity"),

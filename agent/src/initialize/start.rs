@@ -59,8 +59,7 @@ pub async fn start(
     refuse_unconfirmed(request, verified)?;
     refuse_second(rooms, op)?;
     let source = Source::new(rooms.peers.clone(), plan.source.clone(), op);
-    let examined =
-        source.examine(&plan.signed, plan.selection.clone(), plan.wanted.one_way, plan.wanted.parallel);
+    let examined = source.examine(&plan.signed, plan.selection.clone(), plan.wanted.one_way, plan.wanted.parallel);
     let facts = examined.await?;
     let (mut checks, here) = preflight::examine_target(rooms, plan.source.as_str(), &facts, &plan.wanted).await?;
     checks.extend(facts.checks.iter().cloned());

@@ -75,13 +75,7 @@ impl From<Failure> for Broken {
 
 impl Sender {
     /// For the sessions of this node.
-    pub fn new(
-        sessions: Sessions,
-        peers: Peers,
-        database: postgres::Database,
-        store: Store,
-        denials: Denials,
-    ) -> Self {
+    pub fn new(sessions: Sessions, peers: Peers, database: postgres::Database, store: Store, denials: Denials) -> Self {
         Self { sessions, peers, database, store, denials }
     }
 

@@ -100,9 +100,7 @@ fn judge(
     let grace = GRACE.as_secs().cast_signed();
     let at = |moved: i64| {
         let seconds = now.as_second().saturating_add(moved).max(0).cast_unsigned();
-        verifier
-            .verify_client_cert(leaf, above, UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
-            .map(drop)
+        verifier.verify_client_cert(leaf, above, UnixTime::since_unix_epoch(Duration::from_secs(seconds))).map(drop)
     };
     match at(0) {
         Err(InvalidCertificate(Expired | ExpiredContext { .. })) => at(-grace),

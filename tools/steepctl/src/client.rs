@@ -140,11 +140,7 @@ impl<'a> Client<'a> {
     }
 
     /// Asks operation `op_id` of node `target` to stop and clean up.
-    pub async fn cancel_operation(
-        &mut self,
-        op_id: &str,
-        target: &str,
-    ) -> Result<v1::CancelOperationReply, Failure> {
+    pub async fn cancel_operation(&mut self, op_id: &str, target: &str) -> Result<v1::CancelOperationReply, Failure> {
         let bad = |error: &dyn std::error::Error| Failure::new(Code::BadRequest, error.to_string());
         let (op, target): (OperationId, NodeId) =
             (op_id.parse().map_err(|error| bad(&error))?, target.parse().map_err(|error| bad(&error))?);

@@ -4,11 +4,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use prost::Message as _;
-use steep_protocol::{
-    ids::OperationId,
-    intent::Order,
-    operation::Action,
-};
+use steep_protocol::{ids::OperationId, intent::Order, operation::Action};
 
 use super::*;
 
@@ -49,7 +45,9 @@ fn every_method_of_the_protocol_stands_in_the_table_once_and_nothing_else_does()
     let ours = described.file.iter().filter(|file| file.package() == PACKAGE);
     let methods: BTreeSet<String> = ours
         .flat_map(|file| &file.service)
-        .flat_map(|service| service.method.iter().map(|method| format!("{PACKAGE}.{}/{}", service.name(), method.name())))
+        .flat_map(|service| {
+            service.method.iter().map(|method| format!("{PACKAGE}.{}/{}", service.name(), method.name()))
+        })
         .collect();
     let table: BTreeSet<String> = TABLE.iter().map(|(_, name, ..)| (*name).to_owned()).collect();
     assert_eq!(methods.difference(&table).collect::<Vec<_>>(), Vec::<&String>::new(), "methods nobody may call");

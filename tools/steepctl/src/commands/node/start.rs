@@ -139,14 +139,15 @@ pub async fn run(args: &StartArgs, global: &Global, out: &Output) -> Result<Exit
     }
     let op_id = OperationId::generate().to_string();
     let request = request(args, op_id.clone(), false);
-    let reply = client.start_node(&request, args.force, START_LIMIT).await.map_err(|failure| match failure.code.family() {
-        // Nobody said no: perhaps only the answer was lost.
-        Family::Timeout | Family::Connection => {
-            let hint = format!("{}; it may have started all the same: steepctl op show {op_id}", failure.hint);
-            failure.hint(hint)
-        }
-        _ => failure,
-    })?;
+    let reply =
+        client.start_node(&request, args.force, START_LIMIT).await.map_err(|failure| match failure.code.family() {
+            // Nobody said no: perhaps only the answer was lost.
+            Family::Timeout | Family::Connection => {
+                let hint = format!("{}; it may have started all the same: steepctl op show {op_id}", failure.hint);
+                failure.hint(hint)
+            }
+            _ => failure,
+        })?;
     if let Some(failure) = plan::failed(&reply, args.target.as_str(), args.from.as_str()) {
         out.talk(&plan::checks(&reply.checks, false, out.glyphs()));
         return Err(failure);
