@@ -38,7 +38,7 @@ use crate::{
     rooms::Rooms,
     session::Sessions,
     snapshot::send::Sender,
-    store::{self, Actor, Owner, Store, nodes, steps::StepStatus},
+    store::{self, Actor, Owner, Store, denials::Denials, nodes, steps::StepStatus},
     telemetry,
     upkeep::{Upkeep, measures},
     vitals,
@@ -87,7 +87,7 @@ pub async fn run(config: Config, log: telemetry::Log) -> Result<(), Failure> {
     tasks.spawn(peers.clone().run(connections, stop.clone()));
     tasks.spawn(claims.run(peers.clone(), stop.clone()));
     tasks.spawn(certificates.run(peers.clone(), stop.clone()));
-    tasks.spawn(serve_bulk(bulk, rooms.subscribe(), stop.clone()));
+    tasks.spawn(serve_bulk(bulk, rooms.subscribe(), door.denials().clone(), stop.clone()));
     tasks.spawn(serve_links(link, rooms.subscribe(), stop.clone()));
 
     let ended = tokio::select! {
@@ -287,14 +287,20 @@ async fn look_after_links(links: &Links, database: &Database) {
 async fn serve_bulk(
     mut arrivals: mpsc::Receiver<steep_protocol::wire::io::Io>,
     rooms: watch::Receiver<Option<Arc<Rooms>>>,
+    denials: Denials,
     stop: CancellationToken,
 ) {
     let streams = TaskTracker::new();
     while let Some(Some(io)) = stop.run_until_cancelled(arrivals.recv()).await {
         // Without rooms there can be no session to read from; dropping the stream says so.
         let Some(rooms) = rooms.borrow().clone() else { continue };
-        let sender =
-            Sender::new(rooms.sessions.clone(), rooms.peers.clone(), rooms.database.clone(), rooms.store.clone());
+        let sender = Sender::new(
+            rooms.sessions.clone(),
+            rooms.peers.clone(),
+            rooms.database.clone(),
+            rooms.store.clone(),
+            denials.clone(),
+        );
         let stop = stop.clone();
         streams.spawn(async move { stop.run_until_cancelled(sender.serve(io)).await });
     }

@@ -20,7 +20,7 @@ use steep_protocol::{
     },
 };
 use steep_tests::{
-    Cluster, Node, NodeState,
+    Cluster, Node,
     guest::{self, Dialled},
 };
 use tonic::Request;
@@ -296,8 +296,10 @@ async fn a_session_serves_its_own_node_within_what_was_signed_and_its_order_open
     target.may_not_open("its id is used up", Some(&sign(&otto, &order)), asked, Code::IntentUsed).await;
     let proof: String = a.value("select signer || ' ' || target from steep_repl.signed_intents").await;
     assert_eq!(proof, "spiffe://demo/operator/operator/otto node_b");
-    let by: String = a.value("select actor from steep_repl.audit_log where action = 'session.open'").await;
+    let by: String = a.value("select distinct actor from steep_repl.audit_log where action = 'session.open'").await;
     assert_eq!(by, "otto");
+    let bulk = "steep_repl.audit_log where action = 'rpc.denied' and detail ->> 'rpc' = 'bulk'";
+    assert_eq!(a.count(bulk).await, 2, "one each: what another node asked, and what its own asked too much");
     for dialled in [stolen, own] {
         dialled.connection.close("done");
         dialled.endpoint.close().await;
@@ -425,7 +427,9 @@ async fn an_order_is_carried_out_once_however_often_and_by_whatever_way_it_is_gi
             Err(status) => assert_eq!(failure_of(&status).code, Code::NothingRuns),
         }
     }
-    b.becomes(NodeState::Uninitialized).await;
+    // Returns once it has ended and nothing of it runs any more.
+    let watched = b.steepctl("op watch").arg(&first.op_id).outcome();
+    assert_eq!(watched.status, 4, "cancelled: {watched}");
     let third = here.start(with(Some(&signed), start)).await.expect("still the same answer").into_inner();
     assert_eq!(third.op_id, first.op_id, "it is not started a second time");
     b.let_go();

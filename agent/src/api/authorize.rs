@@ -4,7 +4,7 @@
 //! ([`super::forward`]): its word is enough to look, in the operator's name and with their role. To change anything it
 //! must bring what the operator has signed, so that whoever holds a node's key acts as nobody else.
 //!
-//! The table names every method there is; what it does not name nobody may call. Health and reflection are not in it:
+//! The table names every method there is; what it does not name does not exist for anybody. Health and reflection are not in it:
 //! they are open to whoever could connect.
 
 use std::{fmt, sync::Arc};
@@ -209,8 +209,8 @@ pub struct Denied {
     pub peer: Option<PeerId>,
     /// Who, for log and audit.
     pub who: String,
-    /// What they called; none: nothing the table names.
-    pub rpc: Option<Rpc>,
+    /// What they called.
+    pub rpc: Rpc,
     /// Why.
     pub failure: Failure,
 }
@@ -222,12 +222,12 @@ impl fmt::Display for Denied {
 }
 
 /// A request as the gate sees it.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
     /// Whose certificate the connection has shown.
     pub peer: Option<&'a PeerId>,
-    /// `/steep.v1.Nodes/List`.
-    pub path: &'a str,
+    /// What is called.
+    pub rpc: Rpc,
     /// On whose behalf, as the caller says.
     pub forwarded_for: Option<&'a [u8]>,
     /// What came along signed.
@@ -239,12 +239,10 @@ pub fn admit(
     asked: Asked<'_>,
     verify: impl FnOnce(&v1::SignedIntent) -> Result<Verified, Failure>,
 ) -> Result<Caller, Box<Denied>> {
-    let rpc = Rpc::of_path(asked.path);
+    let rpc = asked.rpc;
     let deny = |who: String, failure: Failure| Box::new(Denied { peer: asked.peer.cloned(), who, rpc, failure });
     let denied = |who: String, why: String| deny(who, Failure::new(Code::Denied, why));
     let peer = asked.peer.ok_or_else(|| denied("nobody".into(), "the connection has no identity".into()))?;
-    let rpc =
-        rpc.ok_or_else(|| denied(peer.to_string(), "nobody may call what is not in the table of calls".into()))?;
     let (_, name, allowed, signed) = rpc.row();
     let (who, through) =
         caller_of(peer, asked.forwarded_for).map_err(|why| denied(peer.to_string(), format!("{peer} {why}")))?;

@@ -11,7 +11,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use steep_protocol::{failure::Failure, intent, wire::identity::PeerId, wire::rpc::status_of};
-use tonic::metadata::MetadataMap;
+use tonic::{Status, metadata::MetadataMap};
 
 use super::{
     Door,
@@ -20,7 +20,11 @@ use super::{
 
 /// Lets a request through with its [`Caller`], or answers it with the reason why not.
 pub async fn pass(State(door): State<Door>, mut request: Request, next: Next) -> Response<Body> {
-    match judge(&door, &request) {
+    let Some(rpc) = Rpc::of_path(request.uri().path()) else {
+        // No denial: whoever calls it may be of a newer version than we are.
+        return Status::unimplemented("the table of calls knows no such method").into_http();
+    };
+    match judge(&door, &request, rpc) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
@@ -32,18 +36,17 @@ pub async fn pass(State(door): State<Door>, mut request: Request, next: Next) ->
     }
 }
 
-fn judge(door: &Door, request: &Request) -> Result<Caller, Box<Denied>> {
+fn judge(door: &Door, request: &Request, rpc: Rpc) -> Result<Caller, Box<Denied>> {
     let peer = request.extensions().get::<PeerId>();
-    let path = request.uri().path();
     let metadata = MetadataMap::from_headers(request.headers().clone());
     let unreadable = |failure: Failure| {
         let who = peer.map_or_else(|| "nobody".to_owned(), ToString::to_string);
-        Box::new(Denied { peer: peer.cloned(), who, rpc: Rpc::of_path(path), failure })
+        Box::new(Denied { peer: peer.cloned(), who, rpc, failure })
     };
     let signed = intent::carried(&metadata).map_err(unreadable)?;
     let asked = Asked {
         peer,
-        path,
+        rpc,
         forwarded_for: metadata.get(FORWARDED_FOR).map(|value| value.as_bytes()),
         intent: signed.as_ref(),
     };

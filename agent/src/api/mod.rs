@@ -1,6 +1,6 @@
 //! The door: parse, authorize, call, reply. Decides nothing.
 //!
-//! [`gate`] stands before everything and [`authorize`] says who may ask what; [`denials`] tells who might not; [`orders`]
+//! [`gate`] stands before everything and [`authorize`] says who may ask what; [`orders`]
 //! holds what was signed against what is asked. [`forward`] sends a request that names another node to that node's
 //! agent, once; [`nodes`], [`operations`], [`mesh`], [`peers`], [`certificates`] and [`agents`] are the services,
 //! [`events`] what agents logged; [`http`] answers probes and [`scrape`] Prometheus; [`meter`] counts requests; [`reply`]
@@ -9,7 +9,6 @@
 pub mod agents;
 pub mod authorize;
 pub mod certificates;
-pub mod denials;
 pub mod events;
 pub mod forward;
 pub mod gate;
@@ -41,11 +40,13 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, service::Routes};
 
-use self::{
-    authorize::{Caller, Denied, Rpc},
-    denials::Denials,
+use self::authorize::{Caller, Denied, Rpc};
+use crate::{
+    mesh::Peers,
+    rooms::Rooms,
+    store::denials::{Denial, Denials},
+    upkeep::Upkeep,
 };
-use crate::{mesh::Peers, rooms::Rooms, upkeep::Upkeep};
 
 /// What every service needs: the peers, the agent as a program, and the rooms once PostgreSQL was reached.
 #[derive(Debug, Clone)]
@@ -108,7 +109,7 @@ impl Door {
                 let text = format!("{} was called around the gate, or wired to another method", rpc.name());
                 let peer = other.map(|caller| caller.peer.clone());
                 let failure = Failure::new(Code::Denied, text);
-                let denied = Denied { peer, who: "nobody".into(), rpc: Some(rpc), failure };
+                let denied = Denied { peer, who: "nobody".into(), rpc, failure };
                 self.tell(&denied).await;
                 Err(status_of(&denied.failure))
             }
@@ -121,7 +122,7 @@ impl Door {
             return status_of(&failure);
         }
         let who = PeerId { mesh: caller.peer.mesh.clone(), who: caller.who.clone() }.to_string();
-        let denied = Denied { peer: Some(caller.peer.clone()), who, rpc: Some(caller.rpc), failure };
+        let denied = Denied { peer: Some(caller.peer.clone()), who, rpc: caller.rpc, failure };
         self.tell(&denied).await;
         status_of(&denied.failure)
     }
@@ -129,7 +130,9 @@ impl Door {
     async fn tell(&self, denied: &Denied) {
         self.upkeep.metrics.rpc_rejected.of(["authz"]).inc();
         let rooms = self.rooms.borrow().clone();
-        self.denials.tell(rooms, denied).await;
+        let denial =
+            Denial { peer: denied.peer.as_ref(), who: &denied.who, rpc: denied.rpc.name(), failure: &denied.failure };
+        self.denials.tell(rooms.as_ref().map(|rooms| &rooms.store), denial).await;
     }
 
     fn rooms(&self) -> Result<Arc<Rooms>, Status> {

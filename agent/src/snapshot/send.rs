@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use serde_json::json;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure, Family},
     ids::{NodeId, SessionId},
@@ -19,7 +18,7 @@ use steep_protocol::{
     },
 };
 use tokio::io::AsyncReadExt as _;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::{
     mesh::Peers,
@@ -29,8 +28,10 @@ use crate::{
         dump::{DumpRequest, Programs},
     },
     session::{DumpChoice, Held, Sessions},
-    store::{Actor, Store, audit},
-    telemetry,
+    store::{
+        Store,
+        denials::{Denial, Denials},
+    },
 };
 
 /// How long a stream may stay without its request.
@@ -43,6 +44,7 @@ pub struct Sender {
     peers: Peers,
     database: postgres::Database,
     store: Store,
+    denials: Denials,
 }
 
 /// Why a transfer ended before its end.
@@ -73,13 +75,14 @@ impl From<Failure> for Broken {
 
 impl Sender {
     /// For the sessions of this node.
-    pub fn new(sessions: Sessions, peers: Peers, database: postgres::Database, store: Store) -> Self {
-        Self { sessions, peers, database, store }
+    pub fn new(sessions: Sessions, peers: Peers, database: postgres::Database, store: Store, denials: Denials) -> Self {
+        Self { sessions, peers, database, store, denials }
     }
 
     /// Serves one stream to its end.
     pub async fn serve(&self, io: Io) {
-        let Some(caller) = io.peer().node().cloned() else { return };
+        let peer = io.peer().clone();
+        let Some(caller) = peer.node().cloned() else { return };
         let (request, io) = match BlockSink::accept(io, REQUEST_LIMIT).await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -102,7 +105,9 @@ impl Sender {
             Ok(rows) => sink.finish(rows).await,
             Err(Broken::Here(failure)) => {
                 if failure.code.family() == Family::Permission {
-                    self.tell_denied(&caller, &failure).await;
+                    let who = peer.to_string();
+                    let denial = Denial { peer: Some(&peer), who: &who, rpc: "bulk", failure: &failure };
+                    self.denials.tell(Some(&self.store), denial).await;
                 }
                 sink.fail(&failure).await
             }
@@ -110,15 +115,6 @@ impl Sender {
         };
         if let Err(error) = closed {
             debug!(%error, peer = %caller, "a bulk stream broke");
-        }
-    }
-
-    async fn tell_denied(&self, caller: &NodeId, failure: &Failure) {
-        warn!(event = "rpc.denied", details.caller = %caller, details.rpc = "bulk", error = telemetry::failure(failure), "denied");
-        let detail = json!({ "caller": caller, "rpc": "bulk", "code": failure.code, "reason": failure.message });
-        let actor = Actor::agent(self.peers.me());
-        if let Err(error) = audit::append(&self.store, &actor, "rpc.denied", caller.as_str(), None, &detail).await {
-            warn!(reason = %error, "a denial could not be audited");
         }
     }
 

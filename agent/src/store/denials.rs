@@ -4,21 +4,33 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use dashmap::DashMap;
 use serde_json::json;
-use steep_protocol::{failure::Code, wire::identity::PeerId};
+use steep_protocol::{
+    failure::{Code, Failure},
+    wire::identity::PeerId,
+};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::authorize::Denied;
-use crate::{
-    rooms::Rooms,
-    store::{Actor, audit},
-    telemetry,
-};
+use super::{Actor, Store, audit};
+use crate::telemetry;
 
 /// Of the same denials of one peer, one is told in so long; the next one told says how many were not.
 const ONE_IN: Duration = Duration::from_secs(10);
 /// So many peers, calls and reasons are told apart.
 const TOLD_APART: usize = 1024;
+
+/// Something that was asked and denied.
+#[derive(Debug, Clone, Copy)]
+pub struct Denial<'a> {
+    /// Whose certificate the connection has shown; none: it had no identity.
+    pub peer: Option<&'a PeerId>,
+    /// In whose name it was asked.
+    pub who: &'a str,
+    /// What, as the protocol names it.
+    pub rpc: &'static str,
+    /// Why not.
+    pub failure: &'a Failure,
+}
 
 /// What is denied here. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -37,28 +49,28 @@ struct Told {
 }
 
 impl Denials {
-    /// Counts a denial; logs and audits it unless that was done for the same a moment ago.
-    pub async fn tell(&self, rooms: Option<Arc<Rooms>>, denied: &Denied) {
-        let rpc = denied.rpc.map_or("unknown", |rpc| rpc.name());
-        let failure = &denied.failure;
+    /// Counts a denial; logs and audits it unless that was done for the same a moment ago. Without `store` there is no
+    /// audit log yet.
+    pub async fn tell(&self, store: Option<&Store>, denial: Denial<'_>) {
+        let Denial { peer, who, rpc, failure } = denial;
         let total = self.count(rpc, failure.code);
-        let Some(kept_back) = self.is_due((denied.peer.clone(), rpc, failure.code)) else { return };
+        let Some(kept_back) = self.is_due((peer.cloned(), rpc, failure.code)) else { return };
         warn!(
             event = "rpc.denied",
-            details.caller = denied.who.as_str(),
+            details.caller = who,
             details.rpc = rpc,
             details.total = total,
             details.kept_back = kept_back,
             error = telemetry::failure(failure),
             "denied"
         );
-        let Some(rooms) = rooms else { return };
+        let Some(store) = store else { return };
         let detail = json!({
-            "caller": denied.who, "certificate": denied.peer.as_ref().map(PeerId::uri), "rpc": rpc,
+            "caller": who, "certificate": peer.map(PeerId::uri), "rpc": rpc,
             "code": failure.code, "reason": failure.message, "total": total, "kept_back": kept_back,
         });
-        let actor = Actor::agent(&rooms.me);
-        if let Err(error) = audit::append(&rooms.store, &actor, "rpc.denied", &denied.who, None, &detail).await {
+        let actor = Actor::agent(&store.owner().node);
+        if let Err(error) = audit::append(store, &actor, "rpc.denied", who, None, &detail).await {
             warn!(reason = %error, "a denial could not be audited");
         }
     }
