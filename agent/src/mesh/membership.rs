@@ -26,7 +26,7 @@ use steep_protocol::{ids::NodeId, wire::datagram::LARGEST_DATAGRAM};
 /// Longer pauses between two looks at the clock were no time in which others could have answered us.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// From suspicion to death, at most, in meshes of up to [`SMALL`] members; foca's own measure for larger ones.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(4);
 const SMALL: usize = 64;
 /// How often dead members are tried again: after a partition both sides hold each other for dead.
 const TRY_DEAD: Duration = Duration::from_secs(10);
@@ -361,19 +361,16 @@ impl Membership {
 
     /// Takes over what foca wants done.
     fn settle(&mut self, now: Duration) {
-        while let Some((after, timer)) = self.runtime.to_schedule() {
-            self.planned += 1;
-            self.timers.push(Reverse(Due((now + after).saturating_sub(self.lost), timer, self.planned)));
-        }
-        while let Some(sent) = self.runtime.to_send() {
-            self.outgoing.push(sent);
-        }
         let mut has_changed = false;
         while let Some(told) = self.runtime.to_notify() {
             has_changed = true;
             match told {
                 Told::MemberUp(run) => self.note(run, Liveness::Alive, now),
-                Told::MemberDown(run) => self.note(run, Liveness::Dead, now),
+                Told::MemberDown(run) => {
+                    self.note(run, Liveness::Dead, now);
+                    // Bad news travels at once, not with the next round.
+                    let _ = self.foca.gossip(&mut self.runtime);
+                }
                 Told::Rename(before, after) => {
                     // Where both are up foca says no more than this; else what became of the new run comes next.
                     match self.members.get_mut(&before.node) {
@@ -388,6 +385,17 @@ impl Membership {
         }
         if has_changed {
             self.reconfigure();
+        }
+        self.plan(now);
+    }
+
+    fn plan(&mut self, now: Duration) {
+        while let Some((after, timer)) = self.runtime.to_schedule() {
+            self.planned += 1;
+            self.timers.push(Reverse(Due((now + after).saturating_sub(self.lost), timer, self.planned)));
+        }
+        while let Some(sent) = self.runtime.to_send() {
+            self.outgoing.push(sent);
         }
     }
 

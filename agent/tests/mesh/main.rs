@@ -17,7 +17,7 @@ fn a_hundred_agents_find_each_other_through_two_seeds_though_packets_get_lost() 
         let mut network = Network::new(100, seed);
         network.loss = loss;
         let joined = network.run_until(MINUTE, Network::is_whole);
-        assert!(joined.is_some(), "seed {seed}, loss {loss}: not whole in a minute");
+        assert!(joined.is_some(), "seed {seed}, loss {loss}: not whole in a minute: {}", network.described());
     }
 }
 
@@ -83,7 +83,11 @@ fn two_halves_that_were_parted_are_one_mesh_again_after_the_partition() {
     network.say(45, "copying");
     network.run(Duration::from_secs(10));
     network.split_at = None;
-    assert!(network.run_until(2 * MINUTE, Network::is_whole).is_some(), "not whole two minutes after it healed");
+    assert!(
+        network.run_until(2 * MINUTE, Network::is_whole).is_some(),
+        "not whole two minutes after it healed: {}",
+        network.described()
+    );
     assert_eq!(network.state_seen(50, 3).as_deref(), Some("failed"));
     assert_eq!(network.state_seen(3, 45).as_deref(), Some("copying"));
 }

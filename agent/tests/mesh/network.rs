@@ -296,6 +296,19 @@ impl Network {
         self.running().all(|agent| agent.up() + 1 == running && Some(agent.view().hash()) == hash)
     }
 
+    /// What there is of it, for a test that fails.
+    pub fn described(&self) -> String {
+        let running = self.running().count();
+        let mut hashes = BTreeMap::<u64, usize>::new();
+        self.running().for_each(|agent| *hashes.entry(agent.view().hash()).or_default() += 1);
+        let short = self.running().filter(|agent| agent.up() + 1 != running).count();
+        let dead = self.falsely_dead();
+        format!(
+            "{running} run; {short} of them miss somebody, {dead} are held for dead; {} different views",
+            hashes.len()
+        )
+    }
+
     /// Nobody who runs counts agent `index` as up.
     pub(crate) fn is_given_up(&self, index: usize) -> bool {
         let node = name(index);
