@@ -153,7 +153,7 @@ pub async fn examine_target(
     if !wanted.one_way {
         check_publisher(&mut findings, &server, &role, 1 + members);
     }
-    mesh::check_target(&session, &mut findings, source, wanted).await?;
+    mesh::check_target(rooms, &session, &mut findings, source, wanted).await?;
     check_wal_kept(&mut findings, source, facts);
     let peer = source.parse().map_err(|_| rooms.peers.unknown(source))?;
     check_link(rooms, &session, &mut findings, &peer, &facts.link).await?;
