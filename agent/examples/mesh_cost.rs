@@ -6,6 +6,7 @@
 mod authority;
 #[path = "../tests/mesh/fleet.rs"]
 mod fleet;
+#[expect(dead_code, reason = "tests ask it more")]
 #[path = "../tests/mesh/network.rs"]
 mod network;
 

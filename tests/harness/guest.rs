@@ -1,22 +1,31 @@
 //! Somebody with a certificate of the mesh who speaks the protocol without steepctl: a stolen key, or any gRPC client.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    convert::Infallible,
+    future::{Ready, pending, ready},
+    path::Path,
+    sync::Arc,
+};
 
 use bytes::{Buf as _, BufMut as _};
 use steep_protocol::{
     failure::{Code, Failure},
-    intent, v1,
+    intent, v1, version,
     wire::{
-        endpoint::{Connection, Endpoint},
+        endpoint::{Arrivals, Connection, Endpoint},
         identity::{Expect, Identity},
         rpc::{self, MAX_MESSAGE_BYTES, PeerChannel},
     },
 };
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{
-    Request, Status,
+    Request, Response, Status,
     client::Grpc,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    server::UnaryService,
+    service::Routes,
 };
+use tonic_prost::ProstCodec;
 
 use crate::node::Node;
 
@@ -32,6 +41,30 @@ pub fn identity(dir: &Path, name: &str) -> Arc<Identity> {
 pub struct Dialled {
     pub endpoint: Endpoint,
     pub connection: Connection,
+    _served: AbortOnDropHandle<()>,
+}
+
+/// Says hello, as every agent does first on a connection; the guest takes no part in gossip.
+#[derive(Debug, Clone, Copy)]
+struct Greeter;
+
+impl UnaryService<v1::HelloRequest> for Greeter {
+    type Response = v1::HelloReply;
+    type Future = Ready<Result<Response<v1::HelloReply>, Status>>;
+
+    fn call(&mut self, _: Request<v1::HelloRequest>) -> Self::Future {
+        let reply =
+            v1::HelloReply { protocol: version::PROTOCOL, instance_id: "a guest".into(), ..v1::HelloReply::default() };
+        ready(Ok(Response::new(reply)))
+    }
+}
+
+fn greeter() -> Routes {
+    let hello = tower::service_fn(|request| async {
+        let codec = ProstCodec::<v1::HelloReply, v1::HelloRequest>::default();
+        Ok::<_, Infallible>(tonic::server::Grpc::new(codec).unary(Greeter, request).await)
+    });
+    axum::Router::new().route_service("/steep.v1.Peers/Hello", hello).into()
 }
 
 impl Node {
@@ -47,10 +80,15 @@ impl Node {
 
     /// A QUIC connection to this node's agent.
     pub async fn dialled_by(&self, guest: &Arc<Identity>) -> Dialled {
-        let (endpoint, _) = Endpoint::bind("127.0.0.1:0", Arc::clone(guest)).await.expect("a port is free");
+        let (endpoint, arrivals) = Endpoint::bind("127.0.0.1:0", Arc::clone(guest)).await.expect("a port is free");
+        let served = tokio::spawn(async move {
+            // Kept: whoever drops them refuses what arrives.
+            let Arrivals { rpc: calls, .. } = arrivals;
+            rpc::serve(greeter(), calls, pending()).await.expect("it serves");
+        });
         let id = self.id().parse().expect("a node id");
         let connection = endpoint.dial(self.address(), &id).await.expect("it answers");
-        Dialled { endpoint, connection }
+        Dialled { endpoint, connection, _served: AbortOnDropHandle::new(served) }
     }
 }
 

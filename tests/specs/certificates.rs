@@ -112,7 +112,7 @@ async fn certificates_are_renewed_while_a_node_is_initialized_and_no_call_fails(
     b.hold_after("copy tables");
     let op = b.steepctl("node start node_b --from node_a").operation();
     b.is_held().await;
-    let dialled = logged(&a, "mesh.peer_up", &["\"dialled\":true"]);
+    let dialled = logged(&a, "mesh.connected", &["\"dialled\":true"]);
     for round in 0..2 {
         change(&[&a], || drop(pki(&a, &["renew", "node_a"]))).await;
         change(&[&b], || drop(pki(&a, &["renew", "node", "node_b"]))).await;
@@ -124,7 +124,7 @@ async fn certificates_are_renewed_while_a_node_is_initialized_and_no_call_fails(
         assert!(b.agent_runs() && a.agent_runs(), "round {round}");
     }
     // With a new certificate it has dialled anew.
-    logs(&a, "mesh.peer_up", &["\"dialled\":true"], dialled + 2).await;
+    logs(&a, "mesh.connected", &["\"dialled\":true"], dialled + 2).await;
     b.let_go();
     op.completes().await;
     b.holds_the_same_as(&a, "orders").await;
@@ -229,10 +229,10 @@ async fn a_revoked_node_is_cut_off_by_every_agent_and_stays_out() {
         is_unknown_to(node, &c).await;
     }
     // node_c cannot come back, also not with a new start, and knows why.
-    logs(&c, "mesh.peer_down", &["STP-1110"], 1).await;
+    logs(&c, "mesh.peer_refused", &["STP-1110"], 1).await;
     c.stop_agent();
     c.start_agent();
-    logs(&c, "mesh.peer_down", &["STP-1110"], 2).await;
+    logs(&c, "mesh.peer_refused", &["STP-1110"], 2).await;
     let seen = c.steepctl("node list -o json").succeeds().stdout;
     assert!(seen.contains("\"unknown\""), "{seen}");
     // The others go on; they remember through a restart, before they hear anything.

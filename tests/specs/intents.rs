@@ -239,8 +239,10 @@ fn stranger(node: &Node) -> Arc<Identity> {
 
 #[tokio::test]
 async fn a_session_serves_its_own_node_within_what_was_signed_and_its_order_opens_no_second_one() {
-    let [a, _b] = Cluster::of(2).start().await;
+    let [a, b] = Cluster::of(2).start().await;
     two_tables(&a).await;
+    // Its agent makes room: two that say they are node_b at once are one too many.
+    b.stop_agent();
     let otto = a.identity("operator-otto");
     spare_node(&a, "node_c");
     let (order, mut target) = (order(), Thief::with_key_of(&a, "node_b").await);

@@ -1,18 +1,16 @@
 //! The replication link: PostgreSQL listens for nobody, and what a peer may do with ours is to read its own slot.
 
-use std::{fs, path::PathBuf, process::Output, sync::Arc, time::Duration};
+use std::{fs, path::PathBuf, process::Output, time::Duration};
 
 use steep_protocol::{
     failure::{Code, Failure},
-    ids::NodeId,
     v1,
     wire::{
-        endpoint::{Connection, Endpoint, LINK_STREAM},
-        identity::Identity,
+        endpoint::{Connection, LINK_STREAM},
         link,
     },
 };
-use steep_tests::{Cluster, Ledger, Node, NodeState::*, PATIENCE, Stop, shop, until};
+use steep_tests::{Cluster, Ledger, Node, NodeState::*, PATIENCE, Stop, guest::Dialled, shop, until};
 use xtask::cluster::account::Account;
 
 const START: &str = "node start node_b --from node_a";
@@ -224,17 +222,6 @@ async fn what_no_walreceiver_says_is_refused_and_audited() {
     b.holds_the_same_as(&a, "orders").await;
 }
 
-/// An agent with the certificate of `name`, dialling the agent of `to`.
-async fn speaking_as(name: &str, to: &Node) -> (Endpoint, Connection) {
-    let file = |name: String| to.pki().join(name);
-    let identity = Identity::load(&file(format!("{name}.pem")), &file(format!("{name}.key")), &file("ca.pem".into()));
-    let (endpoint, _arrivals) =
-        Endpoint::bind("127.0.0.1:0", Arc::new(identity.expect("a certificate"))).await.expect("a free port");
-    let node: NodeId = to.id().parse().expect("a name");
-    let connection = endpoint.dial(to.address(), &node).await.expect("it is let in");
-    (endpoint, connection)
-}
-
 async fn ask_for_link(connection: &Connection, database: &str, slot: &str) -> Result<(), Failure> {
     let request = v1::LinkRequest {
         database: database.into(),
@@ -254,9 +241,9 @@ async fn a_node_gets_no_other_nodes_slot_and_no_other_database() {
     b.steepctl(START).arg("--one-way").succeeds();
     let slot = a.slots().await.pop().expect("the slot of node_b");
     c.stop_agent();
-    let (endpoint, connection) = speaking_as("node_c", &a).await;
+    let Dialled { endpoint, connection, .. } = &a.dialled_by(&a.identity("node_c")).await;
     for (database, slot) in [("postgres", slot.as_str()), ("template1", slot.as_str()), ("postgres", "nobodys")] {
-        let failure = ask_for_link(&connection, database, slot).await.expect_err("it is not node_c's");
+        let failure = ask_for_link(connection, database, slot).await.expect_err("it is not node_c's");
         assert_eq!(failure.code, Code::LinkDenied, "{failure:?}");
     }
     let audited = a.count("steep_repl.audit_log where action = 'link.denied' and actor = 'node_c'").await;

@@ -80,7 +80,7 @@ async fn any_agent_speaks_of_all_nodes_also_in_sql() {
         assert!(pinged.len() == 2 && pinged.iter().all(|node| node["answered_us"].is_u64()), "{pinged:?}");
     }
     // What is told of a node changes everywhere at once, and nobody but its own agent changes it.
-    b.sql("create table t (id int primary key)").await;
+    a.sql("create table t (id int primary key)").await;
     c.steepctl("node start node_b --from node_a").succeeds();
     for node in all {
         until(&format!("{} hears that node_b is synchronized", node.id()), PATIENCE, async || {

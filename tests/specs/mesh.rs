@@ -362,6 +362,11 @@ async fn a_long_transaction_on_the_source_keeps_a_newcomer_waiting_but_not_what_
     let before = Before::of(&[&a, &b, &c]).await;
     let writer = a.connect().await;
     writer.batch_execute("begin; insert into customers (name) values ('undecided')").await.expect("it can write");
+    until("the transaction is an old one", PATIENCE, async || {
+        let old = "pg_stat_activity where state = 'idle in transaction' and xact_start < now() - interval '1 s'";
+        if a.count(old).await == 1 { Ok(()) } else { Err("it began just now".to_owned()) }
+    })
+    .await;
     let refused = c.steepctl(START_C).fails_with("STP-2303");
     assert!(refused.stderr.contains("undecided"), "it names the transaction: {refused}");
     assert!(!a.log().contains("snapshot.pause_given_up"), "nothing was paused for it");

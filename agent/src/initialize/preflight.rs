@@ -17,12 +17,11 @@ use super::{
     findings::Findings,
     mesh,
     messages::{source_table, table_name},
-    reach::Reach,
+    reach,
     shapes::{self, Pair},
     subscribe,
 };
 use crate::{
-    config::LinkMode,
     parts::PAGE_BYTES,
     postgres::{
         self, Purpose, Session, activity, catalog,
@@ -74,7 +73,7 @@ pub async fn examine_source(
     check_server(&mut findings, &server, wanted);
     check_publisher(&mut findings, &server, &role, 1);
     if !wanted.one_way {
-        check_link(rooms, &session, &mut findings, target, their_link).await?;
+        reach::check(rooms, &session, &mut findings, target, their_link).await?;
     }
     let selected = tables::select(&session, &wanted.selection).await.map_err(explain)?;
     let members = match wanted.one_way {
@@ -156,7 +155,7 @@ pub async fn examine_target(
     mesh::check_target(rooms, &session, &mut findings, source, wanted).await?;
     check_wal_kept(&mut findings, source, facts);
     let peer = source.parse().map_err(|_| rooms.peers.unknown(source))?;
-    check_link(rooms, &session, &mut findings, &peer, &facts.link).await?;
+    reach::check(rooms, &session, &mut findings, &peer, &facts.link).await?;
     let name = subscribe::name_for(source);
     let duplicate = subscriptions::find(&session, &name).await.map_err(explain)?.is_some();
     findings.must(!duplicate, Code::IllegalState, "no subscription from the source yet", || {
@@ -299,33 +298,6 @@ fn check_pair(findings: &mut Findings, source: &str, server: &ServerFacts, facts
             "or start it with --one-way",
         );
     }
-}
-
-/// This node's PostgreSQL must reach the socket of a link to `peer`, if that is how `peer`'s is reached.
-async fn check_link(
-    rooms: &Rooms,
-    session: &Session,
-    findings: &mut Findings,
-    peer: &NodeId,
-    link: &str,
-) -> Result<(), Failure> {
-    if LinkMode::told(link) != Some(LinkMode::Mesh) {
-        if let Err(failure) = Reach::local(rooms) {
-            findings.error(failure.code, failure.message, failure.hint);
-        }
-        return Ok(());
-    }
-    match rooms.links.probe(&rooms.database, session, peer).await {
-        Ok(()) => findings.must(true, Code::LinkUnreachable, "PostgreSQL reaches the replication link", String::new),
-        Err(failure) if [Code::LinkUnreachable, Code::LinkSocketUnusable].contains(&failure.code) => {
-            let causes: String = failure.causes.iter().map(|cause| format!(": {cause}")).collect();
-            findings.error(failure.code, failure.message + &causes, failure.hint);
-        }
-        // A role that may not look is told so by another check: it may not subscribe either.
-        Err(failure) if failure.sqlstate.as_deref() == Some("42501") => {}
-        Err(failure) => return Err(failure),
-    }
-    Ok(())
 }
 
 /// WAL written while the tables are copied must be kept until they are; nobody knows how much that will be, but a

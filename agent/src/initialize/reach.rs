@@ -9,7 +9,12 @@ use steep_protocol::{
     v1,
 };
 
-use crate::{config::LinkMode, postgres::conninfo::Conninfo, rooms::Rooms};
+use super::findings::Findings;
+use crate::{
+    config::LinkMode,
+    postgres::{Session, conninfo::Conninfo},
+    rooms::Rooms,
+};
 
 /// What a peer may say about how its PostgreSQL is reached. Anything else in its conninfo could read this
 /// machine's files or loosen this server's checks.
@@ -111,6 +116,33 @@ impl Reach {
         };
         v1::SubscribeRequest { link: mode.as_str().to_owned(), database, conninfo, ..v1::SubscribeRequest::default() }
     }
+}
+
+/// This node's PostgreSQL must reach the socket of a link to `peer`, if that is how `peer`'s is reached.
+pub(super) async fn check(
+    rooms: &Rooms,
+    session: &Session,
+    findings: &mut Findings,
+    peer: &NodeId,
+    link: &str,
+) -> Result<(), Failure> {
+    if LinkMode::told(link) != Some(LinkMode::Mesh) {
+        if let Err(failure) = Reach::local(rooms) {
+            findings.error(failure.code, failure.message, failure.hint);
+        }
+        return Ok(());
+    }
+    match rooms.links.probe(&rooms.database, session, peer).await {
+        Ok(()) => findings.must(true, Code::LinkUnreachable, "PostgreSQL reaches the replication link", String::new),
+        Err(failure) if [Code::LinkUnreachable, Code::LinkSocketUnusable].contains(&failure.code) => {
+            let causes: String = failure.causes.iter().map(|cause| format!(": {cause}")).collect();
+            findings.error(failure.code, failure.message + &causes, failure.hint);
+        }
+        // A role that may not look is told so by another check: it may not subscribe either.
+        Err(failure) if failure.sqlstate.as_deref() == Some("42501") => {}
+        Err(failure) => return Err(failure),
+    }
+    Ok(())
 }
 
 #[cfg(test)]

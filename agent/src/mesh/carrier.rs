@@ -6,7 +6,7 @@ use bytes::Bytes;
 use dashmap::{DashMap, Entry};
 use prost::Message as _;
 use steep_protocol::{
-    failure::Failure,
+    failure::{Code, Failure, Family},
     ids::NodeId,
     v1::{self, peers_client::PeersClient},
     wire::{endpoint::Connection, rpc::MAX_MESSAGE_BYTES},
@@ -45,7 +45,8 @@ const MOST_FOLLOWERS: usize = 8;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outbox {
     waiting: Arc<DashMap<NodeId, Vec<Bytes>>>,
-    failed: Arc<DashMap<NodeId, Instant>>,
+    /// When the last dial failed, and why.
+    failed: Arc<DashMap<NodeId, (Instant, Code)>>,
     /// Why a peer's connections are not taken, as it was logged.
     refused: Arc<DashMap<NodeId, String>>,
 }
@@ -82,7 +83,7 @@ impl Peers {
 
     /// Makes a connection to `node` in the background, then sends what waits for it.
     fn reach(&self, node: NodeId, bytes: Option<Bytes>) {
-        if self.outbox.failed.get(&node).is_some_and(|at| at.elapsed() < RESPITE) {
+        if self.outbox.failed.get(&node).is_some_and(|failed| failed.0.elapsed() < RESPITE) {
             return;
         }
         match self.outbox.waiting.entry(node.clone()) {
@@ -110,7 +111,11 @@ impl Peers {
                 }
             }
             Err(failure) => {
-                self.outbox.failed.insert(node.clone(), Instant::now());
+                let before = self.outbox.failed.insert(node.clone(), (Instant::now(), failure.code));
+                // A certificate that is refused does not mend itself, so somebody should hear of it; once.
+                if failure.code.family() == Family::Permission && before.is_none_or(|(_, code)| code != failure.code) {
+                    self.tell_refused(&node, &failure);
+                }
                 debug!(peer = %node, error = telemetry::failure(&failure), "not reached");
             }
         }

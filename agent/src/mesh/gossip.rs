@@ -20,10 +20,11 @@ use rand::{
     rngs::StdRng,
     seq::{IndexedRandom as _, IteratorRandom as _},
 };
-use steep_protocol::{ids::NodeId, v1, wire::datagram::LARGEST_DATAGRAM};
+use steep_protocol::{ids::NodeId, v1};
 use tracing::warn;
 
 use super::{
+    datagram::{CHANGES, HASH, SWIM, changes},
     membership::{Change, Liveness, Member, Membership, Run},
     view::{Applied, View},
 };
@@ -47,11 +48,6 @@ pub const NODE: &str = "node";
 pub const REVOCATIONS: &str = "crl";
 /// The key of [`v1::NodeHeadline`].
 pub const HEADLINE: &str = "headline";
-
-// The first byte of a datagram: what it is, and in which version.
-const SWIM: u8 = 1;
-const CHANGES: u8 = 2;
-const HASH: u8 = 3;
 
 /// What is to be done.
 #[derive(Debug)]
@@ -478,18 +474,6 @@ impl Gossip {
             }
         }
     }
-}
-
-/// A datagram that tells `deltas`; none where they do not fit into one: the next comparison brings them.
-fn changes(deltas: Vec<v1::NodeDelta>) -> Option<Bytes> {
-    let changes = v1::GossipChanges { deltas };
-    if changes.encoded_len() >= LARGEST_DATAGRAM {
-        return None;
-    }
-    let mut bytes = BytesMut::with_capacity(changes.encoded_len() + 1);
-    bytes.put_u8(CHANGES);
-    changes.encode(&mut bytes).expect("a buffer that grows takes everything");
-    Some(bytes.freeze())
 }
 
 #[cfg(test)]

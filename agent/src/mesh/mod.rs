@@ -11,6 +11,7 @@ pub mod membership;
 pub mod view;
 
 mod carrier;
+mod datagram;
 pub mod peers;
 pub mod revocations;
 mod rows;

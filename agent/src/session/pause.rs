@@ -152,7 +152,11 @@ impl Pause {
             let again = matches!(failure.code, Code::LongTransaction | Code::StillInUse | Code::PositionLost);
             if !again || Instant::now() + LONGEST >= deadline || self.cancelled.is_cancelled() {
                 let text = format!("the snapshot could not be taken: {}", failure.message);
-                return Err(if again { Failure::new(Code::PauseFailed, text).hint(failure.hint) } else { failure });
+                return Err(match failure.code {
+                    Code::LongTransaction => Failure { message: text, ..failure },
+                    _ if again => Failure::new(Code::PauseFailed, text).hint(failure.hint),
+                    _ => failure,
+                });
             }
             warn!(
                 event = "snapshot.pause_given_up", op_id = %self.op, details.paused_ms = paused_ms,

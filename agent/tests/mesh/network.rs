@@ -289,6 +289,12 @@ impl Network {
         self.agents.iter().zip(&self.is_running).filter(|(_, is_running)| **is_running).map(|(agent, _)| agent)
     }
 
+    /// Everybody sees everybody who runs.
+    pub(crate) fn is_joined(&self) -> bool {
+        let running = self.running().count();
+        self.running().all(|agent| agent.up() + 1 == running)
+    }
+
     /// Everybody sees everybody who runs, and all hold the same.
     pub(crate) fn is_whole(&self) -> bool {
         let running = self.running().count();
@@ -297,7 +303,7 @@ impl Network {
     }
 
     /// What there is of it, for a test that fails.
-    pub fn described(&self) -> String {
+    pub(crate) fn described(&self) -> String {
         let running = self.running().count();
         let mut hashes = BTreeMap::<u64, usize>::new();
         self.running().for_each(|agent| *hashes.entry(agent.view().hash()).or_default() += 1);

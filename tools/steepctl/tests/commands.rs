@@ -233,7 +233,9 @@ fn a_node_is_removed_only_when_its_name_is_confirmed() {
     let remove = format!("node remove node_b --detach --peer {}", agent.address);
     mesh.run(&remove).exits(8).says("[STP-5009]").says("steepctl node remove node_b --confirm node_b");
     mesh.run(&format!("{remove} --drop-slots")).exits(8).says("node remove node_b --drop-slots --confirm node_b");
-    mesh.run(&format!("{remove} --confirm node_a")).exits(8).says("--confirm names node_a, but node_b would be removed");
+    mesh.run(&format!("{remove} --confirm node_a"))
+        .exits(8)
+        .says("--confirm names node_a, but node_b would be removed");
     mesh.run(&format!("{remove} --confirm node_b")).succeeds();
 }
 

@@ -1,0 +1,22 @@
+//! What gossip's datagrams begin with, and how changes are written into one.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use prost::Message as _;
+use steep_protocol::{v1, wire::datagram::LARGEST_DATAGRAM};
+
+// The first byte of a datagram: what it is, and in which version.
+pub(super) const SWIM: u8 = 1;
+pub(super) const CHANGES: u8 = 2;
+pub(super) const HASH: u8 = 3;
+
+/// A datagram that tells `deltas`; none where they do not fit into one: the next comparison brings them.
+pub(super) fn changes(deltas: Vec<v1::NodeDelta>) -> Option<Bytes> {
+    let changes = v1::GossipChanges { deltas };
+    if changes.encoded_len() >= LARGEST_DATAGRAM {
+        return None;
+    }
+    let mut bytes = BytesMut::with_capacity(changes.encoded_len() + 1);
+    bytes.put_u8(CHANGES);
+    changes.encode(&mut bytes).expect("a buffer that grows takes everything");
+    Some(bytes.freeze())
+}
