@@ -47,8 +47,9 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let config = Arc::new(config);
     let identity = config.identity().map_err(|error| error.explain())?;
     let me = config.node.id.clone();
-    let (endpoint, arrivals) =
-        Endpoint::bind(&config.mesh.listen, Arc::new(identity)).await.map_err(|error| error.explain())?;
+    let (endpoint, arrivals) = Endpoint::bind_for(&config.mesh.listen, Arc::new(identity), config.mesh.transport)
+        .await
+        .map_err(|error| error.explain())?;
     let http = http::bind(config.http.listen).await?;
     let instance_id = SessionId::generate().to_string();
     let headline = vitals::bare(me.as_str(), config.advertised());
@@ -58,7 +59,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     info!(event = "agent.started", details.listen = %endpoint.address(), details.mesh = %peers.mesh(), "agent started");
 
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let Arrivals { rpc: calls, bulk, connections } = arrivals;
+    let Arrivals { rpc: calls, bulk, connections, .. } = arrivals;
     let door = Door::new(peers.clone(), rooms.subscribe());
     let serving = rpc::serve(door.routes(), calls, stop.clone().cancelled_owned());
     tasks.spawn(async move {

@@ -15,7 +15,10 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use steep_protocol::{
     failure::{Code, Explain},
     ids::NodeId,
-    wire::identity::{self, Identity, Who},
+    wire::{
+        choice::Preference,
+        identity::{self, Identity, Who},
+    },
 };
 
 /// What is wrong with a configuration.
@@ -135,6 +138,9 @@ pub struct Mesh {
     pub listen: String,
     /// `host:port` others reach us at, shown to operators. Default: `listen`.
     pub advertise: Option<String>,
+    /// What carries the connections to other agents.
+    #[serde(default)]
+    pub transport: Preference,
     /// The other agents.
     #[serde(default)]
     pub peers: Vec<Peer>,
@@ -485,6 +491,7 @@ mod tests {
                 "agent.toml: mesh.listen: \"10.0.0.7\" has no port",
             ),
             (&LEAST.replace("[mesh]", "[mesh]\nsneeds = []"), "unknown field `sneeds`"),
+            (&LEAST.replace("[mesh]", "[mesh]\ntransport = \"pigeon\""), "unknown variant `pigeon`"),
             (&format!("{LEAST}[copy]\nparallel = 17\n"), "agent.toml: copy.parallel: 17 is not between 1 and 16"),
             (&format!("{LEAST}[copy]\npart_size = \"many\"\n"), "\"many\" is no size"),
             (
@@ -549,6 +556,7 @@ mod tests {
         "node.state_dir",
         "mesh.listen",
         "mesh.advertise",
+        "mesh.transport",
         "mesh.peers.id",
         "mesh.peers.address",
         "pki.cert",

@@ -85,6 +85,8 @@ codes! {
     1201 PeerUnreachable Connection true "an agent cannot be reached" "check that the agent runs (steep-agent run) and that its port is open for UDP and TCP"
     1202 NoPeerConfigured Connection false "no agent to ask" "give --peer HOST:PORT or set STEEPCTL_PEER"
     1203 PeerSilent Timeout true "an agent did not answer in time" "try again; steepctl status shows which nodes answer"
+    1230 UdpBlocked Connection true "UDP between two agents is blocked" "open the agents' port for UDP in both directions; until then everything goes over TCP, and QUIC is tried again by itself; mesh.transport = \"tcp\" says that it is meant"
+    1231 TooManyRequests Timeout true "too many requests" "ask less often, or wait for answers before asking more; deploy/README.md has the limits"
     2000 PostgresUnreachable Connection true "PostgreSQL cannot be reached" "start PostgreSQL, or correct [postgres] in agent.toml; the agent retries by itself"
     2001 VersionUnsupported Precondition false "this PostgreSQL version is not supported" "use PostgreSQL 15, 16, 17 or 18"
     2002 WalLevel Precondition false "wal_level is not logical" "alter system set wal_level = logical; then restart PostgreSQL"

@@ -2,7 +2,8 @@
 //!
 //! [`Cluster`] starts nodes, a [`Node`] is asked and told things in SQL, [`Steepctl`] is an operator at its keyboard
 //! and [`Operation`] what they started. [`fault`] breaks parts on purpose, [`Inventory`] lists what a node holds so
-//! that leftovers show, [`ledger`] writes all the while and knows afterwards what must be there. [`until`] waits for
+//! that leftovers show, [`ledger`] writes all the while and knows afterwards what must be there. A [`Line`] is the
+//! network between two nodes, to be cut, and a [`stranger`] does to an agent what no agent does. [`until`] waits for
 //! a fact, never for a time. [`shop`] has tables to copy.
 //!
 //! Everything started is ended when its last [`Node`] drops, also when the spec fails; then the agents' last lines
@@ -17,8 +18,10 @@ pub mod ledger;
 mod logs;
 mod node;
 mod operation;
+mod relay;
 pub mod shop;
 mod steepctl;
+pub mod stranger;
 mod stray;
 mod wait;
 
@@ -31,6 +34,7 @@ pub use self::{
     ledger::Ledger,
     node::{Content, Node},
     operation::Operation,
+    relay::Line,
     steepctl::{Outcome, Steepctl},
     stray::Stray,
     wait::{PATIENCE, until},

@@ -1,7 +1,7 @@
 //! One connection to each peer, and the headline each last gave.
 //!
-//! Any end may dial; of two connections between the same agents the one dialled by the smaller node id is used
-//! and the other is closed a little later, when nothing uses it any more. Once a second each peer is asked
+//! Any end may dial; of two connections between the same agents one is used ([`super::transport`]) and the other is
+//! closed a little later, when nothing uses it any more. Once a second each peer is asked
 //! for its headline, so that any agent can speak of all nodes.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -15,17 +15,19 @@ use steep_protocol::{
     version,
     wire::{
         bulk::BlockSource,
+        connection::Transport,
         endpoint::{BULK_STREAM, Connection, Endpoint},
         rpc::{self, MAX_MESSAGE_BYTES, PeerChannel},
     },
 };
 use tokio::{
     sync::{Mutex, mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
+use super::transport::{self, Candidate, Told};
 use crate::config;
 
 /// How often a peer is asked for its headline.
@@ -34,10 +36,10 @@ const POLL: Duration = Duration::from_secs(1);
 const POLL_LIMIT: Duration = Duration::from_secs(3);
 /// A peer that has not answered for so long is not called up any more.
 const SILENT_AFTER: Duration = Duration::from_secs(5);
-/// Connections dialled from both ends within so long were dialled without knowing of each other.
-const TOGETHER: Duration = Duration::from_secs(3);
-/// How long a connection that is no longer wanted may finish what runs on it.
+/// Who still has a connection in hand that is no longer wanted may begin something on it for so long.
 const GRACE: Duration = Duration::from_secs(30);
+/// Why such a connection is closed.
+const REPLACED: &str = "another connection between us is in use";
 
 /// What this agent tells a peer of itself.
 #[derive(Debug, Clone, Default)]
@@ -58,8 +60,20 @@ pub struct Facts {
 struct Link {
     connection: Connection,
     channel: PeerChannel,
-    /// When we dialled it; `None`: the peer did.
-    dialled: Option<Instant>,
+    /// We have dialled it; else the peer did.
+    dialled: bool,
+    made: Instant,
+}
+
+impl Link {
+    async fn over(connection: Connection, dialled: bool) -> Result<Self, Failure> {
+        let channel = rpc::over(&connection).await?;
+        Ok(Self { connection, channel, dialled, made: Instant::now() })
+    }
+
+    fn candidate(&self) -> Candidate {
+        Candidate { transport: self.connection.transport(), dialled: self.dialled, made: self.made }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -77,6 +91,7 @@ pub struct Peers {
     links: Arc<DashMap<NodeId, Link>>,
     dialling: Arc<DashMap<NodeId, Arc<Mutex<()>>>>,
     views: Arc<DashMap<NodeId, View>>,
+    told: Told,
     facts: watch::Receiver<Facts>,
     tasks: TaskTracker,
 }
@@ -92,6 +107,7 @@ impl Peers {
             links: Arc::default(),
             dialling: Arc::default(),
             views: Arc::default(),
+            told: Told::default(),
             facts,
             tasks: TaskTracker::new(),
         }
@@ -169,6 +185,16 @@ impl Peers {
         self.links.get(node).is_some_and(|link| link.connection.is_local())
     }
 
+    /// What carries the connection to `node`, and why; `None` while there is none.
+    pub fn transport(&self, node: &NodeId) -> Option<Transport> {
+        self.live_link(node).map(|link| link.connection.transport())
+    }
+
+    /// How often peers and others met one of our limits, by its name.
+    pub fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.endpoint.refusals().all()
+    }
+
     /// What each peer last said, as (headline, age); a peer never heard of has an empty one.
     pub fn headlines(&self) -> Vec<v1::NodeHeadline> {
         self.addresses.iter().map(|(node, address)| self.headline(node, address)).collect()
@@ -231,18 +257,42 @@ impl Peers {
             Failure { message: told, ..failure.clone() }.cause(failure.message)
         };
         let connection = self.endpoint.dial(address, node).await.map_err(|error| reach(error.explain()))?;
-        let channel = rpc::over(&connection).await.map_err(reach)?;
-        let link = Link { connection, channel, dialled: Some(Instant::now()) };
-        match self.live_link(node) {
-            // The peer dialled meanwhile, and its id is the smaller one: both ends keep its connection.
-            Some(theirs) if *node < self.me => {
-                link.connection.close("another connection between us is in use");
-                return Ok(theirs);
+        let link = Link::over(connection, true).await.map_err(reach)?;
+        Ok(self.use_one_of(node, link))
+    }
+
+    /// Uses the better of `new` and what there is; the other one is closed once nothing runs on it.
+    fn use_one_of(&self, node: &NodeId, new: Link) -> Link {
+        let old = self.live_link(node);
+        let stays = |old: &Link| transport::old_stays(old.candidate(), new.candidate(), &self.me, node);
+        let (used, loser) = match old {
+            Some(old) if stays(&old) => (old, Some(new)),
+            old => {
+                self.links.insert(node.clone(), new.clone());
+                let transport = new.connection.transport();
+                info!(event = "mesh.peer_up", peer = %node, details.dialled = new.dialled, details.transport = %transport.carrier, "connected to a peer");
+                self.told.tell(node, transport);
+                self.tasks.spawn(self.clone().upgrade(node.clone(), new.connection.clone()));
+                (new, old)
             }
-            _ => self.links.insert(node.clone(), link.clone()),
         };
-        info!(event = "mesh.peer_up", peer = %node, details.dialled = true, "connected to a peer");
-        Ok(link)
+        if let Some(Link { connection, .. }) = loser {
+            self.tasks.spawn(async move { connection.retire(GRACE, REPLACED).await });
+        }
+        used
+    }
+
+    /// Looks for a way back to QUIC while `over_tcp` is used.
+    async fn upgrade(self, node: NodeId, over_tcp: Connection) {
+        let Some(address) = self.addresses.get(&node) else { return };
+        let is_used = || self.transport(&node) == Some(over_tcp.transport());
+        let Some(quic) = transport::back_to_quic(&self.endpoint, address, &node, &over_tcp, is_used).await else { return };
+        match Link::over(quic, true).await {
+            Ok(link) => drop(self.use_one_of(&node, link)),
+            Err(failure) => {
+                warn!(event = "mesh.transport", peer = %node, error = crate::telemetry::failure(&failure), "QUIC answers, but not its requests")
+            }
+        }
     }
 
     fn live_link(&self, node: &NodeId) -> Option<Link> {
@@ -255,21 +305,8 @@ impl Peers {
             connection.close("only agents speak QUIC here; use TCP");
             return;
         };
-        let Ok(channel) = rpc::over(&connection).await else { return };
-        let link = Link { connection, channel, dialled: None };
-        let loser = match self.live_link(&node) {
-            // Both dialled at once: the smaller node id's connection is kept. A peer that dials later has lost ours,
-            // even when we cannot know that yet.
-            Some(ours) if self.me < node && ours.dialled.is_some_and(|at| at.elapsed() < TOGETHER) => Some(link),
-            old => {
-                self.links.insert(node.clone(), link);
-                old
-            }
-        };
-        info!(event = "mesh.peer_up", peer = %node, details.dialled = false, "a peer connected");
-        if let Some(loser) = loser {
-            sleep(GRACE).await;
-            loser.connection.close("another connection between us is in use");
+        if let Ok(link) = Link::over(connection, false).await {
+            self.use_one_of(&node, link);
         }
     }
 

@@ -59,8 +59,10 @@ impl Agent {
         }
     }
 
-    /// Writes agent.toml: this node, its certificates in `pki`, its server, all its `peers`, and `extra` lines.
-    pub fn configure(&self, pki: &Path, server: &Server, peers: &[(&str, &str)], extra: &str) -> Result<()> {
+    /// Writes agent.toml: this node, its certificates in `pki`, its server, all its `peers`, and more lines: for `[mesh]`,
+    /// and for the end.
+    pub fn configure(&self, pki: &Path, server: &Server, peers: &[(&str, &str)], more: [&str; 2]) -> Result<()> {
+        let [in_mesh, extra] = more;
         let Self { node_id, address, http, .. } = self;
         let state_dir = text(&self.state_dir);
         let [cert, key, ca] =
@@ -73,7 +75,7 @@ impl Agent {
             .collect();
         let toml = format!(
             "[node]\nid = {node_id:?}\nstate_dir = {state_dir}\n\n\
-             [mesh]\nlisten = {address:?}\n{peers}\n\
+             [mesh]\nlisten = {address:?}\n{in_mesh}{peers}\n\
              [pki]\ncert = {cert}\nkey = {key}\nca = {ca}\n\n\
              [postgres]\nhost = {host}\nport = {port}\ndbname = {DATABASE:?}\nuser = {USER:?}\nbin_dir = {bin_dir}\n\n\
              [replication]\nconninfo = {conninfo}\n\n\

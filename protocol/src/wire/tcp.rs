@@ -1,0 +1,509 @@
+//! A connection over TCP: a control stream that keeps it alive, and a TCP connection with TLS for each stream.
+//!
+//! Every TCP connection of ALPN `steep/1` begins with a byte that says what it is, as a QUIC stream does, and with the
+//! 16 bytes that name the connection it belongs to. [`CONTROL_STREAM`] makes a connection of that name and lives as
+//! long: either end says something on it every three seconds, datagrams travel on it, and when it ends, all streams
+//! of the connection end. The end that was dialled may not be able to dial back, so it asks on the control stream for a
+//! stream ([`WANT`]), and the dialler brings one ([`WANTED_STREAM`]).
+//!
+//! Frames of the control stream: `u8 kind, u16 length (little-endian), bytes`. Kinds nobody knows are passed over.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::{Semaphore, mpsc, oneshot},
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_rustls::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::{
+    connection::Connection,
+    endpoint::{ALPN, CALLER_ALPN, Endpoint, TLS_NAME},
+    error::{Error, tls_in},
+    identity::{Expect, Identity, PeerId, peer_in},
+    io::Io,
+    limits::{
+        HANDSHAKE_LIMIT, KEEP_ALIVE, MAX_DATAGRAM_BYTES, MAX_FRAME_BYTES, Refusal, SILENT_AFTER, STREAMS_PER_CONNECTION,
+    },
+    streams::Counted,
+    verify::Verdict,
+};
+use crate::{
+    failure::{Explain as _, Failure},
+    ids::NodeId,
+};
+
+/// First byte of a TCP connection that makes a connection and keeps it alive.
+pub const CONTROL_STREAM: u8 = 0x04;
+/// First byte of a TCP connection that the dialled end has asked for: it says next what the stream carries.
+pub const WANTED_STREAM: u8 = 0x05;
+
+/// Whoever sends this takes connections over QUIC.
+pub(super) const TAKES_QUIC: u8 = 1;
+/// The dialler has tried QUIC, and nothing answered.
+pub(super) const UDP_SILENT: u8 = 2;
+
+const HELLO: u8 = 0;
+const PING: u8 = 1;
+const DATAGRAM: u8 = 2;
+const WANT: u8 = 3;
+const BYE: u8 = 4;
+
+/// Frames that wait for the control stream; datagrams above it are lost.
+const FRAMES_WAITING: usize = 64;
+/// For the last frame, and for the streams' own goodbyes.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+type Stream = TlsStream<TcpStream>;
+
+/// One end of a connection over TCP. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Control(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    name: u128,
+    remote: SocketAddr,
+    is_local: bool,
+    /// `None`: the peer has dialled, and must bring the streams we want.
+    dialler: Option<Dialler>,
+    end: CancellationToken,
+    reason: OnceLock<String>,
+    refusal: OnceLock<Failure>,
+    frames: mpsc::Sender<(u8, Bytes)>,
+    wanted: Mutex<HashMap<u64, oneshot::Sender<Stream>>>,
+    next_ticket: AtomicU64,
+    /// Streams the peer wants, and we are bringing.
+    bringing: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+pub(super) struct Dialler {
+    pub(super) identity: Arc<Identity>,
+    pub(super) address: String,
+    pub(super) node: NodeId,
+}
+
+/// What a TCP connection turned out to be.
+#[derive(Debug)]
+pub(super) enum Arrived {
+    /// A gRPC client's.
+    Caller,
+    /// A connection named `name`, by somebody with these flags.
+    Control { name: u128, flags: u8 },
+    /// A stream we have asked for.
+    Wanted { name: u128, ticket: u64 },
+    /// A stream of a connection.
+    Stream { name: u128, kind: u8 },
+}
+
+/// Reads what a TCP connection with a finished handshake is.
+pub(super) async fn sort(stream: &mut Stream) -> io::Result<Arrived> {
+    if stream.get_ref().1.alpn_protocol() == Some(CALLER_ALPN) {
+        return Ok(Arrived::Caller);
+    }
+    let kind = stream.read_u8().await?;
+    let name = stream.read_u128_le().await?;
+    Ok(match kind {
+        CONTROL_STREAM => Arrived::Control { name, flags: stream.read_u8().await? },
+        WANTED_STREAM => Arrived::Wanted { name, ticket: stream.read_u64_le().await? },
+        kind => Arrived::Stream { name, kind },
+    })
+}
+
+/// Dials one TCP connection with TLS. In TLS 1.3 that is done before the other end has judged our certificate.
+async fn connect(
+    identity: &Identity,
+    alpn: &[u8],
+    address: &str,
+    to: &[SocketAddr],
+    expect: Expect,
+) -> Result<(tokio_rustls::client::TlsStream<TcpStream>, PeerId), Error> {
+    let verdict = Verdict::default();
+    let tls = identity.client_config(&[alpn], expect, &verdict).map_err(Error::Tls)?;
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
+    let name = TLS_NAME.try_into().expect("a constant DNS name");
+    let unreachable = |error: io::Error| Error::unreachable(address, error.to_string());
+    let stream = TcpStream::connect(to).await.map_err(unreachable)?;
+    stream.set_nodelay(true).map_err(unreachable)?;
+    let stream = connector.connect(name, stream).await.map_err(|error| match verdict.get().cloned() {
+        Some(failure) => Error::Refused { address: address.to_owned(), failure },
+        None => refused(address, error),
+    })?;
+    let peer = peer_in(stream.get_ref().1.peer_certificates())
+        .map_err(|error| Error::Refused { address: address.to_owned(), failure: error.explain() })?;
+    Ok((stream, peer))
+}
+
+fn refused(address: &str, error: io::Error) -> Error {
+    match tls_in(&error) {
+        Some(failure) => Error::Refused { address: address.to_owned(), failure },
+        None => Error::unreachable(address, error.to_string()),
+    }
+}
+
+fn too_slow(address: &str) -> Error {
+    Error::unreachable(address, format!("no answer over TCP in {} s", HANDSHAKE_LIMIT.as_secs()))
+}
+
+/// Dials a listener for gRPC; for steepctl and other clients that are no agents.
+pub(super) async fn dial_caller(
+    identity: &Identity,
+    address: &str,
+    to: &[SocketAddr],
+    expect: Expect,
+) -> Result<Io, Error> {
+    let shaken = async {
+        let (mut stream, peer) = connect(identity, CALLER_ALPN, address, to, expect).await?;
+        // Its first words (HTTP/2 settings, or an alert) say what the other end thinks of our certificate; left to
+        // HTTP/2, an alert would come out as "connection closed".
+        match stream.fill_buf().await {
+            Ok([]) => Err(Error::unreachable(address, "it closed the connection")),
+            Ok(_) => Ok(Io::called(peer, TlsStream::from(stream))),
+            Err(error) => Err(refused(address, error)),
+        }
+    };
+    timeout(HANDSHAKE_LIMIT, shaken).await.map_err(|_| too_slow(address))?
+}
+
+/// A control stream that the other end has answered, not yet run.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    pub(super) control: Control,
+    pub(super) peer: PeerId,
+    /// What the other end says of itself.
+    pub(super) flags: u8,
+    pub(super) running: Running,
+}
+
+/// What [`run`] needs beside the connection.
+#[derive(Debug)]
+pub(super) struct Running {
+    stream: Stream,
+    frames: mpsc::Receiver<(u8, Bytes)>,
+    /// What to say first, where the peer has dialled.
+    hello: Option<u8>,
+}
+
+/// Dials an agent and makes a connection; both ends have judged each other's certificates when this returns.
+pub(super) async fn dial(dialler: Dialler, to: &[SocketAddr], flags: u8) -> Result<Dialled, Error> {
+    let address = dialler.address.clone();
+    let name = uuid::Uuid::new_v4().as_u128();
+    let shaken = async {
+        let expect = Expect::Node(dialler.node.clone());
+        let (stream, peer) = connect(&dialler.identity, ALPN, &address, to, expect).await?;
+        let mut stream = TlsStream::from(stream);
+        let refused = |error| refused(&address, error);
+        let mut opening = vec![CONTROL_STREAM];
+        opening.extend_from_slice(&name.to_le_bytes());
+        opening.push(flags);
+        stream.write_all(&opening).await.map_err(refused)?;
+        stream.flush().await.map_err(refused)?;
+        match read_frame(&mut stream).await.map_err(refused)? {
+            (HELLO, body) => Ok((stream, peer, body.first().copied().unwrap_or(TAKES_QUIC))),
+            _ => Err(Error::unreachable(&address, "what answers is no agent")),
+        }
+    };
+    let (stream, peer, flags) = timeout(HANDSHAKE_LIMIT, shaken).await.map_err(|_| too_slow(&address))??;
+    let (control, frames) =
+        Control::new(name, stream.get_ref().0, Some(dialler)).map_err(|error| refused(&address, error))?;
+    Ok(Dialled { control, peer, flags, running: Running { stream, frames, hello: None } })
+}
+
+/// The end of a control stream that a peer has opened; [`run`] answers it first, with `flags` that say what we take.
+pub(super) fn answering(stream: Stream, name: u128, flags: u8) -> io::Result<(Control, Running)> {
+    let (control, frames) = Control::new(name, stream.get_ref().0, None)?;
+    Ok((control, Running { stream, frames, hello: Some(flags) }))
+}
+
+impl Control {
+    fn new(
+        name: u128,
+        socket: &TcpStream,
+        dialler: Option<Dialler>,
+    ) -> io::Result<(Self, mpsc::Receiver<(u8, Bytes)>)> {
+        let (frames, waiting) = mpsc::channel(FRAMES_WAITING);
+        let remote = socket.peer_addr()?;
+        let is_local = remote.ip().is_loopback() || socket.local_addr()?.ip() == remote.ip();
+        let inner = Inner {
+            name,
+            remote,
+            is_local,
+            dialler,
+            end: CancellationToken::new(),
+            reason: OnceLock::new(),
+            refusal: OnceLock::new(),
+            frames,
+            wanted: Mutex::default(),
+            next_ticket: AtomicU64::default(),
+            bringing: Arc::new(Semaphore::new(STREAMS_PER_CONNECTION / 2)),
+        };
+        Ok((Self(Arc::new(inner)), waiting))
+    }
+
+    pub(super) fn name(&self) -> u128 {
+        self.0.name
+    }
+
+    /// Ends every stream of the connection.
+    pub(super) fn end(&self) -> &CancellationToken {
+        &self.0.end
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.0.end.is_cancelled()
+    }
+
+    pub(super) fn is_local(&self) -> bool {
+        self.0.is_local
+    }
+
+    pub(super) fn refusal(&self) -> Option<Failure> {
+        self.0.refusal.get().cloned()
+    }
+
+    pub(super) async fn closed(&self) {
+        self.0.end.cancelled().await;
+    }
+
+    pub(super) fn close(&self, reason: &str) {
+        // The first reason counts.
+        let _ = self.0.reason.set(reason.to_owned());
+        self.0.end.cancel();
+    }
+
+    fn gone(&self, peer: &PeerId) -> Error {
+        if let Some(failure) = self.refusal() {
+            return Error::Refused { address: self.0.remote.to_string(), failure };
+        }
+        let reason = self.0.reason.get().cloned().unwrap_or_else(|| "it does not answer".into());
+        Error::Gone { peer: peer.clone(), reason }
+    }
+
+    pub(super) fn send_datagram(&self, peer: &PeerId, datagram: Bytes) -> Result<(), Error> {
+        if self.is_closed() {
+            return Err(self.gone(peer));
+        }
+        // Where none fits any more, it is lost, as datagrams are.
+        let _ = self.0.frames.try_send((DATAGRAM, datagram));
+        Ok(())
+    }
+
+    /// Opens a stream of `kind`: dials, or has the peer dial.
+    pub(super) async fn open(&self, peer: &PeerId, kind: u8, counted: Counted) -> Result<Io, Error> {
+        let opened = async {
+            match &self.0.dialler {
+                Some(dialler) => {
+                    let mut stream = self.dial_stream(dialler).await?;
+                    let opening = [&[kind][..], &self.0.name.to_le_bytes()].concat();
+                    stream.write_all(&opening).await.map_err(|error| refused(&dialler.address, error))?;
+                    Ok(stream)
+                }
+                None => {
+                    let mut stream = self.want_stream(peer).await?;
+                    let gone = |error: io::Error| Error::Gone { peer: peer.clone(), reason: error.to_string() };
+                    stream.write_all(&[kind]).await.map_err(gone)?;
+                    Ok(stream)
+                }
+            }
+        };
+        match self.0.end.run_until_cancelled(timeout(HANDSHAKE_LIMIT, opened)).await {
+            Some(Ok(stream)) => Ok(Io::tcp(peer.clone(), stream?, &self.0.end, counted)),
+            Some(Err(_)) => {
+                let reason = format!("it opened no stream within {} s", HANDSHAKE_LIMIT.as_secs());
+                Err(Error::Gone { peer: peer.clone(), reason })
+            }
+            None => Err(self.gone(peer)),
+        }
+    }
+
+    async fn dial_stream(&self, dialler: &Dialler) -> Result<Stream, Error> {
+        let expect = Expect::Node(dialler.node.clone());
+        let to = [self.0.remote];
+        let (stream, _) = connect(&dialler.identity, ALPN, &dialler.address, &to, expect).await?;
+        Ok(TlsStream::from(stream))
+    }
+
+    async fn want_stream(&self, peer: &PeerId) -> Result<Stream, Error> {
+        let ticket = self.0.next_ticket.fetch_add(1, Ordering::Relaxed);
+        let (bring, brought) = oneshot::channel();
+        self.wanted().insert(ticket, bring);
+        // Taken back also when nobody waits any more.
+        let _waiting = Waiting { control: self, ticket };
+        let asked = self.0.frames.send((WANT, Bytes::copy_from_slice(&ticket.to_le_bytes()))).await;
+        asked.map_err(|_| self.gone(peer))?;
+        brought.await.map_err(|_| self.gone(peer))
+    }
+
+    fn wanted(&self) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Stream>>> {
+        self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A stream we have asked for has come; `false` when nobody waits for it.
+    pub(super) fn brought(&self, ticket: u64, stream: Stream) -> bool {
+        let bring = self.wanted().remove(&ticket);
+        bring.is_some_and(|bring| bring.send(stream).is_ok())
+    }
+}
+
+struct Waiting<'a> {
+    control: &'a Control,
+    ticket: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.control.wanted().remove(&self.ticket);
+    }
+}
+
+/// Keeps `connection` alive until either end closes it, or the other has said nothing for ten seconds.
+pub(super) async fn run(endpoint: &Endpoint, connection: &Connection, control: &Control, running: Running) {
+    let Running { stream, mut frames, hello } = running;
+    let (mut reading, mut writing) = tokio::io::split(stream);
+    let listen = async {
+        loop {
+            let frame = match timeout(SILENT_AFTER, read_frame(&mut reading)).await {
+                Ok(Ok(frame)) => frame,
+                Ok(Err(error)) => return ending(endpoint, control, &error),
+                Err(_) => return format!("nothing was heard for {} s", SILENT_AFTER.as_secs()),
+            };
+            match frame {
+                (DATAGRAM, datagram) if datagram.len() <= MAX_DATAGRAM_BYTES => {
+                    endpoint.arrived(connection.peer(), datagram.into());
+                }
+                (WANT, ticket) => bring(endpoint, connection, control, &ticket),
+                (BYE, reason) => return String::from_utf8_lossy(&reason).into_owned(),
+                (DATAGRAM, _) => return refuse_frame(endpoint, "a datagram is too large"),
+                _ => {}
+            }
+        }
+    };
+    let speak = async {
+        let mut tick = interval(KEEP_ALIVE);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut first = hello.map(|flags| (HELLO, Bytes::copy_from_slice(&[flags])));
+        loop {
+            let (kind, body) = match first.take() {
+                Some(hello) => hello,
+                None => tokio::select! {
+                    Some(frame) = frames.recv() => frame,
+                    _ = tick.tick() => (PING, Bytes::new()),
+                },
+            };
+            match timeout(SILENT_AFTER, write_frame(&mut writing, kind, &body)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return error.to_string(),
+                Err(_) => return format!("nothing could be said for {} s", SILENT_AFTER.as_secs()),
+            }
+        }
+    };
+    tokio::select! {
+        reason = listen => control.close(&reason),
+        reason = speak => control.close(&reason),
+        () = control.closed() => {}
+    }
+    let reason = control.0.reason.get().map_or("", String::as_str);
+    let reason: String = reason.chars().take(200).collect();
+    let goodbye = async {
+        write_frame(&mut writing, BYE, reason.as_bytes()).await?;
+        writing.shutdown().await
+    };
+    // The other end learns it also from the closed socket.
+    let _ = timeout(GOODBYE, goodbye).await;
+}
+
+fn ending(endpoint: &Endpoint, control: &Control, error: &io::Error) -> String {
+    if let Some(failure) = tls_in(error) {
+        let text = failure.message.clone();
+        let _ = control.0.refusal.set(failure);
+        return text;
+    }
+    match error.kind() {
+        io::ErrorKind::InvalidData => refuse_frame(endpoint, "a frame is too large"),
+        _ => error.to_string(),
+    }
+}
+
+fn refuse_frame(endpoint: &Endpoint, reason: &str) -> String {
+    endpoint.gate().count(Refusal::Frame);
+    reason.to_owned()
+}
+
+/// Brings a stream that the peer wants, and takes it in as one the peer has opened.
+fn bring(endpoint: &Endpoint, connection: &Connection, control: &Control, ticket: &[u8]) {
+    let (Some(_), Ok(ticket)) = (&control.0.dialler, <[u8; 8]>::try_from(ticket)) else { return };
+    let Ok(permit) = Arc::clone(&control.0.bringing).try_acquire_owned() else {
+        endpoint.gate().count(Refusal::Streams);
+        return;
+    };
+    let (endpoint, connection, control) = (endpoint.clone(), connection.clone(), control.clone());
+    endpoint.tasks().clone().spawn(async move {
+        let _permit = permit;
+        let brought = async {
+            let dialler = control.0.dialler.as_ref().expect("it was looked at above");
+            let mut stream = control.dial_stream(dialler).await?;
+            let opening = [&[WANTED_STREAM][..], &control.0.name.to_le_bytes(), &ticket].concat();
+            let refused = |error| refused(&dialler.address, error);
+            stream.write_all(&opening).await.map_err(refused)?;
+            stream.flush().await.map_err(refused)?;
+            let kind = stream.read_u8().await.map_err(refused)?;
+            Ok::<_, Error>((kind, stream))
+        };
+        match control.0.end.run_until_cancelled(timeout(HANDSHAKE_LIMIT, brought)).await {
+            Some(Ok(Ok((kind, stream)))) => endpoint.take_in_tcp(&connection, &control, kind, stream).await,
+            Some(Ok(Err(error))) => debug!(%error, "a stream the peer wants could not be brought"),
+            Some(Err(_)) | None => {}
+        }
+    });
+}
+
+async fn read_frame(reading: &mut (impl AsyncRead + Unpin)) -> io::Result<(u8, Vec<u8>)> {
+    let kind = reading.read_u8().await?;
+    let length = usize::from(reading.read_u16_le().await?);
+    if length > MAX_FRAME_BYTES {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut body = vec![0; length];
+    reading.read_exact(&mut body).await?;
+    Ok((kind, body))
+}
+
+async fn write_frame(writing: &mut (impl AsyncWrite + Unpin), kind: u8, body: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(body.len()).expect("frames are small");
+    let frame = [&[kind][..], &length.to_le_bytes(), body].concat();
+    writing.write_all(&frame).await?;
+    writing.flush().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_frame_reads_back_and_one_too_large_is_refused() {
+        let (mut here, mut there) = tokio::io::duplex(64 << 10);
+        for (kind, body) in [(PING, &b""[..]), (DATAGRAM, &[7; MAX_DATAGRAM_BYTES]), (99, b"news")] {
+            write_frame(&mut here, kind, body).await.expect("it is written");
+            assert_eq!(read_frame(&mut there).await.expect("it is read"), (kind, body.to_vec()));
+        }
+        write_frame(&mut here, PING, &[0; MAX_FRAME_BYTES + 1]).await.expect("it is written");
+        let error = read_frame(&mut there).await.expect_err("it is too large");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        drop(here);
+    }
+}
