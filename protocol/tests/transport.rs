@@ -21,13 +21,14 @@ use steep_protocol::{
     v1,
     wire::{
         bulk::{BlockSink, BlockSource},
-        compress::Compression,
+        compress::{Codec, Compression},
         connection::{Carrier, Connection, Transport, Why},
+        datagram::{LARGEST_DATAGRAM, LEAVING},
         endpoint::{Arrivals, BULK_STREAM, Endpoint, Preference, RPC_STREAM},
         identity::{Expect, Identity},
         limits::{
-            BULK_PER_CONNECTION, CONNECTIONS_PER_NODE, MAX_DATAGRAM_BYTES, MAX_FRAME_BYTES, REQUESTS_IN_ONE_GO,
-            REQUESTS_PER_IDENTITY, Refusal,
+            BULK_PER_CONNECTION, CONNECTIONS_PER_NODE, MAX_FRAME_BYTES, REQUESTS_IN_ONE_GO, REQUESTS_PER_IDENTITY,
+            Refusal,
         },
         rpc, tcp,
     },
@@ -91,7 +92,12 @@ impl Pki {
     }
 
     /// The identity, and its chain and key as PEM.
-    fn issue(&self, issuer: &(Issuer<'static, KeyPair>, String), uri: &str, usages: &[Usage]) -> (Arc<Identity>, String, String) {
+    fn issue(
+        &self,
+        issuer: &(Issuer<'static, KeyPair>, String),
+        uri: &str,
+        usages: &[Usage],
+    ) -> (Arc<Identity>, String, String) {
         use std::os::unix::fs::OpenOptionsExt as _;
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let mut params = params("leaf");
@@ -152,10 +158,12 @@ impl TcpOnly {
                 let mut watched = watched.subscribe();
                 tokio::spawn(async move {
                     let Ok(mut far) = TcpStream::connect(to).await else { return };
+                    let stands_still = async { drop(watched.wait_for(|flows| !flows).await) };
                     tokio::select! {
-                        _ = copy_bidirectional(&mut near, &mut far) => {}
-                        _ = watched.wait_for(|flows| !flows) => std::future::pending().await,
+                        _ = copy_bidirectional(&mut near, &mut far) => return,
+                        () = stands_still => {}
                     }
+                    std::future::pending::<()>().await;
                 });
             }
         });
@@ -203,11 +211,19 @@ async fn a_connection_carries_the_same_over_quic_and_tcp_whoever_dialled() {
 
         blocks_arrive(&ours, &mut at_b).await;
         blocks_arrive(&theirs, &mut at_a).await;
-        for (from, arrivals, by) in [(&ours, &mut at_b, "node_a"), (&theirs, &mut at_a, "node_b")] {
-            from.send_datagram(Bytes::from_static(b"are you there?")).expect("it is sent");
-            let (who, datagram) = soon(arrivals.datagrams.recv()).await.expect("it arrives");
-            assert_eq!((who.node(), &datagram[..]), (Some(&id(by)), &b"are you there?"[..]));
-            from.send_datagram(vec![0; MAX_DATAGRAM_BYTES + 1].into()).expect_err("it is too large");
+        for (from, to) in [(&ours, &theirs), (&theirs, &ours)] {
+            for bytes in [Bytes::from_static(b"are you there?"), vec![7; LARGEST_DATAGRAM].into()] {
+                assert!(from.send_datagram(bytes.clone()), "it is sent");
+                assert_eq!(soon(to.receive_datagram()).await, Some(bytes));
+            }
+            assert!(!from.send_datagram(vec![0; LARGEST_DATAGRAM + 1].into()), "it is too large");
+            assert!(from.packets_received() > 0 && !from.was_left());
+            let measured = async {
+                while from.rtt().is_zero() {
+                    sleep(Duration::from_millis(100)).await;
+                }
+            };
+            soon(measured).await;
         }
 
         // Its end is the end of every stream, at both ends.
@@ -216,13 +232,14 @@ async fn a_connection_carries_the_same_over_quic_and_tcp_whoever_dialled() {
             streams.push(opener.open(RPC_STREAM).await.expect("a stream opens"));
             streams.push(soon(arrivals.rpc.recv()).await.expect("it arrives"));
         }
-        theirs.close("enough");
+        theirs.close(LEAVING);
         for stream in &mut streams {
             let read = soon(stream.read(&mut [0; 10])).await;
             assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
         }
         soon(ours.closed()).await;
-        assert!(ours.is_closed() && theirs.is_closed());
+        assert!(ours.is_closed() && theirs.is_closed() && ours.was_left() && !theirs.was_left());
+        assert_eq!(soon(ours.receive_datagram()).await, None);
         ours.open(RPC_STREAM).await.expect_err("nothing opens on it any more");
         soon(a.close()).await;
         soon(b.close()).await;
@@ -316,7 +333,7 @@ async fn blocks_nobody_reads_hold_up_no_request() {
             let io = soon(at_a.bulk.recv()).await.expect("it arrives");
             sending.spawn(async move {
                 let (_, io) = BlockSink::accept(io, SOON).await.expect("with its request");
-                let mut sink = BlockSink::new(io, Compression::None, true);
+                let mut sink = BlockSink::new(io, Compression::Fixed(Codec::Raw), true);
                 // For ever, if somebody took it.
                 while sink.send(&[7; 512 << 10]).await.is_ok() {}
             });
@@ -345,8 +362,7 @@ async fn blocks_nobody_reads_hold_up_no_request() {
 fn raw_client(chain: &str, key: &str, alpn: &[u8]) -> TlsConnector {
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let chain: Vec<_> =
-        CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>().expect("a chain");
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>().expect("a chain");
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key");
     let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -370,7 +386,7 @@ mod gullible {
     };
 
     #[derive(Debug)]
-    pub struct Gullible(pub Arc<CryptoProvider>);
+    pub(super) struct Gullible(pub(super) Arc<CryptoProvider>);
 
     impl ServerCertVerifier for Gullible {
         fn verify_server_cert(
@@ -421,7 +437,8 @@ async fn what_makes_no_sense_is_dropped_and_counted_and_nobody_else_notices() {
     let name = 7u128.to_le_bytes();
     let connect = async |client: &TlsConnector, words: &[u8]| {
         let stream = TcpStream::connect(address).await.expect("somebody listens");
-        let mut stream = client.connect("x.example".try_into().expect("a name"), stream).await.expect("a good certificate");
+        let mut stream =
+            client.connect("x.example".try_into().expect("a name"), stream).await.expect("a good certificate");
         stream.write_all(words).await.expect("it can be written");
         stream.flush().await.expect("it can be written");
         stream
@@ -440,11 +457,31 @@ async fn what_makes_no_sense_is_dropped_and_counted_and_nobody_else_notices() {
 
     let cases: [(&str, &TlsConnector, Vec<u8>, Refusal); 6] = [
         ("an unknown kind", &client, [&[0x77][..], &name].concat(), Refusal::StreamUnknown),
-        ("a connection that is not there", &client, [&[RPC_STREAM][..], &8u128.to_le_bytes()].concat(), Refusal::ConnectionUnknown),
+        (
+            "a connection that is not there",
+            &client,
+            [&[RPC_STREAM][..], &8u128.to_le_bytes()].concat(),
+            Refusal::ConnectionUnknown,
+        ),
         ("somebody else's connection", &other, [&[BULK_STREAM][..], &name].concat(), Refusal::ConnectionUnknown),
-        ("a stream nobody wants", &client, [&[tcp::WANTED_STREAM][..], &name, &[9; 8]].concat(), Refusal::ConnectionUnknown),
-        ("a name that is taken", &client, [&[tcp::CONTROL_STREAM][..], &name, &[1]].concat(), Refusal::ConnectionUnknown),
-        ("somebody else's name", &other, [&[tcp::CONTROL_STREAM][..], &name, &[1]].concat(), Refusal::ConnectionUnknown),
+        (
+            "a stream nobody wants",
+            &client,
+            [&[tcp::WANTED_STREAM][..], &name, &[9; 8]].concat(),
+            Refusal::ConnectionUnknown,
+        ),
+        (
+            "a name that is taken",
+            &client,
+            [&[tcp::CONTROL_STREAM][..], &name, &[1]].concat(),
+            Refusal::ConnectionUnknown,
+        ),
+        (
+            "somebody else's name",
+            &other,
+            [&[tcp::CONTROL_STREAM][..], &name, &[1]].concat(),
+            Refusal::ConnectionUnknown,
+        ),
     ];
     for (what, client, words, reason) in cases {
         let before = a.refusals().of(reason);

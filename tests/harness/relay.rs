@@ -350,9 +350,8 @@ impl Line {
 
     /// Bytes that passed between the agents so far, over UDP and over TCP.
     pub fn moved(&self) -> [u64; 2] {
-        let sum = |carrier: usize| {
-            self.before.iter().map(|relays| relays[0].moved[carrier].load(Ordering::Relaxed)).sum()
-        };
+        let sum =
+            |carrier: usize| self.before.iter().map(|relays| relays[0].moved[carrier].load(Ordering::Relaxed)).sum();
         [sum(0), sum(1)]
     }
 }

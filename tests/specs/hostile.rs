@@ -9,12 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use steep_protocol::{
-    v1,
-    wire::{
-        endpoint::{BULK_STREAM, Connection, Endpoint, Preference, RPC_STREAM},
-        identity::Identity,
-    },
+use steep_protocol::wire::{
+    endpoint::{BULK_STREAM, Connection, Endpoint, Preference, RPC_STREAM},
+    identity::Identity,
 };
 use steep_tests::{
     Cluster, Node, PATIENCE, shop,
@@ -322,9 +319,11 @@ async fn a_reader_that_stands_still_or_goes_away_amid_a_part_leaves_nothing_at_w
             .agent_toml("[copy]\nsession_lease = \"8s\"")
             .start()
             .await;
-        a.sql("create table wide (id bigint primary key, text text not null);
-               insert into wide select n, repeat(md5(n::text), 30) from generate_series(1, 60000) n; analyze")
-            .await;
+        a.sql(
+            "create table wide (id bigint primary key, text text not null);
+               insert into wide select n, repeat(md5(n::text), 30) from generate_series(1, 60000) n; analyze",
+        )
+        .await;
         let before = a.agent_memory();
         let readers = async |what: &str| {
             until(what, PATIENCE, async || {
@@ -351,9 +350,8 @@ async fn a_reader_that_stands_still_or_goes_away_amid_a_part_leaves_nothing_at_w
         })
         .await;
         until("a part is read", PATIENCE, async || {
-            let at_work: i64 = a
-                .value("select count(*) from pg_stat_activity where application_name like 'steep-copy-out-%'")
-                .await;
+            let at_work: i64 =
+                a.value("select count(*) from pg_stat_activity where application_name like 'steep-copy-out-%'").await;
             if at_work > 0 { Ok(()) } else { Err("nobody reads") }
         })
         .await;

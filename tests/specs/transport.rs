@@ -103,7 +103,7 @@ async fn where_udp_is_blocked_tcp_takes_over_within_seconds_and_quic_comes_back_
     .await;
     line.heal();
     let began = Instant::now();
-    says(&b, "UDP works again", Duration::from_secs(100)).await;
+    says(&b, "UDP works again", Duration::from_secs(150)).await;
     eprintln!("QUIC was back {:.1} s after UDP was open", began.elapsed().as_secs_f64());
     op.completes().await;
     b.holds_the_same_as(&a, "orders").await;

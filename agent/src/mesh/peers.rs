@@ -286,7 +286,9 @@ impl Peers {
     async fn upgrade(self, node: NodeId, over_tcp: Connection) {
         let Some(address) = self.addresses.get(&node) else { return };
         let is_used = || self.transport(&node) == Some(over_tcp.transport());
-        let Some(quic) = transport::back_to_quic(&self.endpoint, address, &node, &over_tcp, is_used).await else { return };
+        let Some(quic) = transport::back_to_quic(&self.endpoint, address, &node, &over_tcp, is_used).await else {
+            return;
+        };
         match Link::over(quic, true).await {
             Ok(link) => drop(self.use_one_of(&node, link)),
             Err(failure) => {

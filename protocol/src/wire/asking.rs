@@ -116,10 +116,7 @@ impl HttpBody for Timed {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
         let me = self.get_mut();
         let frame = Pin::new(&mut me.body).poll_frame(cx);
         // A stream of requests that is answered as it comes may take its time.

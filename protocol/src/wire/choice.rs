@@ -1,7 +1,7 @@
 //! QUIC or TCP: which one a dialler takes.
 //!
 //! QUIC comes first and has half a second for itself. Then TCP is dialled beside it, and waits: if QUIC has not
-//! answered two seconds after the beginning, TCP is taken. A node whose UDP stayed silent is dialled over TCP alone
+//! answered two seconds after the beginning, TCP is taken. An address whose UDP stayed silent is dialled over TCP alone
 //! for some minutes, so that nobody waits for it again and again; whoever wants QUIC back asks for it by
 //! [`Endpoint::dial_quic`].
 
@@ -13,14 +13,14 @@ use super::{
     connection::{Connection, Why},
     endpoint::Endpoint,
     error::Error,
+    identity::Expect,
 };
-use crate::ids::NodeId;
 
 /// How long QUIC is tried alone.
 const HEAD_START: Duration = Duration::from_millis(500);
 /// How long an open TCP connection waits for QUIC.
 const QUIC_LIMIT: Duration = Duration::from_secs(2);
-/// How long a node whose UDP was silent is dialled over TCP alone.
+/// How long an address whose UDP was silent is dialled over TCP alone.
 pub(super) const SILENCE_LASTS: Duration = Duration::from_secs(600);
 
 /// `mesh.transport`: what an agent dials and takes.
@@ -36,25 +36,25 @@ pub enum Preference {
     Tcp,
 }
 
-/// Dials `node` by `endpoint`'s preference.
-pub(super) async fn dial(endpoint: &Endpoint, address: &str, node: &NodeId) -> Result<Connection, Error> {
+/// Dials whom we expect at `address` by `endpoint`'s preference.
+pub(super) async fn dial(endpoint: &Endpoint, address: &str, expect: &Expect) -> Result<Connection, Error> {
     match endpoint.preference() {
-        Preference::Quic => endpoint.dial_quic(address, node).await,
-        Preference::Tcp => endpoint.dial_tcp(address, node, Why::Configured).await,
-        Preference::Auto if endpoint.udp_is_silent(node) => {
-            match endpoint.dial_tcp(address, node, Why::UdpSilent).await {
+        Preference::Quic => endpoint.dial_over_quic(address, expect).await,
+        Preference::Tcp => endpoint.dial_over_tcp(address, expect, Why::Configured).await,
+        Preference::Auto if endpoint.udp_is_silent(address) => {
+            match endpoint.dial_over_tcp(address, expect, Why::UdpSilent).await {
                 Ok(connection) => Ok(connection),
                 // It may have moved to where UDP works.
-                Err(_) => race(endpoint, address, node).await,
+                Err(_) => race(endpoint, address, expect).await,
             }
         }
-        Preference::Auto => race(endpoint, address, node).await,
+        Preference::Auto => race(endpoint, address, expect).await,
     }
 }
 
-async fn race(endpoint: &Endpoint, address: &str, node: &NodeId) -> Result<Connection, Error> {
+async fn race(endpoint: &Endpoint, address: &str, expect: &Expect) -> Result<Connection, Error> {
     let began = Instant::now();
-    let mut quic = pin!(endpoint.dial_quic(address, node));
+    let mut quic = pin!(endpoint.dial_over_quic(address, expect));
     let mut quic_failed = match timeout(HEAD_START, &mut quic).await {
         // Judged: TCP would judge the same.
         Ok(Ok(connection)) => return Ok(connection),
@@ -62,7 +62,7 @@ async fn race(endpoint: &Endpoint, address: &str, node: &NodeId) -> Result<Conne
         Ok(Err(error)) => Some(error),
         Err(_) => None,
     };
-    let mut tcp = pin!(endpoint.dial_tcp(address, node, Why::UdpSilent));
+    let mut tcp = pin!(endpoint.dial_over_tcp(address, expect, Why::UdpSilent));
     let mut over_tcp: Option<Result<Connection, Error>> = None;
     let mut limit = pin!(sleep_until(began + QUIC_LIMIT));
     let mut is_late = false;
@@ -85,7 +85,7 @@ async fn race(endpoint: &Endpoint, address: &str, node: &NodeId) -> Result<Conne
         }
         match over_tcp.take() {
             Some(Ok(connection)) => {
-                endpoint.udp_was_silent(node);
+                endpoint.udp_was_silent(address);
                 return Ok(connection);
             }
             Some(Err(error @ Error::Refused { .. })) => return Err(error),

@@ -1,11 +1,7 @@
 //! One connection to an authenticated peer, over QUIC or over TCP; both ends open streams on it.
 
-use std::{
-    fmt,
-    time::Duration,
-};
+use std::{fmt, time::Duration};
 
-use bytes::Bytes;
 use quinn::VarInt;
 use tokio::time::{Instant, sleep};
 
@@ -13,7 +9,6 @@ use super::{
     error::{Error, refusal_in},
     identity::PeerId,
     io::Io,
-    limits::MAX_DATAGRAM_BYTES,
     quic,
     streams::Streams,
     tcp,
@@ -34,12 +29,19 @@ pub enum Carrier {
     Tcp,
 }
 
-impl fmt::Display for Carrier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl Carrier {
+    /// `quic` or `tcp`.
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Quic => "quic",
             Self::Tcp => "tcp",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Carrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
     }
 }
 
@@ -152,6 +154,11 @@ impl Connection {
         }
     }
 
+    /// No stream lives on it, of whichever end.
+    pub fn is_idle(&self) -> bool {
+        self.streams.open() == (0, 0)
+    }
+
     /// Waits until nothing runs on it any more, at least for `grace`, then closes it.
     ///
     /// For a connection that another one has replaced: who still has it in hand may begin something within `grace`.
@@ -190,18 +197,6 @@ impl Connection {
         match &self.link {
             Link::Quic(quic) => quic::open(quic, &self.peer, kind, counted).await,
             Link::Tcp(control) => control.open(&self.peer, kind, counted).await,
-        }
-    }
-
-    /// Sends one datagram of at most [`MAX_DATAGRAM_BYTES`], which may get lost.
-    pub fn send_datagram(&self, datagram: Bytes) -> Result<(), Error> {
-        if datagram.len() > MAX_DATAGRAM_BYTES {
-            let reason = format!("a datagram of {} bytes is too large", datagram.len());
-            return Err(Error::Gone { peer: self.peer.clone(), reason });
-        }
-        match &self.link {
-            Link::Quic(quic) => quic::send_datagram(quic, &self.peer, datagram),
-            Link::Tcp(control) => control.send_datagram(&self.peer, datagram),
         }
     }
 }

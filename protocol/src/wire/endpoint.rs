@@ -15,7 +15,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use quinn::VarInt;
 use tokio::{
     net::{TcpListener, TcpStream, lookup_host},
@@ -34,6 +33,7 @@ pub use super::{
 use super::{
     choice::{self, SILENCE_LASTS},
     connection::Link,
+    datagram::LEAVING,
     gate::{Gate, Handshake},
     identity::{Expect, Identity, PeerId, peer_in},
     io::Io,
@@ -68,8 +68,6 @@ pub struct Arrivals {
     pub bulk: mpsc::Receiver<Io>,
     /// Connections that peers have dialled.
     pub connections: mpsc::Receiver<Connection>,
-    /// Datagrams, by whom they come from.
-    pub datagrams: mpsc::Receiver<(PeerId, Bytes)>,
 }
 
 /// Streams for [`rpc::serve`](super::rpc::serve).
@@ -96,7 +94,6 @@ struct Inbox {
     rpc: mpsc::Sender<Io>,
     bulk: mpsc::Sender<Io>,
     connections: mpsc::Sender<Connection>,
-    datagrams: mpsc::Sender<(PeerId, Bytes)>,
 }
 
 /// Listens and dials for one agent. Clones share the sockets.
@@ -110,7 +107,8 @@ pub struct Endpoint {
     gate: Gate,
     /// Connections over TCP by their names.
     over_tcp: Arc<Mutex<HashMap<u128, Connection>>>,
-    silent: Arc<Mutex<HashMap<NodeId, Instant>>>,
+    /// Addresses that have answered over TCP, but not over UDP, and since when.
+    silent: Arc<Mutex<HashMap<String, Instant>>>,
     tasks: TaskTracker,
     stop: CancellationToken,
     address: SocketAddr,
@@ -147,13 +145,12 @@ impl Endpoint {
         let (rpc, streams) = mpsc::channel(ARRIVALS_WAITING);
         let (bulk, bulk_out) = mpsc::channel(ARRIVALS_WAITING);
         let (connections, connections_out) = mpsc::channel(ARRIVALS_WAITING);
-        let (datagrams, datagrams_out) = mpsc::channel(ARRIVALS_WAITING);
         let gate = Gate::default();
         let endpoint = Self {
             quic,
             identity,
             preference,
-            inbox: Inbox { rpc, bulk, connections, datagrams },
+            inbox: Inbox { rpc, bulk, connections },
             gate: gate.clone(),
             over_tcp: Arc::default(),
             silent: Arc::default(),
@@ -166,7 +163,7 @@ impl Endpoint {
         }
         endpoint.tasks.spawn(endpoint.clone().accept_tcp(tcp, TlsAcceptor::from(Arc::new(acceptor))));
         let rpc = Calls { streams, gate };
-        Ok((endpoint, Arrivals { rpc, bulk: bulk_out, connections: connections_out, datagrams: datagrams_out }))
+        Ok((endpoint, Arrivals { rpc, bulk: bulk_out, connections: connections_out }))
     }
 
     /// Where it listens; the port is the real one where 0 was asked for.
@@ -201,19 +198,28 @@ impl Endpoint {
     ///
     /// Over QUIC the other end may still refuse ours: that shows in the first stream, as [`Error::Refused`].
     pub async fn dial(&self, address: &str, node: &NodeId) -> Result<Connection, Error> {
-        choice::dial(self, address, node).await
+        choice::dial(self, address, &Expect::Node(node.clone())).await
+    }
+
+    /// Dials whichever node of our mesh answers at `address`; its certificate says which one that is.
+    pub async fn dial_any(&self, address: &str) -> Result<Connection, Error> {
+        choice::dial(self, address, &Expect::AnyNode).await
     }
 
     /// [`Endpoint::dial`] over QUIC, whatever is preferred.
     pub async fn dial_quic(&self, address: &str, node: &NodeId) -> Result<Connection, Error> {
+        self.dial_over_quic(address, &Expect::Node(node.clone())).await
+    }
+
+    pub(super) async fn dial_over_quic(&self, address: &str, expect: &Expect) -> Result<Connection, Error> {
         let Some(endpoint) = &self.quic else {
             return Err(Error::unreachable(address, "mesh.transport is tcp"));
         };
         let mut last = Error::unreachable(address, "the name has no address");
         for to in resolve(address).await? {
-            match quic::dial(endpoint, &self.identity, address, to, node).await {
+            match quic::dial(endpoint, &self.identity, address, to, expect).await {
                 Ok((quic, peer)) => {
-                    locked(&self.silent).remove(node);
+                    locked(&self.silent).remove(address);
                     let connection = Connection::new(Link::Quic(quic.clone()), peer, Why::First);
                     self.serve_quic(connection.clone(), quic);
                     return Ok(connection);
@@ -225,14 +231,12 @@ impl Endpoint {
         Err(last)
     }
 
-    /// [`Endpoint::dial`] over TCP, because of `why`.
-    pub(super) async fn dial_tcp(&self, address: &str, node: &NodeId, why: Why) -> Result<Connection, Error> {
+    /// Dials over TCP, because of `why`.
+    pub(super) async fn dial_over_tcp(&self, address: &str, expect: &Expect, why: Why) -> Result<Connection, Error> {
         let to = resolve(address).await?;
-        let takes = if self.preference == Preference::Tcp { 0 } else { tcp::TAKES_QUIC };
-        let flags = takes | if why == Why::UdpSilent { tcp::UDP_SILENT } else { 0 };
-        let identity = Arc::clone(&self.identity);
-        let dialler = tcp::Dialler { identity, address: address.to_owned(), node: node.clone() };
-        let dialled = tcp::dial(dialler, &to, flags).await?;
+        let flags = self.takes() | if why == Why::UdpSilent { tcp::UDP_SILENT } else { 0 };
+        let dialler = tcp::Dialler { identity: Arc::clone(&self.identity), address: address.to_owned() };
+        let dialled = tcp::dial(dialler, &to, expect, flags).await?;
         let why = match dialled.flags & tcp::TAKES_QUIC {
             0 if why == Why::UdpSilent => Why::ConfiguredThere,
             _ => why,
@@ -240,17 +244,29 @@ impl Endpoint {
         Ok(self.serve_tcp(dialled.control, dialled.peer, why, dialled.running))
     }
 
-    pub(super) fn udp_is_silent(&self, node: &NodeId) -> bool {
-        locked(&self.silent).get(node).is_some_and(|since| since.elapsed() < SILENCE_LASTS)
+    /// What this end says of itself on a control stream.
+    fn takes(&self) -> u8 {
+        if self.preference == Preference::Tcp { 0 } else { tcp::TAKES_QUIC }
     }
 
-    pub(super) fn udp_was_silent(&self, node: &NodeId) {
-        locked(&self.silent).insert(node.clone(), Instant::now());
+    /// No answer came from `address` over UDP, not long ago.
+    pub(super) fn udp_is_silent(&self, address: &str) -> bool {
+        locked(&self.silent).get(address).is_some_and(|since| since.elapsed() < SILENCE_LASTS)
     }
 
-    /// Stops accepting and dialling, tells the peers, and waits until every task of the endpoint has ended.
+    pub(super) fn udp_was_silent(&self, address: &str) {
+        let mut silent = locked(&self.silent);
+        silent.retain(|_, since| since.elapsed() < SILENCE_LASTS);
+        silent.insert(address.to_owned(), Instant::now());
+    }
+
+    /// Stops accepting and dialling, says goodbye to the peers, and waits until every task of the endpoint has ended.
     pub async fn close(&self) {
-        let reason = "the agent is shutting down";
+        self.close_with(LEAVING).await;
+    }
+
+    /// The same with another reason than a goodbye.
+    pub async fn close_with(&self, reason: &str) {
         self.stop.cancel();
         for connection in self.gate.connections() {
             connection.close(reason);
@@ -275,7 +291,9 @@ impl Endpoint {
             }
             let (endpoint, handshake) = (self.clone(), self.gate.begin(from));
             self.tasks.spawn(async move {
-                let Some(shaken) = endpoint.shake(handshake, "quic", from, async { incoming.await }).await else { return };
+                let Some(shaken) = endpoint.shake(handshake, "quic", from, async { incoming.await }).await else {
+                    return;
+                };
                 match quic::peer_of(&shaken) {
                     Ok(peer) => {
                         let connection = Connection::new(Link::Quic(shaken.clone()), peer, Why::First);
@@ -319,12 +337,7 @@ impl Endpoint {
                     endpoint.tasks.clone().spawn(async move { endpoint.take_in_quic(&connection, send, recv).await });
                 }
             };
-            let datagrams = async {
-                while let Ok(datagram) = quic.read_datagram().await {
-                    endpoint.arrived(connection.peer(), datagram);
-                }
-            };
-            endpoint.stop.run_until_cancelled(async { tokio::join!(streams, datagrams) }).await;
+            endpoint.stop.run_until_cancelled(streams).await;
         });
     }
 
@@ -364,13 +377,6 @@ impl Endpoint {
         }
     }
 
-    /// Hands on a datagram, unless too many wait already.
-    pub(super) fn arrived(&self, from: &PeerId, datagram: Bytes) {
-        if self.inbox.datagrams.try_send((from.clone(), datagram)).is_err() {
-            self.gate.count(Refusal::Datagram);
-        }
-    }
-
     async fn accept_tcp(self, listener: TcpListener, acceptor: TlsAcceptor) {
         while let Some(accepted) = self.stop.run_until_cancelled(listener.accept()).await {
             let Ok((stream, from)) = accepted else {
@@ -403,14 +409,13 @@ impl Endpoint {
                 if peer.node().is_none() || locked(&self.over_tcp).contains_key(&name) {
                     return self.gate.count(Refusal::ConnectionUnknown);
                 }
-                let takes = if self.preference == Preference::Tcp { 0 } else { tcp::TAKES_QUIC };
                 let why = match flags {
                     _ if self.preference == Preference::Tcp => Why::Configured,
                     flags if flags & tcp::UDP_SILENT != 0 => Why::UdpSilent,
                     _ => Why::ConfiguredThere,
                 };
                 // The socket is gone already: so is the peer.
-                let Ok((control, running)) = tcp::answering(stream, name, takes) else { return };
+                let Ok((control, running)) = tcp::answering(stream, name, self.takes()) else { return };
                 let connection = self.serve_tcp(control, peer, why, running);
                 let _ = self.inbox.connections.send(connection).await;
             }
@@ -434,7 +439,7 @@ impl Endpoint {
         locked(&self.over_tcp).insert(control.name(), connection.clone());
         self.gate.connected(connection.clone());
         if self.stop.is_cancelled() {
-            connection.close("the agent is shutting down");
+            connection.close(LEAVING);
         }
         let (endpoint, served) = (self.clone(), connection.clone());
         self.tasks.spawn(async move {

@@ -321,7 +321,8 @@ mod tests {
         // From many addresses: the busiest one pays.
         let many: Vec<_> = (3..=255).map(|last| gate.begin(address(last))).collect();
         assert_eq!(gate.handshakes(), HANDSHAKES_AT_ONCE);
-        assert!(!honest.pushed_out.is_cancelled() && flood.last().expect("many").pushed_out.is_cancelled());
+        let left = flood.iter().filter(|handshake| !handshake.pushed_out.is_cancelled()).count();
+        assert!(!honest.pushed_out.is_cancelled() && left < HANDSHAKES_PER_ADDRESS / 2, "{left} are left");
         assert_eq!(honest.hold(async { Ok::<_, ()>(1) }).await, Some(Ok(1)));
         flood.clear();
         drop(many);
@@ -351,8 +352,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_identity_may_ask_in_bursts_then_at_its_rate_and_is_cut_when_it_never_stops() {
         let gate = Gate::default();
-        let [loud, quiet] =
-            ["node_a", "node_b"].map(|id| Who::Node(id.parse().expect("a node")));
+        let [loud, quiet] = ["node_a", "node_b"].map(|id| Who::Node(id.parse().expect("a node")));
         let mut gone = 0;
         while let Verdict::Go(asking) = gate.asks(&loud) {
             drop(asking);

@@ -30,20 +30,21 @@ pub const CALLERS_PER_IDENTITY: usize = 64;
 /// Streams of one connection, in both directions together: 16 parts, requests, replication links, and room.
 pub const STREAMS_PER_CONNECTION: usize = 128;
 /// Bulk streams a peer has open on one connection: each costs a session of PostgreSQL. A target has 16 at most, and
-/// one for the schema.
-pub const BULK_PER_CONNECTION: usize = 32;
+/// one for the schema; parts that end and begin overlap.
+pub const BULK_PER_CONNECTION: usize = 24;
 /// One stream's bytes on the way. Never above 2.4 MiB: quinn closes a connection at 1,024 holes in one stream.
 pub const STREAM_WINDOW: u32 = 2 << 20;
-/// One connection's bytes on the way, each direction: what sixteen streams fill.
-pub const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
+/// One connection's bytes on the way, each direction: what all its bulk streams can fill and nobody reads, and eight
+/// streams more, so that requests still come through.
+pub const CONNECTION_WINDOW: u32 = (BULK_PER_CONNECTION as u32 + 8) * STREAM_WINDOW;
 /// Datagrams waiting to be read or sent, on one connection; the rest is lost, as datagrams are.
 pub const DATAGRAM_BYTES_WAITING: usize = 256 << 10;
-/// The largest datagram: what goes through every path QUIC goes through.
-pub const MAX_DATAGRAM_BYTES: usize = 1_200;
 /// The largest frame on a control stream: a datagram, or the reason for an end.
 pub const MAX_FRAME_BYTES: usize = 2_048;
 /// Streams and connections that wait to be picked up by the rooms.
 pub const ARRIVALS_WAITING: usize = 64;
+/// Datagrams over TCP that wait to be read, on one connection.
+pub const DATAGRAMS_WAITING: usize = 64;
 
 /// A peer that has said nothing for so long is gone.
 pub const SILENT_AFTER: Duration = Duration::from_secs(10);

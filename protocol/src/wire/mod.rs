@@ -1,8 +1,8 @@
 //! How the words travel: identities, one endpoint, gRPC, and streams of blocks.
 //!
 //! [`identity`] turns certificate files into TLS settings and says who a peer is; [`endpoint`] listens and
-//! dials, QUIC and TCP on one port number, as [`choice`] decides; a [`connection`] is carried by `quic` or `tcp` and
-//! counts its `streams`; [`limits`] says how much anybody may make us hold, `gate` and `asking` see to it; [`rpc`] is
+//! dials, QUIC and TCP on one port number, as [`choice`] decides; a [`connection`] is carried by `quic` or `tcp`, counts
+//! its `streams` and has [`datagram`]s beside them; [`limits`] says how much anybody may make us hold, `gate` and `asking` see to it; [`rpc`] is
 //! gRPC over any stream; [`bulk`] is one stream of checked blocks. The only place that names `quinn`, `rustls` and
 //! `tonic::transport`.
 
@@ -11,6 +11,7 @@ pub mod bulk;
 pub mod choice;
 pub mod compress;
 pub mod connection;
+pub mod datagram;
 pub mod endpoint;
 mod error;
 mod gate;

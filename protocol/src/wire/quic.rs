@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use quinn::{
     IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
@@ -21,13 +20,13 @@ use super::{
     identity::{self, Expect, Identity, PeerId, peer_in},
     io::Io,
     limits::{
-        CONNECTION_WINDOW, DATAGRAM_BYTES_WAITING, HANDSHAKE_LIMIT, HANDSHAKES_AT_ONCE, KEEP_ALIVE, QUIC_INCOMING_BYTES,
-        SILENT_AFTER, STREAM_WINDOW, STREAMS_PER_CONNECTION,
+        CONNECTION_WINDOW, DATAGRAM_BYTES_WAITING, HANDSHAKE_LIMIT, HANDSHAKES_AT_ONCE, KEEP_ALIVE,
+        QUIC_INCOMING_BYTES, SILENT_AFTER, STREAM_WINDOW, STREAMS_PER_CONNECTION,
     },
     streams::Counted,
     verify::Verdict,
 };
-use crate::{failure::Explain as _, ids::NodeId};
+use crate::failure::Explain as _;
 
 /// Debian's default of 208 KiB loses packets from 100 MB/s on.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
@@ -49,26 +48,23 @@ pub(super) fn listen(address: SocketAddr, identity: &Identity) -> Result<quinn::
     quinn::Endpoint::new(settings, Some(server), udp, Arc::new(quinn::TokioRuntime)).map_err(listen)
 }
 
-/// Dials `node` at `to`; waits at most [`HANDSHAKE_LIMIT`].
+/// Dials whom we expect at `to`; waits at most [`HANDSHAKE_LIMIT`].
 pub(super) async fn dial(
     endpoint: &quinn::Endpoint,
     identity: &Identity,
     address: &str,
     to: SocketAddr,
-    node: &NodeId,
+    expect: &Expect,
 ) -> Result<(quinn::Connection, PeerId), Error> {
     let verdict = Verdict::default();
-    let tls = identity.client_config(&[ALPN], Expect::Node(node.clone()), &verdict).map_err(Error::Tls)?;
+    let tls = identity.client_config(&[ALPN], expect.clone(), &verdict).map_err(Error::Tls)?;
     let tls = QuicClientConfig::try_from(tls).map_err(|error| Error::Tls(general(&error)))?;
     let mut client = quinn::ClientConfig::new(Arc::new(tls));
     client.transport_config(transport());
-    let connecting = endpoint
-        .connect_with(client, to, TLS_NAME)
-        .map_err(|error| Error::unreachable(address, error.to_string()))?;
+    let connecting =
+        endpoint.connect_with(client, to, TLS_NAME).map_err(|error| Error::unreachable(address, error.to_string()))?;
     match timeout(HANDSHAKE_LIMIT, connecting).await {
-        Err(_) => {
-            Err(Error::unreachable(address, format!("no answer over UDP in {} s", HANDSHAKE_LIMIT.as_secs())))
-        }
+        Err(_) => Err(Error::unreachable(address, format!("no answer over UDP in {} s", HANDSHAKE_LIMIT.as_secs()))),
         Ok(Err(error)) => match verdict.get().cloned().or_else(|| refusal_in(&error)) {
             Some(failure) => Err(Error::Refused { address: address.into(), failure }),
             None => Err(Error::unreachable(address, error.to_string())),
@@ -93,12 +89,7 @@ pub(super) fn is_local(quic: &quinn::Connection) -> bool {
 }
 
 /// Opens a stream of `kind`.
-pub(super) async fn open(
-    quic: &quinn::Connection,
-    peer: &PeerId,
-    kind: u8,
-    counted: Counted,
-) -> Result<Io, Error> {
+pub(super) async fn open(quic: &quinn::Connection, peer: &PeerId, kind: u8, counted: Counted) -> Result<Io, Error> {
     let (mut send, recv) = quic.open_bi().await.map_err(|error| ended(quic, peer, &error))?;
     // Control above bulk, so that a copy never delays a question.
     let priority = if kind == BULK_STREAM { 0 } else { 1 };
@@ -115,15 +106,6 @@ fn ended(quic: &quinn::Connection, peer: &PeerId, error: &quinn::ConnectionError
     match refusal_in(error) {
         Some(failure) => Error::Refused { address: quic.remote_address().to_string(), failure },
         None => Error::Gone { peer: peer.clone(), reason: error.to_string() },
-    }
-}
-
-/// Sends one datagram, which may get lost.
-pub(super) fn send_datagram(quic: &quinn::Connection, peer: &PeerId, datagram: Bytes) -> Result<(), Error> {
-    match quic.send_datagram(datagram) {
-        Err(quinn::SendDatagramError::ConnectionLost(error)) => Err(ended(quic, peer, &error)),
-        Err(error) => Err(Error::Gone { peer: peer.clone(), reason: error.to_string() }),
-        Ok(()) => Ok(()),
     }
 }
 

@@ -23,8 +23,8 @@ use bytes::Bytes;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
-    sync::{Semaphore, mpsc, oneshot},
-    time::{MissedTickBehavior, interval, timeout},
+    sync::{Mutex as AsyncMutex, Semaphore, mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_rustls::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -32,20 +32,18 @@ use tracing::debug;
 
 use super::{
     connection::Connection,
+    datagram::LARGEST_DATAGRAM,
     endpoint::{ALPN, CALLER_ALPN, Endpoint, TLS_NAME},
     error::{Error, tls_in},
     identity::{Expect, Identity, PeerId, peer_in},
     io::Io,
     limits::{
-        HANDSHAKE_LIMIT, KEEP_ALIVE, MAX_DATAGRAM_BYTES, MAX_FRAME_BYTES, Refusal, SILENT_AFTER, STREAMS_PER_CONNECTION,
+        DATAGRAMS_WAITING, HANDSHAKE_LIMIT, KEEP_ALIVE, MAX_FRAME_BYTES, Refusal, SILENT_AFTER, STREAMS_PER_CONNECTION,
     },
     streams::Counted,
     verify::Verdict,
 };
-use crate::{
-    failure::{Explain as _, Failure},
-    ids::NodeId,
-};
+use crate::failure::{Explain as _, Failure};
 
 /// First byte of a TCP connection that makes a connection and keeps it alive.
 pub const CONTROL_STREAM: u8 = 0x04;
@@ -62,6 +60,7 @@ const PING: u8 = 1;
 const DATAGRAM: u8 = 2;
 const WANT: u8 = 3;
 const BYE: u8 = 4;
+const PONG: u8 = 5;
 
 /// Frames that wait for the control stream; datagrams above it are lost.
 const FRAMES_WAITING: usize = 64;
@@ -84,7 +83,12 @@ struct Inner {
     end: CancellationToken,
     reason: OnceLock<String>,
     refusal: OnceLock<Failure>,
+    goodbye: OnceLock<String>,
     frames: mpsc::Sender<(u8, Bytes)>,
+    frames_received: AtomicU64,
+    rtt_us: AtomicU64,
+    datagrams: (mpsc::Sender<Bytes>, AsyncMutex<mpsc::Receiver<Bytes>>),
+    began: Instant,
     wanted: Mutex<HashMap<u64, oneshot::Sender<Stream>>>,
     next_ticket: AtomicU64,
     /// Streams the peer wants, and we are bringing.
@@ -95,7 +99,6 @@ struct Inner {
 pub(super) struct Dialler {
     pub(super) identity: Arc<Identity>,
     pub(super) address: String,
-    pub(super) node: NodeId,
 }
 
 /// What a TCP connection turned out to be.
@@ -200,12 +203,11 @@ pub(super) struct Running {
 }
 
 /// Dials an agent and makes a connection; both ends have judged each other's certificates when this returns.
-pub(super) async fn dial(dialler: Dialler, to: &[SocketAddr], flags: u8) -> Result<Dialled, Error> {
+pub(super) async fn dial(dialler: Dialler, to: &[SocketAddr], expect: &Expect, flags: u8) -> Result<Dialled, Error> {
     let address = dialler.address.clone();
     let name = uuid::Uuid::new_v4().as_u128();
     let shaken = async {
-        let expect = Expect::Node(dialler.node.clone());
-        let (stream, peer) = connect(&dialler.identity, ALPN, &address, to, expect).await?;
+        let (stream, peer) = connect(&dialler.identity, ALPN, &address, to, expect.clone()).await?;
         let mut stream = TlsStream::from(stream);
         let refused = |error| refused(&address, error);
         let mut opening = vec![CONTROL_STREAM];
@@ -239,6 +241,7 @@ impl Control {
         let (frames, waiting) = mpsc::channel(FRAMES_WAITING);
         let remote = socket.peer_addr()?;
         let is_local = remote.ip().is_loopback() || socket.local_addr()?.ip() == remote.ip();
+        let (arrived, datagrams) = mpsc::channel(DATAGRAMS_WAITING);
         let inner = Inner {
             name,
             remote,
@@ -247,7 +250,12 @@ impl Control {
             end: CancellationToken::new(),
             reason: OnceLock::new(),
             refusal: OnceLock::new(),
+            goodbye: OnceLock::new(),
             frames,
+            frames_received: AtomicU64::default(),
+            rtt_us: AtomicU64::default(),
+            datagrams: (arrived, AsyncMutex::new(datagrams)),
+            began: Instant::now(),
             wanted: Mutex::default(),
             next_ticket: AtomicU64::default(),
             bringing: Arc::new(Semaphore::new(STREAMS_PER_CONNECTION / 2)),
@@ -294,13 +302,31 @@ impl Control {
         Error::Gone { peer: peer.clone(), reason }
     }
 
-    pub(super) fn send_datagram(&self, peer: &PeerId, datagram: Bytes) -> Result<(), Error> {
-        if self.is_closed() {
-            return Err(self.gone(peer));
-        }
-        // Where none fits any more, it is lost, as datagrams are.
-        let _ = self.0.frames.try_send((DATAGRAM, datagram));
-        Ok(())
+    /// The reason the peer has closed the connection for, if it has.
+    pub(super) fn goodbye(&self) -> Option<&str> {
+        self.0.goodbye.get().map(String::as_str)
+    }
+
+    /// Unlike any number QUIC gives: those count up from nothing.
+    pub(super) fn id(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
+    pub(super) fn rtt(&self) -> Duration {
+        Duration::from_micros(self.0.rtt_us.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn frames_received(&self) -> u64 {
+        self.0.frames_received.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn send_datagram(&self, datagram: Bytes) -> bool {
+        !self.is_closed() && self.0.frames.try_send((DATAGRAM, datagram)).is_ok()
+    }
+
+    pub(super) async fn receive_datagram(&self) -> Option<Bytes> {
+        let mut arrived = self.0.datagrams.1.lock().await;
+        self.0.end.run_until_cancelled(arrived.recv()).await?
     }
 
     /// Opens a stream of `kind`: dials, or has the peer dial.
@@ -308,15 +334,17 @@ impl Control {
         let opened = async {
             match &self.0.dialler {
                 Some(dialler) => {
-                    let mut stream = self.dial_stream(dialler).await?;
+                    let mut stream = self.dial_stream(dialler, peer).await?;
                     let opening = [&[kind][..], &self.0.name.to_le_bytes()].concat();
                     stream.write_all(&opening).await.map_err(|error| refused(&dialler.address, error))?;
+                    stream.flush().await.map_err(|error| refused(&dialler.address, error))?;
                     Ok(stream)
                 }
                 None => {
                     let mut stream = self.want_stream(peer).await?;
                     let gone = |error: io::Error| Error::Gone { peer: peer.clone(), reason: error.to_string() };
                     stream.write_all(&[kind]).await.map_err(gone)?;
+                    stream.flush().await.map_err(gone)?;
                     Ok(stream)
                 }
             }
@@ -331,8 +359,19 @@ impl Control {
         }
     }
 
-    async fn dial_stream(&self, dialler: &Dialler) -> Result<Stream, Error> {
-        let expect = Expect::Node(dialler.node.clone());
+    /// The time, for a keep-alive that comes back.
+    fn clock(&self) -> Bytes {
+        Bytes::copy_from_slice(&(self.0.began.elapsed().as_micros() as u64).to_le_bytes())
+    }
+
+    fn measure(&self, sent: &[u8]) {
+        let Ok(sent) = <[u8; 8]>::try_from(sent) else { return };
+        let now = self.0.began.elapsed().as_micros() as u64;
+        self.0.rtt_us.store(now.saturating_sub(u64::from_le_bytes(sent)), Ordering::Relaxed);
+    }
+
+    async fn dial_stream(&self, dialler: &Dialler, peer: &PeerId) -> Result<Stream, Error> {
+        let expect = peer.node().map_or(Expect::AnyNode, |node| Expect::Node(node.clone()));
         let to = [self.0.remote];
         let (stream, _) = connect(&dialler.identity, ALPN, &dialler.address, &to, expect).await?;
         Ok(TlsStream::from(stream))
@@ -382,13 +421,23 @@ pub(super) async fn run(endpoint: &Endpoint, connection: &Connection, control: &
                 Ok(Err(error)) => return ending(endpoint, control, &error),
                 Err(_) => return format!("nothing was heard for {} s", SILENT_AFTER.as_secs()),
             };
+            control.0.frames_received.fetch_add(1, Ordering::Relaxed);
             match frame {
-                (DATAGRAM, datagram) if datagram.len() <= MAX_DATAGRAM_BYTES => {
-                    endpoint.arrived(connection.peer(), datagram.into());
+                (DATAGRAM, datagram) if datagram.len() <= LARGEST_DATAGRAM => {
+                    if control.0.datagrams.0.try_send(datagram.into()).is_err() {
+                        endpoint.gate().count(Refusal::Datagram);
+                    }
                 }
-                (WANT, ticket) => bring(endpoint, connection, control, &ticket),
-                (BYE, reason) => return String::from_utf8_lossy(&reason).into_owned(),
                 (DATAGRAM, _) => return refuse_frame(endpoint, "a datagram is too large"),
+                (WANT, ticket) => bring(endpoint, connection, control, &ticket),
+                // Where too much waits to be said, an answer less does no harm.
+                (PING, sent) => drop(control.0.frames.try_send((PONG, sent.into()))),
+                (PONG, sent) => control.measure(&sent),
+                (BYE, reason) => {
+                    let reason = String::from_utf8_lossy(&reason).into_owned();
+                    let _ = control.0.goodbye.set(reason.clone());
+                    return reason;
+                }
                 _ => {}
             }
         }
@@ -402,7 +451,7 @@ pub(super) async fn run(endpoint: &Endpoint, connection: &Connection, control: &
                 Some(hello) => hello,
                 None => tokio::select! {
                     Some(frame) = frames.recv() => frame,
-                    _ = tick.tick() => (PING, Bytes::new()),
+                    _ = tick.tick() => (PING, control.clock()),
                 },
             };
             match timeout(SILENT_AFTER, write_frame(&mut writing, kind, &body)).await {
@@ -456,7 +505,7 @@ fn bring(endpoint: &Endpoint, connection: &Connection, control: &Control, ticket
         let _permit = permit;
         let brought = async {
             let dialler = control.0.dialler.as_ref().expect("it was looked at above");
-            let mut stream = control.dial_stream(dialler).await?;
+            let mut stream = control.dial_stream(dialler, connection.peer()).await?;
             let opening = [&[WANTED_STREAM][..], &control.0.name.to_le_bytes(), &ticket].concat();
             let refused = |error| refused(&dialler.address, error);
             stream.write_all(&opening).await.map_err(refused)?;
@@ -497,7 +546,7 @@ mod tests {
     #[tokio::test]
     async fn a_frame_reads_back_and_one_too_large_is_refused() {
         let (mut here, mut there) = tokio::io::duplex(64 << 10);
-        for (kind, body) in [(PING, &b""[..]), (DATAGRAM, &[7; MAX_DATAGRAM_BYTES]), (99, b"news")] {
+        for (kind, body) in [(PING, &b""[..]), (DATAGRAM, &[7; LARGEST_DATAGRAM]), (99, b"news")] {
             write_frame(&mut here, kind, body).await.expect("it is written");
             assert_eq!(read_frame(&mut there).await.expect("it is read"), (kind, body.to_vec()));
         }

@@ -42,13 +42,7 @@ select pg_replication_origin_drop(roname) from pg_replication_origin;
 
 impl Arena {
     /// Two servers of `version` with settings for bulk work, fsync on; their agents speak over `transport`.
-    pub(super) fn open(
-        dir: &Path,
-        version: u32,
-        workers: u32,
-        transport: &str,
-        binaries: Binaries,
-    ) -> Result<Self> {
+    pub(super) fn open(dir: &Path, version: u32, workers: u32, transport: &str, binaries: Binaries) -> Result<Self> {
         let mut options = Options::new(dir, 2, &[version], binaries)
             .set("fsync", "on")
             .set("shared_buffers", "256MB")
