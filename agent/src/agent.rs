@@ -58,8 +58,9 @@ pub async fn run(config: Config, log: telemetry::Log) -> Result<(), Failure> {
     let (revocations, claims) = Revocations::open(identity.clone(), &config.node.state_dir);
     let certificates = Certificates::new(Arc::clone(&config), identity.clone(), revocations.clone());
     let me = config.node.id.clone();
-    let (endpoint, arrivals) =
-        Endpoint::bind(&config.mesh.listen, Arc::new(identity)).await.map_err(|error| error.explain())?;
+    let (endpoint, arrivals) = Endpoint::bind_for(&config.mesh.listen, Arc::new(identity), config.mesh.transport)
+        .await
+        .map_err(|error| error.explain())?;
     let http = http::bind(config.http.listen).await?;
     let instance_id = log.instance_id().to_owned();
     let upkeep = Upkeep::new(Arc::clone(&config), log, certificates.clone());

@@ -16,6 +16,7 @@ use steep_protocol::{
     failure::{Code, Explain},
     ids::NodeId,
     wire::{
+        choice::Preference,
         identity::{self, Identity, Who},
         trust::Policy,
     },
@@ -143,6 +144,9 @@ pub struct Mesh {
     /// `host:port` at which the other agents reach this one. Default: `listen`, with the name of this machine where
     /// that says no address.
     pub advertise: Option<String>,
+    /// What carries the connections to other agents.
+    #[serde(default)]
+    pub transport: Preference,
     /// `host:port` of agents through which this one joins the mesh; any one that answers is enough. None: it waits to
     /// be called.
     #[serde(default)]
@@ -501,6 +505,7 @@ mod tests {
                 "agent.toml: mesh.listen: \"10.0.0.7\" has no port",
             ),
             (&LEAST.replace("[mesh]", "[mesh]\nsneeds = []"), "unknown field `sneeds`"),
+            (&LEAST.replace("[mesh]", "[mesh]\ntransport = \"pigeon\""), "unknown variant `pigeon`"),
             (&format!("{LEAST}[copy]\nparallel = 17\n"), "agent.toml: copy.parallel: 17 is not between 1 and 16"),
             (&format!("{LEAST}[copy]\npart_size = \"many\"\n"), "\"many\" is no size"),
             (
@@ -570,6 +575,7 @@ mod tests {
         "node.state_dir",
         "mesh.listen",
         "mesh.advertise",
+        "mesh.transport",
         "mesh.seeds",
         "pki.cert",
         "pki.key",

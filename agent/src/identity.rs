@@ -55,7 +55,7 @@ impl Certificates {
 
     /// Takes `pki.crl` in, follows the files and signals, and warns, until `stop`.
     pub async fn run(self, peers: Peers, stop: CancellationToken) {
-        let relinking = Box::pin(peers.relink_when_renewed(&stop));
+        let relinking = Box::pin(peers.relink_when_renewed());
         stop.run_until_cancelled(async { tokio::join!(self.follow(), relinking, self.remind()) }).await;
     }
 

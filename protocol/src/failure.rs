@@ -95,6 +95,8 @@ codes! {
     1210 SeedSilent Timeout true "the agent at a seed's address did not take this one in" "see that agent's log for mesh.message_refused or STP-1108; steepctl mesh ping NODE shows whether the two reach each other"
     1211 NodeAlive Conflict false "a node that is alive cannot be forgotten" "stop its agent, or: steepctl mesh leave NODE; then forget it"
     1212 OutsideMesh Conflict false "the agent has left the mesh" "steepctl mesh join HOST:PORT with the address of any member, or start the agent again"
+    1230 UdpBlocked Connection true "UDP between two agents is blocked" "open the agents' port for UDP in both directions; until then everything goes over TCP, and QUIC is tried again by itself; mesh.transport = \"tcp\" says that it is meant"
+    1231 TooManyRequests Timeout true "too many requests" "ask less often, or wait for answers before asking more; deploy/README.md has the limits"
     2000 PostgresUnreachable Connection true "PostgreSQL cannot be reached" "start PostgreSQL, or correct [postgres] in agent.toml; the agent retries by itself"
     2001 VersionUnsupported Precondition false "this PostgreSQL version is not supported" "use PostgreSQL 15, 16, 17 or 18"
     2002 WalLevel Precondition false "wal_level is not logical" "alter system set wal_level = logical; then restart PostgreSQL"

@@ -26,6 +26,7 @@ pub struct Cluster {
     nodes: usize,
     versions: Vec<u32>,
     settings: Vec<(String, String)>,
+    mesh_toml: String,
     agent_toml: String,
     agents: bool,
 }
@@ -39,6 +40,7 @@ impl Cluster {
             versions: vec![default.unwrap_or(18)],
             // A worker that died comes back in one second, not five.
             settings: vec![("wal_retrieve_retry_interval".into(), "1s".into())],
+            mesh_toml: String::new(),
             agent_toml: String::new(),
             agents: true,
         }
@@ -58,6 +60,13 @@ impl Cluster {
     /// A server setting for every node.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.into(), value.into()));
+        self
+    }
+
+    /// Lines for `[mesh]` of every agent.toml.
+    pub fn mesh_toml(mut self, lines: &str) -> Self {
+        self.mesh_toml.push_str(lines);
+        self.mesh_toml.push('\n');
         self
     }
 
@@ -94,6 +103,7 @@ impl Cluster {
         };
         let mut options = Options::new(&dir, self.nodes, &self.versions, binaries);
         options.settings.extend(self.settings);
+        options.mesh_toml = self.mesh_toml;
         options.agent_toml = self.agent_toml;
         options.life = Life::WithUs;
         options.agents = self.agents;

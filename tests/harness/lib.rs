@@ -1,10 +1,11 @@
 //! Two nodes and the words to talk about them: what specs are written in.
 //!
 //! [`Cluster`] starts nodes, a [`Node`] is asked and told things in SQL, [`Steepctl`] is an operator at its keyboard,
-//! [`Follower`] one who keeps watching, and [`Operation`] what they started. [`fault`] breaks parts on purpose, [`Inventory`] lists what a node holds so
-//! that leftovers show.
-//! [`guest`] speaks to an agent with whatever certificate, [`ledger`] writes all the while and knows afterwards what must be there. [`until`] waits for
-//! a fact, never for a time. [`shop`] has tables to copy.
+//! [`Follower`] one who keeps watching, and [`Operation`] what they started. [`fault`] breaks parts on purpose,
+//! [`Inventory`] lists what a node holds so that leftovers show. [`guest`] speaks to an agent with whatever certificate, a
+//! [`stranger`] does to it what no agent does, and a [`Line`] is the network between two nodes, to be cut. [`ledger`]
+//! writes all the while and knows afterwards what must be there. [`until`] waits for a fact, never for a time. [`shop`]
+//! has tables to copy.
 //!
 //! Everything started is ended when its last [`Node`] drops, also when the spec fails; then the agents' last lines
 //! are shown. Every line an agent logged is held against the schema of log events. With `STEEP_KEEP=1` a failed
@@ -20,8 +21,10 @@ pub mod ledger;
 mod logs;
 mod node;
 mod operation;
+mod relay;
 pub mod shop;
 mod steepctl;
+pub mod stranger;
 mod stray;
 mod wait;
 
@@ -35,6 +38,7 @@ pub use self::{
     ledger::Ledger,
     node::{Content, Node},
     operation::Operation,
+    relay::{Line, reached_at},
     steepctl::{Outcome, Steepctl},
     stray::Stray,
     wait::{PATIENCE, until},

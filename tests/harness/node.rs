@@ -58,6 +58,11 @@ impl Node {
         &self.parts().server.socket
     }
 
+    /// The port in the name of the server's socket.
+    pub fn port(&self) -> u16 {
+        self.parts().server.port
+    }
+
     /// host:port of the agent.
     pub fn address(&self) -> &str {
         &self.parts().agent.address

@@ -1,6 +1,6 @@
 //! `/metrics`: gauges of the moment are set, then everything is told as text. Asks no database.
 
-use steep_protocol::{node::NodeState, v1, wire::handshakes};
+use steep_protocol::{ids::NodeId, node::NodeState, v1, wire::handshakes};
 
 use super::http::Web;
 use crate::metrics::{Metrics, counted};
@@ -17,15 +17,27 @@ pub(super) fn text(web: &Web) -> String {
     for (reason, count) in handshakes::counts() {
         counted(&metrics.handshake_failures.of([reason]), count);
     }
+    for (reason, count) in web.peers.refusals() {
+        counted(&metrics.refusals.of([reason]), count);
+    }
     let own = web.peers.facts().headline;
     if let Some(rooms) = web.rooms.borrow().as_ref() {
         metrics.keeper_sessions.of([&own.node_id]).set(rooms.sessions.list().len() as f64);
     }
-    nodes(metrics, &own, &web.peers.headlines());
+    let transport = |node: &str| {
+        let transport = node.parse::<NodeId>().ok().and_then(|node| web.peers.transport(&node));
+        transport.map_or("none", |transport| transport.carrier.as_str())
+    };
+    nodes(metrics, &own, &web.peers.headlines(), transport);
     metrics.text()
 }
 
-fn nodes(metrics: &Metrics, own: &v1::NodeHeadline, peers: &[v1::NodeHeadline]) {
+fn nodes(
+    metrics: &Metrics,
+    own: &v1::NodeHeadline,
+    peers: &[v1::NodeHeadline],
+    transport: impl Fn(&str) -> &'static str,
+) {
     metrics.agent_up.clear();
     metrics.node_healthy.clear();
     metrics.node_state.clear();
@@ -43,7 +55,7 @@ fn nodes(metrics: &Metrics, own: &v1::NodeHeadline, peers: &[v1::NodeHeadline]) 
         }
     }
     for peer in peers {
-        metrics.peer_reachable.of([&peer.node_id, "quic"]).set(one_if(is_up(peer)));
+        metrics.peer_reachable.of([&peer.node_id, transport(&peer.node_id)]).set(one_if(is_up(peer)));
     }
     let alive = 1 + peers.iter().filter(|peer| is_up(peer)).count();
     metrics.members.of(["alive"]).set(alive as f64);
@@ -64,7 +76,8 @@ mod tests {
         };
         let metrics = Metrics::default();
         let own = headline("node_a", "synchronized", "ok");
-        nodes(&metrics, &own, &[headline("node_b", "copying", "busy"), headline("node_c", "", "unknown")]);
+        let peers = [headline("node_b", "copying", "busy"), headline("node_c", "", "unknown")];
+        nodes(&metrics, &own, &peers, |node| if node == "node_b" { "tcp" } else { "none" });
         let text = metrics.text();
         for line in [
             "steep_agent_up{node=\"node_a\"} 1.0",
@@ -73,12 +86,13 @@ mod tests {
             "steep_node_state{node=\"node_b\",state=\"synchronized\"} 0.0",
             "steep_mesh_members{state=\"alive\"} 2.0",
             "steep_mesh_members{state=\"dead\"} 1.0",
-            "steep_mesh_peer_reachable{peer=\"node_b\",transport=\"quic\"} 1.0",
+            "steep_mesh_peer_reachable{peer=\"node_b\",transport=\"tcp\"} 1.0",
+            "steep_mesh_peer_reachable{peer=\"node_c\",transport=\"none\"} 0.0",
         ] {
             assert!(text.contains(line), "{line} is missing in {text}");
         }
         assert!(!text.contains("steep_node_state{node=\"node_c\""), "its state is not known");
-        nodes(&metrics, &own, &[]);
+        nodes(&metrics, &own, &[], |_| "none");
         assert!(!metrics.text().contains("node_b"), "a node that left is told no more");
     }
 }

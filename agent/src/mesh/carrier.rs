@@ -16,8 +16,9 @@ use tracing::{debug, info, warn};
 
 use super::{
     gossip::{HEADLINE, NODE, REVOCATIONS, TELL_ALL},
+    links::Link,
     membership::{Change, Run},
-    peers::{Facts, Link, Peers, latest},
+    peers::{Facts, Peers, latest},
 };
 use crate::telemetry;
 

@@ -1,8 +1,7 @@
 //! One connection to each peer, and who the peers are.
 //!
-//! Any end may dial; of two connections between the same agents the one dialled by the smaller node id is used
-//! and the other is closed a little later, when nothing uses it any more. Both ends say hello first on every
-//! connection: nothing that comes over it is believed before, so two agents with one node id find out. Who the peers
+//! Any end may dial; of two connections between the same agents one is used ([`super::transport`]) and the other is
+//! closed a little later, when nothing uses it any more ([`super::links`]). Both ends say hello first on every connection: nothing that comes over it is believed before, so two agents with one node id find out. Who the peers
 //! are, gossip tells; what it wants told is carried by [`super::carrier`].
 
 use std::{
@@ -20,6 +19,7 @@ use steep_protocol::{
     version,
     wire::{
         bulk::BlockSource,
+        connection::Transport,
         endpoint::{BULK_STREAM, Connection, Endpoint, LINK_STREAM},
         identity::Identity,
         io::Io,
@@ -28,29 +28,22 @@ use steep_protocol::{
 };
 use tokio::{
     sync::{Notify, mpsc, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::info;
 
 use super::{
     Revocations,
     carrier::Outbox,
     gossip::{Gossip, Output},
+    links::Link,
     membership::Run,
     seeds::Seeds,
+    transport::Told,
 };
 
-/// How long a peer may take to say who it is.
-const GREETING: Duration = Duration::from_secs(3);
 /// How long an agent whose node id somebody else uses has to show that it lives.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
-/// Connections dialled from both ends within so long were dialled without knowing of each other.
-const TOGETHER: Duration = Duration::from_secs(3);
-/// How long a connection that is no longer wanted stays at least; then until nothing runs on it any more.
-const GRACE: Duration = Duration::from_secs(30);
-/// How soon a peer is dialled again that could not be reached with our new certificate.
-const RELINK: Duration = Duration::from_secs(2);
 /// Clocks may differ; a generation further ahead than this was made up.
 const CLOCKS_DIFFER_MS: u64 = 24 * 60 * 60 * 1_000;
 
@@ -69,17 +62,6 @@ pub struct Facts {
     pub is_serving: bool,
 }
 
-/// A connection over which both ends have said hello.
-#[derive(Debug, Clone)]
-pub(super) struct Link {
-    pub(super) connection: Connection,
-    pub(super) channel: PeerChannel,
-    /// When we dialled it; `None`: the peer did.
-    dialled: Option<Instant>,
-    /// Which run of which agent is at the other end.
-    instance_id: String,
-}
-
 /// The other agents. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct Peers {
@@ -90,9 +72,10 @@ pub struct Peers {
     began: Instant,
     pub(super) wake: Arc<Notify>,
     pub(super) links: Arc<DashMap<NodeId, Link>>,
-    dialling: Arc<DashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
+    pub(super) dialling: Arc<DashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
     pub(super) outbox: Outbox,
     pub(super) seeds: Arc<Seeds>,
+    pub(super) told: Told,
     pub(super) facts: watch::Receiver<Facts>,
     pub(super) revocations: Revocations,
     pub(super) tasks: TaskTracker,
@@ -122,6 +105,7 @@ impl Peers {
             dialling: Arc::default(),
             outbox: Outbox::default(),
             seeds: Arc::new(Seeds::new(seeds)),
+            told: Told::default(),
             facts,
             revocations,
             tasks: TaskTracker::new(),
@@ -264,6 +248,16 @@ impl Peers {
         self.links.get(node).is_some_and(|link| link.connection.is_local())
     }
 
+    /// What carries the connection to `node`, and why; `None` while there is none.
+    pub fn transport(&self, node: &NodeId) -> Option<Transport> {
+        self.live_link(node).map(|link| link.connection.transport())
+    }
+
+    /// How often peers and others met one of our limits, by its name.
+    pub fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.endpoint.refusals().all()
+    }
+
     /// Answers a hello of `node`, or refuses a peer whose node id is already in use by another agent.
     pub async fn admit(&self, node: &NodeId, hello: &v1::HelloRequest) -> Result<v1::HelloReply, Failure> {
         self.understands(node, hello.protocol)?;
@@ -284,7 +278,7 @@ impl Peers {
         })
     }
 
-    fn understands(&self, node: &NodeId, protocol: u32) -> Result<(), Failure> {
+    pub(super) fn understands(&self, node: &NodeId, protocol: u32) -> Result<(), Failure> {
         if version::understands(protocol) {
             return Ok(());
         }
@@ -293,7 +287,7 @@ impl Peers {
     }
 
     /// Fails when another agent that calls itself `node` lives; the one that does not answer was its earlier run.
-    async fn is_the_only(&self, node: &NodeId, instance_id: &str) -> Result<(), Failure> {
+    pub(super) async fn is_the_only(&self, node: &NodeId, instance_id: &str) -> Result<(), Failure> {
         if *node == self.me {
             let is_me = self.facts.borrow().instance_id == instance_id;
             return if is_me { Ok(()) } else { Err(taken(node, "the agent you called", "you")) };
@@ -305,80 +299,6 @@ impl Peers {
                 Err(taken(node, &format!("an agent at {}", reply.address), "you"))
             }
             _ => Ok(()),
-        }
-    }
-
-    fn address_of(&self, node: &NodeId) -> Option<String> {
-        self.look(|gossip, _| gossip.member(node).map(|member| member.run.address.clone()))
-    }
-
-    /// The connection to `node`: the one there is, or a new one.
-    pub(super) async fn link(&self, node: &NodeId) -> Result<Link, Failure> {
-        if let Some(link) = self.live_link(node) {
-            return Ok(link);
-        }
-        let address = self.address_of(node).ok_or_else(|| self.unknown(node.as_str()))?;
-        // One dial at a time for each peer; whoever waited finds the link made.
-        let turn = Arc::clone(self.dialling.entry(node.clone()).or_default().value());
-        let _turn = turn.lock().await;
-        if let Some(link) = self.live_link(node) {
-            return Ok(link);
-        }
-        self.dial(node, &address).await
-    }
-
-    /// Connects to `node` and uses the new connection from now on.
-    async fn dial(&self, node: &NodeId, address: &str) -> Result<Link, Failure> {
-        let reach = |failure: Failure| {
-            let told = format!("cannot reach the agent of {node} at {address}");
-            Failure { message: told, ..failure.clone() }.cause(failure.message)
-        };
-        let connection = self.endpoint.dial(address, node).await.map_err(|error| reach(error.explain()))?;
-        self.greet_dialled(node, connection).await.map_err(reach)
-    }
-
-    /// Says hello over a connection we dialled to `node`, and makes it the one that is used.
-    pub(super) async fn greet_dialled(&self, node: &NodeId, connection: Connection) -> Result<Link, Failure> {
-        let link = self.greet(node, connection, Some(Instant::now())).await?;
-        match self.live_link(node) {
-            // The peer dialled meanwhile, and its id is the smaller one: both ends keep its connection, unless it was
-            // made with an older certificate of ours.
-            Some(theirs)
-                if *node < self.me
-                    && theirs.instance_id == link.instance_id
-                    && theirs.connection.generation() >= link.connection.generation() =>
-            {
-                link.connection.close("another connection between us is in use");
-                return Ok(theirs);
-            }
-            _ => self.links.insert(node.clone(), link.clone()),
-        };
-        info!(event = "mesh.connected", peer = %node, details.dialled = true, "connected to a peer");
-        self.listen(node.clone(), link.connection.clone());
-        Ok(link)
-    }
-
-    async fn greet(&self, node: &NodeId, connection: Connection, dialled: Option<Instant>) -> Result<Link, Failure> {
-        let greeted = async {
-            let channel = rpc::over(&connection).await?;
-            let silent =
-                |_| Failure::new(Code::PeerSilent, format!("{node} did not say hello in {} s", GREETING.as_secs()));
-            let said = timeout(GREETING, self.hello(&channel)).await.map_err(silent)?;
-            let reply = said.map_err(|failure| connection.refusal().unwrap_or(failure))?;
-            self.understands(node, reply.protocol)?;
-            self.is_the_only(node, &reply.instance_id).await?;
-            Ok((channel, reply))
-        };
-        match greeted.await {
-            Ok((channel, reply)) => {
-                self.revocations.heard(node, &reply.revocations);
-                self.gossip(|gossip, now| gossip.outgrow(reply.your_generation, latest(), now));
-                Ok(Link { connection, channel, dialled, instance_id: reply.instance_id })
-            }
-            Err(failure) => {
-                connection.close("we do not take part in one mesh");
-                Err(failure)
-            }
         }
     }
 
@@ -397,78 +317,6 @@ impl Peers {
         };
         let answered = PeersClient::new(channel.clone()).hello(request).await;
         Ok(answered.map_err(|status| rpc::failure_of(&status))?.into_inner())
-    }
-
-    /// The connection to `node`, if there is one.
-    pub(super) fn live_link(&self, node: &NodeId) -> Option<Link> {
-        let link = self.links.get(node)?;
-        (!link.connection.is_closed()).then(|| link.clone())
-    }
-
-    async fn adopt(&self, connection: Connection) {
-        let Some(node) = connection.peer().node().cloned() else {
-            connection.close("only agents speak QUIC here; use TCP");
-            return;
-        };
-        let link = match self.greet(&node, connection, None).await {
-            Ok(link) => link,
-            Err(failure) => {
-                self.tell_refused(&node, &failure);
-                return;
-            }
-        };
-        let listened = link.connection.clone();
-        let loser = match self.live_link(&node) {
-            // Both dialled at once: the smaller node id's connection is kept. A peer that dials later has lost ours,
-            // even when we cannot know that yet.
-            Some(ours)
-                if self.me < node
-                    && ours.instance_id == link.instance_id
-                    && ours.dialled.is_some_and(|at| at.elapsed() < TOGETHER) =>
-            {
-                Some(link)
-            }
-            old => {
-                self.links.insert(node.clone(), link);
-                old
-            }
-        };
-        info!(event = "mesh.connected", peer = %node, details.dialled = false, "a peer connected");
-        self.listen(node, listened);
-        if let Some(loser) = loser {
-            retire(loser).await;
-        }
-    }
-
-    /// Dials every peer anew that we are connected to with an older certificate of ours, whenever there is a new one.
-    ///
-    /// Requests go over the new connection from then on; what runs on the old one may finish.
-    pub async fn relink_when_renewed(&self, stop: &CancellationToken) {
-        let mut changes = self.identity().watch();
-        loop {
-            let generation = changes.borrow_and_update().generation();
-            let is_old = |link: &Link| link.connection.generation() < generation && !link.connection.is_closed();
-            let old: Vec<_> = self.links.iter().filter(|link| is_old(link)).map(|link| link.key().clone()).collect();
-            let mut is_done = true;
-            for node in old {
-                let Some(address) = self.address_of(&node) else { continue };
-                let turn = Arc::clone(self.dialling.entry(node.clone()).or_default().value());
-                let _turn = turn.lock().await;
-                let Some(link) = self.live_link(&node).filter(is_old) else { continue };
-                match self.dial(&node, &address).await {
-                    Ok(new) if new.connection.generation() >= generation => {
-                        let stop = stop.clone();
-                        self.tasks.spawn(async move { stop.run_until_cancelled(retire(link)).await });
-                    }
-                    // The old one goes on; its peer may be about to read a new root.
-                    _ => is_done = false,
-                }
-            }
-            tokio::select! {
-                _ = changes.changed() => {}
-                () = sleep(RELINK), if !is_done => {}
-            }
-        }
     }
 
     /// Asks every peer the same at once, each for at most `limit`; returns answers and who gave none.
@@ -510,15 +358,4 @@ pub(super) fn latest() -> u64 {
 
 fn taken(node: &NodeId, one: &str, other: &str) -> Failure {
     Failure::new(Code::NodeIdTaken, format!("two agents call themselves {node}: {one} and {other}"))
-}
-
-/// Lets a connection that is no longer wanted finish what runs on it.
-async fn retire(link: Link) {
-    let Link { connection, channel, .. } = link;
-    drop(channel);
-    sleep(GRACE).await;
-    while !connection.is_idle() && !connection.is_closed() {
-        sleep(Duration::from_secs(1)).await;
-    }
-    connection.close("another connection between us is in use");
 }

@@ -7,6 +7,7 @@ use steep_protocol::{
     failure::{Code, Failure},
     ids::NodeId,
     time, v1,
+    wire::connection::Connection,
 };
 use tokio::time::{Instant, timeout};
 
@@ -120,7 +121,7 @@ impl Peers {
                 let heard = gossip.heard_at(node).map(|at| now.saturating_sub(at));
                 v1::PeerLink {
                     node_id: node.to_string(),
-                    transport: link.as_ref().map(|link| link.connection.transport().to_owned()).unwrap_or_default(),
+                    transport: link.as_ref().map(|link| carrier(&link.connection)).unwrap_or_default(),
                     rtt_us: link.as_ref().map(|link| link.connection.rtt().as_micros() as u64),
                     heard_ms: heard.map(|heard| heard.as_millis() as u64),
                     is_reachable: link.is_some() && heard.is_some_and(|heard| heard <= STALE_AFTER),
@@ -146,7 +147,7 @@ impl Peers {
         match answered {
             Ok((link, took)) => v1::Pinged {
                 node_id,
-                transport: link.connection.transport().into(),
+                transport: carrier(&link.connection),
                 answered_us: Some(took.as_micros() as u64),
                 rtt_us: Some(link.connection.rtt().as_micros() as u64),
                 failure: String::new(),
@@ -154,6 +155,10 @@ impl Peers {
             Err(failure) => v1::Pinged { node_id, failure: failure.to_string(), ..v1::Pinged::default() },
         }
     }
+}
+
+fn carrier(connection: &Connection) -> String {
+    connection.transport().carrier.to_string()
 }
 
 fn why_unknown(liveness: Liveness, age: Option<Duration>, since: Duration) -> String {

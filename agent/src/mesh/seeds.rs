@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::{
+    links::REPLACED,
     membership::{Liveness, Run},
     peers::{Peers, wall_clock},
 };
@@ -156,7 +157,7 @@ impl Peers {
         let named = connection.peer().node().cloned();
         let node = named.ok_or_else(|| Failure::new(Code::Internal, format!("{seed} is the agent of no node")))?;
         if self.live_link(&node).is_some() {
-            connection.close("another connection between us is in use");
+            connection.close(REPLACED);
         } else if node == self.me {
             let greeted = self.hello_ourselves(&connection).await;
             connection.close("a seed that is ourselves");

@@ -143,6 +143,8 @@ metrics! {
         "Until when the certificate, or the root it stands on, is valid";
     handshake_failures: Counter = Counter::default, "steep_tls_handshake_failures_total", ["reason"],
         "Incoming handshakes that failed";
+    refusals: Counter = Counter::default, "steep_mesh_refusals_total", ["reason"],
+        "Times somebody met a limit of this agent's port";
     init_running: Gauge = Gauge::default, "steep_init_running", ["method"], "Initializations of this node that run";
     inits: Counter = Counter::default, "steep_init_total", ["method", "result"],
         "Initializations of this node that ended";

@@ -15,9 +15,11 @@ use steep_protocol::{
         bulk::{self, BLOCK_BYTES, BlockSink},
         compress::Compression,
         io::Io,
+        limits::LAST_WORDS_LIMIT,
     },
 };
-use tokio::io::AsyncReadExt as _;
+use tokio::{io::AsyncReadExt as _, time::sleep};
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
@@ -96,26 +98,50 @@ impl Sender {
             _ => Compression::Auto,
         };
         let mut sink = BlockSink::new(io, compression, is_local);
+        let session = match &request.want {
+            Some(Want::Part(part)) => Some(part.session_id.clone()),
+            Some(Want::Dump(dump)) => Some(dump.session_id.clone()),
+            None => None,
+        };
+        let ended = session.and_then(|session| self.ending(&caller, &session));
         let sent = match request.want {
             Some(Want::Part(part)) => self.send_part(&caller, &part, &mut sink).await,
             Some(Want::Dump(dump)) => self.send_dump(&caller, &dump, &mut sink).await,
             None => Err(Failure::new(Code::BadRequest, "the stream asks for nothing this agent knows").into()),
         };
-        let closed = match sent {
-            Ok(rows) => sink.finish(rows).await,
-            Err(Broken::Here(failure)) => {
-                if failure.code.family() == Family::Permission {
-                    let who = peer.to_string();
-                    let denial = Denial { peer: Some(&peer), who: &who, rpc: "bulk", failure: &failure };
-                    self.denials.tell(Some(&self.store), denial).await;
+        let closing = async {
+            match sent {
+                Ok(rows) => sink.finish(rows).await,
+                Err(Broken::Here(failure)) => {
+                    if failure.code.family() == Family::Permission {
+                        let who = peer.to_string();
+                        let denial = Denial { peer: Some(&peer), who: &who, rpc: "bulk", failure: &failure };
+                        self.denials.tell(Some(&self.store), denial).await;
+                    }
+                    sink.fail(&failure).await
                 }
-                sink.fail(&failure).await
+                Err(Broken::There(error)) => Err(error),
             }
-            Err(Broken::There(error)) => Err(error),
         };
-        if let Err(error) = closed {
-            debug!(%error, peer = %caller, "a bulk stream broke");
+        // While the session lives, its target may take its time; afterwards a reader that stands still is let go.
+        let too_slow = async {
+            if let Some(ended) = ended {
+                ended.cancelled().await;
+            }
+            sleep(LAST_WORDS_LIMIT).await;
+        };
+        tokio::select! {
+            closed = closing => if let Err(error) = closed {
+                debug!(%error, peer = %caller, "a bulk stream broke");
+            },
+            () = too_slow => debug!(peer = %caller, "a bulk stream is not read to its end"),
         }
+    }
+
+    /// What tells the end of `session`; `None` where there is no such session.
+    fn ending(&self, caller: &NodeId, session: &str) -> Option<CancellationToken> {
+        let held = self.sessions.get(caller, session_id(session).ok()?).ok()?;
+        Some(held.ended().clone())
     }
 
     async fn send_part(&self, caller: &NodeId, part: &v1::FetchPart, sink: &mut BlockSink) -> Result<u64, Broken> {
@@ -176,15 +202,21 @@ impl Sender {
             op: held.op,
         };
         let mut dump = programs.dump_schema(&self.database, &dump)?;
-        let mut block = vec![0; BLOCK_BYTES];
-        loop {
-            let read = dump.read(&mut block).await.map_err(|error| {
-                Failure::new(Code::DumpFailed, "the output of pg_dump could not be read").caused_by(&error)
-            })?;
-            if read == 0 {
-                break;
+        let sent = async {
+            let mut block = vec![0; BLOCK_BYTES];
+            loop {
+                let read = dump.read(&mut block).await.map_err(|error| {
+                    Failure::new(Code::DumpFailed, "the output of pg_dump could not be read").caused_by(&error)
+                })?;
+                if read == 0 {
+                    return Ok::<_, Broken>(());
+                }
+                sink.send(&block[..read]).await?;
             }
-            sink.send(&block[..read]).await?;
+        };
+        tokio::select! {
+            sent = sent => sent?,
+            () = held.ended().cancelled() => return Err(ended(&held).into()),
         }
         dump.finish().await?;
         Ok(0)

@@ -2,7 +2,7 @@
 //!
 //! The opener writes one [`BulkRequest`]; the other end answers with blocks and closes with a [`BulkTrailer`].
 //! A block is `length, raw length, codec, checksum of the raw bytes, bytes` and stands alone. There is no queue
-//! here: QUIC's flow-control window holds the sender back, and dropping the stream ends the sender's work.
+//! here: the flow control of QUIC or TCP holds the sender back, and dropping the stream ends the sender's work.
 //!
 //! Wire format 1, all numbers little-endian: `u32 length, u32 raw length, u8 codec (0 raw, 1 lz4, 2 zstd,
 //! 255 trailer), u64 xxh3-64`.
@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use super::{
     compress::{self, Adaptive, Codec, Compression},
     io::Io,
+    limits::MAX_BULK_REQUEST_BYTES,
 };
 use crate::{
     failure::{Code, Explain, Failure},
@@ -30,7 +31,6 @@ use crate::{
 pub const MAX_BLOCK_BYTES: usize = 1 << 30;
 /// What senders aim at.
 pub const BLOCK_BYTES: usize = 512 << 10;
-const MAX_REQUEST_BYTES: u32 = 1 << 20;
 const HEADER_BYTES: usize = 17;
 const TRAILER: u8 = 255;
 
@@ -78,6 +78,8 @@ pub struct BlockSink {
     packed: Vec<u8>,
     hash: Box<Xxh3>,
     sent: u64,
+    /// A block was begun and given up: nothing that follows could be understood.
+    is_torn: bool,
 }
 
 impl BlockSink {
@@ -85,7 +87,7 @@ impl BlockSink {
     pub async fn accept(mut io: Io, limit: Duration) -> Result<(BulkRequest, Io), Error> {
         let read = async {
             let length = io.read_u32_le().await?;
-            if length > MAX_REQUEST_BYTES {
+            if length > MAX_BULK_REQUEST_BYTES {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             let mut request = vec![0; length as usize];
@@ -99,7 +101,7 @@ impl BlockSink {
     /// Begins to send on `io`. `is_local`: both ends share a machine.
     pub fn new(io: Io, compression: Compression, is_local: bool) -> Self {
         let adaptive = Adaptive::new(compression, is_local);
-        Self { io, adaptive, packed: Vec::new(), hash: Box::default(), sent: 0 }
+        Self { io, adaptive, packed: Vec::new(), hash: Box::default(), sent: 0, is_torn: false }
     }
 
     /// Sends one block; waits while the receiver is behind. At most [`MAX_BLOCK_BYTES`].
@@ -117,8 +119,11 @@ impl BlockSink {
             Codec::Lz4 => 1,
             Codec::Zstd(_) => 2,
         };
+        self.is_torn = true;
         self.io.write_all(&header(body.len(), raw.len(), mark, checksum)).await?;
         self.io.write_all(body).await?;
+        self.io.flush().await?;
+        self.is_torn = false;
         self.hash.update(&checksum.to_le_bytes());
         self.sent += raw.len() as u64;
         self.adaptive.learn(raw.len(), body.len(), compressed - began, compressed.elapsed());
@@ -131,7 +136,7 @@ impl BlockSink {
         self.close(trailer).await
     }
 
-    /// Says why no more will come, and closes the stream.
+    /// Says why no more will come, and closes the stream; where a block was begun and given up, the stream just breaks.
     pub async fn fail(self, failure: &Failure) -> Result<(), Error> {
         let trailer =
             BulkTrailer { rows: 0, bytes: self.sent, hash: self.hash.digest(), failure: Some(failure.into()) };
@@ -139,6 +144,9 @@ impl BlockSink {
     }
 
     async fn close(mut self, trailer: BulkTrailer) -> Result<(), Error> {
+        if self.is_torn {
+            return Err(io::Error::from(io::ErrorKind::ConnectionAborted).into());
+        }
         let trailer = trailer.encode_to_vec();
         self.io.write_all(&header(trailer.len(), trailer.len(), TRAILER, xxh3_64(&trailer))).await?;
         self.io.write_all(&trailer).await?;
@@ -171,6 +179,8 @@ impl BlockSource {
         let request = request.encode_to_vec();
         io.write_u32_le(u32::try_from(request.len()).expect("a request fits u32")).await?;
         io.write_all(&request).await?;
+        // TLS keeps a last piece back until it is told.
+        io.flush().await?;
         Ok(Self { io, hash: Box::default(), blocks: 0, received: 0, trailer: None })
     }
 

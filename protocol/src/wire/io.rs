@@ -3,21 +3,28 @@
 use std::{
     fmt, io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::{Sleep, sleep},
 };
 use tokio_rustls::TlsStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-use super::{identity::PeerId, standing::Standing, trust::Ended};
+use super::{
+    gate::Calling,
+    identity::PeerId,
+    limits::{Refusal, Refusals},
+    standing::Standing,
+    streams::Counted,
+    trust::Ended,
+};
 
 /// A two-way byte stream and who is at its other end.
 ///
@@ -26,6 +33,11 @@ use super::{identity::PeerId, standing::Standing, trust::Ended};
 pub struct Io {
     peer: PeerId,
     carrier: Carrier,
+    end: CancellationToken,
+    reading: Pin<Box<WaitForCancellationFutureOwned>>,
+    writing: Pin<Box<WaitForCancellationFutureOwned>>,
+    first_byte: Option<FirstByte>,
+    _held: Held,
 }
 
 #[derive(Debug)]
@@ -34,29 +46,11 @@ enum Carrier {
     Quic {
         send: quinn::SendStream,
         recv: quinn::RecvStream,
-        _used: Used,
     },
     Tls {
         stream: Box<TlsStream<TcpStream>>,
         watched: Watched,
     },
-}
-
-/// Counted among the streams of a connection for as long as it lives.
-#[derive(Debug)]
-pub(super) struct Used(Arc<AtomicUsize>);
-
-impl Used {
-    pub(super) fn of(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(count))
-    }
-}
-
-impl Drop for Used {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Ends a stream when the other end's certificate is no longer good enough for it.
@@ -85,14 +79,69 @@ impl Watched {
     }
 }
 
+impl Carrier {
+    fn tls(stream: TlsStream<TcpStream>, standing: Standing) -> Self {
+        let watched = Watched { ended: Some(Box::pin(standing.ended())), why: None };
+        Self::Tls { stream: Box::new(stream), watched }
+    }
+}
+
+/// What counts as long as the stream is there.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held for what their drop does")]
+enum Held {
+    Stream(Counted),
+    Caller(Calling),
+    Nothing,
+}
+
+/// Somebody connected to say something: until they have, the clock runs.
+#[derive(Debug)]
+struct FirstByte {
+    limit: Pin<Box<Sleep>>,
+    refusals: Arc<Refusals>,
+}
+
 impl Io {
-    pub(super) fn quic(peer: PeerId, send: quinn::SendStream, recv: quinn::RecvStream, used: Used) -> Self {
-        Self { peer, carrier: Carrier::Quic { send, recv, _used: used } }
+    fn new(peer: PeerId, carrier: Carrier, end: CancellationToken, held: Held) -> Self {
+        let reading = Box::pin(end.clone().cancelled_owned());
+        let writing = Box::pin(end.clone().cancelled_owned());
+        Self { peer, carrier, end, reading, writing, first_byte: None, _held: held }
     }
 
-    pub(super) fn tls(peer: PeerId, stream: TlsStream<TcpStream>, standing: Standing) -> Self {
-        let watched = Watched { ended: Some(Box::pin(standing.ended())), why: None };
-        Self { peer, carrier: Carrier::Tls { stream: Box::new(stream), watched } }
+    /// A stream of a QUIC connection, which ends it.
+    pub(super) fn quic(peer: PeerId, send: quinn::SendStream, recv: quinn::RecvStream, counted: Counted) -> Self {
+        Self::new(peer, Carrier::Quic { send, recv }, CancellationToken::new(), Held::Stream(counted))
+    }
+
+    /// A stream of a TCP connection, which ends it with `end`.
+    pub(super) fn tcp(
+        peer: PeerId,
+        stream: TlsStream<TcpStream>,
+        standing: Standing,
+        end: &CancellationToken,
+        counted: Counted,
+    ) -> Self {
+        Self::new(peer, Carrier::tls(stream, standing), end.child_token(), Held::Stream(counted))
+    }
+
+    /// A client's connection, whose first byte is waited for at most `limit`; `refusals` counts those that were late.
+    pub(super) fn caller(
+        peer: PeerId,
+        stream: TlsStream<TcpStream>,
+        standing: Standing,
+        calling: Calling,
+        (limit, refusals): (Duration, &Arc<Refusals>),
+    ) -> Self {
+        let held = Held::Caller(calling);
+        let mut io = Self::new(peer, Carrier::tls(stream, standing), CancellationToken::new(), held);
+        io.first_byte = Some(FirstByte { limit: Box::pin(sleep(limit)), refusals: Arc::clone(refusals) });
+        io
+    }
+
+    /// A connection that a client has dialled.
+    pub(super) fn called(peer: PeerId, stream: TlsStream<TcpStream>, standing: Standing) -> Self {
+        Self::new(peer, Carrier::tls(stream, standing), CancellationToken::new(), Held::Nothing)
     }
 
     /// Who is at the other end, by certificate.
@@ -101,29 +150,59 @@ impl Io {
     }
 }
 
-impl Connected for Io {
-    type ConnectInfo = PeerId;
+/// Where a request came from: who asked, and the way to cut them off.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    pub(super) peer: PeerId,
+    pub(super) end: CancellationToken,
+}
 
-    fn connect_info(&self) -> PeerId {
-        self.peer.clone()
+impl Connected for Io {
+    type ConnectInfo = Origin;
+
+    fn connect_info(&self) -> Origin {
+        Origin { peer: self.peer.clone(), end: self.end.clone() }
     }
+}
+
+fn ended() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, "the connection has ended")
 }
 
 impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().carrier {
+        let me = self.get_mut();
+        if me.reading.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(ended()));
+        }
+        let before = buf.filled().len();
+        let read = match &mut me.carrier {
             Carrier::Quic { recv, .. } => AsyncRead::poll_read(Pin::new(recv), cx, buf),
             Carrier::Tls { stream, watched } => match watched.poll(cx) {
                 Ok(()) => Pin::new(stream).poll_read(cx, buf),
                 Err(error) => Poll::Ready(Err(error)),
             },
+        };
+        if buf.filled().len() > before {
+            me.first_byte = None;
+        } else if read.is_pending()
+            && let Some(first) = &mut me.first_byte
+            && first.limit.as_mut().poll(cx).is_ready()
+        {
+            first.refusals.count(Refusal::FirstByte);
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
+        read
     }
 }
 
 impl AsyncWrite for Io {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().carrier {
+        let me = self.get_mut();
+        if me.writing.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(ended()));
+        }
+        match &mut me.carrier {
             Carrier::Quic { send, .. } => AsyncWrite::poll_write(Pin::new(send), cx, buf),
             Carrier::Tls { stream, watched } => match watched.poll(cx) {
                 Ok(()) => Pin::new(stream).poll_write(cx, buf),
@@ -133,14 +212,22 @@ impl AsyncWrite for Io {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().carrier {
+        let me = self.get_mut();
+        if me.writing.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(ended()));
+        }
+        match &mut me.carrier {
             Carrier::Quic { send, .. } => AsyncWrite::poll_flush(Pin::new(send), cx),
             Carrier::Tls { stream, .. } => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().carrier {
+        let me = self.get_mut();
+        if me.writing.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(ended()));
+        }
+        match &mut me.carrier {
             Carrier::Quic { send, .. } => AsyncWrite::poll_shutdown(Pin::new(send), cx),
             Carrier::Tls { stream, .. } => Pin::new(stream).poll_shutdown(cx),
         }

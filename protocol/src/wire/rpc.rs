@@ -8,7 +8,6 @@ use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 use futures::{StreamExt as _, future::BoxFuture};
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
-use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code as GrpcCode, Status,
@@ -16,34 +15,29 @@ use tonic::{
     transport::{Channel, Endpoint as Target, Server, Uri},
 };
 
+pub use super::limits::MAX_MESSAGE_BYTES;
 use super::{
-    endpoint::{self, Connection, RPC_STREAM, dial_tcp},
+    asking::AskingLayer,
+    endpoint::{self, Calls, Connection, RPC_STREAM, dial_caller},
+    error::{refusal_in, tls_in},
     identity::{Expect, Identity},
     io::Io,
-    verify::{refusal_in, tls_in},
+    limits::{HEADER_LIST_BYTES, MESSAGE_WINDOW, REQUESTS_PER_CONNECTION, RESETS_WAITING},
 };
 use crate::{
     failure::{Code, Explain, Failure, Family},
     v1,
 };
 
-/// The largest message either side takes; rows never travel in messages.
-pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
-
-const REQUESTS_PER_CONNECTION: usize = 64;
-/// A signed intent fits in it: [`crate::intent::MAX_BYTES`], a third more as text.
-const HEADER_LIST_BYTES: u32 = 96 << 10;
-const WINDOW_BYTES: u32 = 1 << 20;
-
 /// A channel over which one peer is asked.
 pub type PeerChannel = Channel;
 
 /// Serves `routes`, with health and reflection beside them, on every stream of `arrivals` until `stop` is done.
 ///
-/// Requests under way are finished before it returns.
+/// Requests under way are finished before it returns. Who asks too much is told so before a service sees it.
 pub async fn serve(
     routes: Routes,
-    arrivals: mpsc::Receiver<Io>,
+    arrivals: Calls,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Box<dyn StdError + Send + Sync>> {
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -65,17 +59,18 @@ pub async fn serve(
         .concurrency_limit_per_connection(REQUESTS_PER_CONNECTION)
         .max_concurrent_streams(REQUESTS_PER_CONNECTION as u32)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
-        .http2_max_pending_accept_reset_streams(Some(32))
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(RESETS_WAITING))
+        .initial_stream_window_size(MESSAGE_WINDOW)
+        .initial_connection_window_size(MESSAGE_WINDOW)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .layer(AskingLayer(arrivals.gate))
         .add_routes(routes)
-        .serve_with_incoming_shutdown(ReceiverStream::new(arrivals).map(Ok::<_, io::Error>), stop)
+        .serve_with_incoming_shutdown(ReceiverStream::new(arrivals.streams).map(Ok::<_, io::Error>), stop)
         .await?;
     Ok(())
 }
 
-/// A channel on its own stream of an existing QUIC connection. Ends with the connection.
+/// A channel on its own stream of an existing connection. Ends with the connection.
 pub async fn over(connection: &Connection) -> Result<PeerChannel, Failure> {
     let connection = connection.clone();
     connect("mesh", move || {
@@ -92,7 +87,7 @@ pub async fn connect_tcp(address: &str, identity: &Arc<Identity>, expect: Expect
     let (address, identity) = (address.to_owned(), Arc::clone(identity));
     connect(&address.clone(), move || {
         let (address, identity, expect) = (address.clone(), Arc::clone(&identity), expect.clone());
-        Box::pin(async move { dial_tcp(&address, &identity, expect).await })
+        Box::pin(async move { dial_caller(&address, &identity, expect).await })
     })
     .await
 }
@@ -102,8 +97,8 @@ async fn connect(
     dial: impl Fn() -> BoxFuture<'static, Result<Io, endpoint::Error>> + Send + Sync + 'static,
 ) -> Result<PeerChannel, Failure> {
     let target = Target::from_static("http://member.steep.internal")
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(MESSAGE_WINDOW)
+        .initial_connection_window_size(MESSAGE_WINDOW)
         .http2_max_header_list_size(HEADER_LIST_BYTES);
     let connector = tower::service_fn(move |_: Uri| {
         let dialled = dial();
@@ -149,6 +144,7 @@ pub fn status_of(failure: &Failure) -> Status {
         (Code::UnknownNode | Code::OperationUnknown | Code::SessionUnknown, _) => GrpcCode::NotFound,
         (Code::BadRequest | Code::Usage, _) => GrpcCode::InvalidArgument,
         (Code::Internal, _) => GrpcCode::Internal,
+        (Code::TooManyRequests, _) => GrpcCode::ResourceExhausted,
         (_, Family::Permission) => GrpcCode::PermissionDenied,
         (_, Family::Connection) => GrpcCode::Unavailable,
         (_, Family::Timeout) => GrpcCode::DeadlineExceeded,
@@ -179,6 +175,7 @@ pub fn failure_of(status: &Status) -> Failure {
         GrpcCode::PermissionDenied | GrpcCode::Unauthenticated => Code::Denied,
         GrpcCode::InvalidArgument | GrpcCode::OutOfRange => Code::BadRequest,
         GrpcCode::Unimplemented => Code::ProtocolMismatch,
+        GrpcCode::ResourceExhausted => Code::TooManyRequests,
         // A connection that breaks under a request comes out of hyper as "unknown".
         GrpcCode::Unknown if status.source().is_some() => Code::PeerUnreachable,
         _ => Code::Internal,

@@ -17,9 +17,8 @@ use tokio_rustls::TlsStream;
 use tracing::info;
 
 use super::{
-    endpoint::Connection,
-    identity::{Error, Identity, Live, peer_in},
-    io::Io,
+    connection::Connection,
+    identity::{Error, Identity, Live, PeerId, peer_in},
     trust::{Ended, Leaf},
 };
 
@@ -29,13 +28,8 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// A certificate and those behind it.
 pub(super) type Chain = Vec<CertificateDer<'static>>;
 
-/// What the other end of a QUIC connection has shown.
-pub(super) fn chain_of(quic: &quinn::Connection) -> Option<Box<Chain>> {
-    quic.peer_identity()?.downcast::<Chain>().ok()
-}
-
 /// Closes `connection` when its certificate is no longer good enough; returns when it has ended, however.
-pub(super) async fn watch_over(connection: &Connection, chain: Option<Box<Chain>>, identity: &Identity) {
+pub(super) async fn watch_over(connection: &Connection, chain: Option<Chain>, identity: &Identity) {
     // Without a certificate there is no connection.
     let Some(standing) = chain.and_then(|chain| Standing::of(Some(&chain[..]), identity)) else { return };
     tokio::select! {
@@ -48,12 +42,13 @@ pub(super) async fn watch_over(connection: &Connection, chain: Option<Box<Chain>
     }
 }
 
-/// A finished handshake as a stream that ends when its certificate is no longer good enough.
-pub(super) fn watched(stream: TlsStream<TcpStream>, identity: &Identity) -> Result<Io, Error> {
+/// Who is at the other end of a finished handshake, and what ends the stream when their certificate is no longer good
+/// enough.
+pub(super) fn standing_of(stream: &TlsStream<TcpStream>, identity: &Identity) -> Result<(PeerId, Standing), Error> {
     let chain = stream.get_ref().1.peer_certificates();
     let (peer, standing) = (peer_in(chain)?, Standing::of(chain, identity));
     let standing = standing.ok_or_else(|| Error::Refused("no certificate was shown".into()))?;
-    Ok(Io::tls(peer, stream, standing))
+    Ok((peer, standing))
 }
 
 /// The other end's certificate, watched over for as long as the connection lives.

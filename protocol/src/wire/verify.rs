@@ -1,9 +1,6 @@
 //! Judges the other end's certificate during a handshake, and says in an operator's words how it went.
 
-use std::{
-    io,
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
 
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme,
@@ -90,21 +87,6 @@ pub(super) fn explain_alert(alert: u8) -> Failure {
         }
     };
     Failure::new(code, format!("the other end refused our certificate: {text}"))
-}
-
-/// The TLS error inside an I/O error, explained.
-pub(super) fn tls_in(error: &io::Error) -> Option<Failure> {
-    error.get_ref()?.downcast_ref::<rustls::Error>().map(explain_tls)
-}
-
-/// A refused certificate inside a QUIC error: TLS alerts are the codes 0x100 to 0x1ff (RFC 9001, section 4.8).
-pub(super) fn refusal_in(error: &quinn::ConnectionError) -> Option<Failure> {
-    let code = match error {
-        quinn::ConnectionError::ConnectionClosed(close) => u64::from(close.error_code),
-        quinn::ConnectionError::TransportError(error) => u64::from(error.code),
-        _ => return None,
-    };
-    u8::try_from(code.checked_sub(0x100)?).ok().map(explain_alert)
 }
 
 /// Shows the certificate we have at the moment of the handshake, whoever asks.

@@ -41,14 +41,15 @@ select pg_replication_origin_drop(roname) from pg_replication_origin;
 ";
 
 impl Arena {
-    /// Two servers of `version` with settings for bulk work, fsync on.
-    pub(super) fn open(dir: &Path, version: u32, workers: u32, binaries: Binaries) -> Result<Self> {
-        let options = Options::new(dir, 2, &[version], binaries)
+    /// Two servers of `version` with settings for bulk work, fsync on; their agents speak over `transport`.
+    pub(super) fn open(dir: &Path, version: u32, workers: u32, transport: &str, binaries: Binaries) -> Result<Self> {
+        let mut options = Options::new(dir, 2, &[version], binaries)
             .set("fsync", "on")
             .set("shared_buffers", "256MB")
             .set("maintenance_work_mem", "256MB")
             .set("max_wal_size", "4GB")
             .set("max_sync_workers_per_subscription", &workers.to_string());
+        options.mesh_toml = format!("transport = {transport:?}\n");
         let (cluster, guard) = Cluster::guarded(&options)?;
         let arena = Self { cluster, settings: options.settings, workers, _guard: guard };
         arena.stop_agents();

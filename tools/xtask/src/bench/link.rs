@@ -83,7 +83,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let binaries = if arguments.no_build { Binaries::left_by_build(profile)? } else { Binaries::built(profile)? };
     let fallback = || std::env::temp_dir().join(format!("steep-bench-{}", std::process::id()));
     let dir = arguments.dir.clone().unwrap_or_else(fallback);
-    let arena = Arena::open(&dir, arguments.pg, 2, binaries)?;
+    let arena = Arena::open(&dir, arguments.pg, 2, "auto", binaries)?;
     arena.fill(Set::Pgbench, arguments.scale)?;
     let mut all = [(Way::Mesh, Vec::new()), (Way::Direct, Vec::new())];
     for round in 1..=arguments.runs {

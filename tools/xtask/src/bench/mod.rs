@@ -59,6 +59,9 @@ pub struct Arguments {
     /// How often each runs; the median counts
     #[arg(long, default_value_t = 1)]
     runs: usize,
+    /// What carries the agents' connections: quic or tcp
+    #[arg(long, value_parser = ["auto", "quic", "tcp"], default_value = "auto")]
+    transport: String,
     /// Where the nodes' files go [default: a temporary folder]
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -112,7 +115,7 @@ fn copy(arguments: &Arguments) -> Result<()> {
 fn fight(arguments: &Arguments, binaries: &Binaries, set: Set, version: u32, contenders: &[Contender]) -> Result<()> {
     let fallback = || std::env::temp_dir().join(format!("steep-bench-{}", std::process::id()));
     let dir = arguments.dir.clone().unwrap_or_else(fallback);
-    let arena = Arena::open(&dir, version, arguments.workers, binaries.clone())?;
+    let arena = Arena::open(&dir, version, arguments.workers, &arguments.transport, binaries.clone())?;
     let title = format!("{set} (scale {}) on PostgreSQL {}", arguments.scale, arena.source().version);
     say::heading(&title);
     let size = arena.fill(set, arguments.scale)?;

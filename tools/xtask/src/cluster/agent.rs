@@ -63,8 +63,10 @@ impl Agent {
         }
     }
 
-    /// Writes agent.toml: this node, its certificates in `pki`, its server, the `seeds` it joins by, and `extra` lines.
-    pub fn configure(&self, pki: &Path, server: &Server, seeds: &[&str], extra: &str) -> Result<()> {
+    /// Writes agent.toml: this node, its certificates in `pki`, its server, the `seeds` it joins by, and more lines: for
+    /// `[mesh]`, and for the end.
+    pub fn configure(&self, pki: &Path, server: &Server, seeds: &[&str], more: [&str; 2]) -> Result<()> {
+        let [in_mesh, extra] = more;
         let Self { node_id, address, http, .. } = self;
         let state_dir = text(&self.state_dir);
         let [cert, key, ca] =
@@ -75,7 +77,7 @@ impl Agent {
             self.socket_dir.as_ref().map(|dir| format!("socket_dir = {}\n", text(dir))).unwrap_or_default();
         let toml = format!(
             "[node]\nid = {node_id:?}\nstate_dir = {state_dir}\n\n\
-             [mesh]\nlisten = {address:?}\nseeds = {seeds:?}\n\n\
+             [mesh]\nlisten = {address:?}\nseeds = {seeds:?}\n{in_mesh}\n\
              [pki]\ncert = {cert}\nkey = {key}\nca = {ca}\n\n\
              [postgres]\nhost = {host}\nport = {port}\ndbname = {DATABASE:?}\nuser = {USER:?}\nbin_dir = {bin_dir}\n\n\
              [replication]\nconninfo = {conninfo}\n{socket_dir}\n\

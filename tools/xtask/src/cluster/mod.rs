@@ -49,6 +49,8 @@ pub struct Options {
     pub binaries: Binaries,
     /// Settings for every server, over the usual ones.
     pub settings: Vec<(String, String)>,
+    /// Lines for `[mesh]` of every agent.toml.
+    pub mesh_toml: String,
     /// Lines at the end of every agent.toml: whole sections that [`Agent::configure`] does not write.
     pub agent_toml: String,
     pub life: Life,
@@ -66,6 +68,7 @@ impl Options {
             versions: versions.iter().copied().cycle().take(nodes).collect(),
             binaries,
             settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+            mesh_toml: String::new(),
             agent_toml: String::new(),
             life: Life::OfItsOwn,
             agents: true,
@@ -191,7 +194,7 @@ impl Cluster {
             // The first two are everybody's seeds: one may be down.
             let others = self.nodes.iter().take(2).filter(|other| other.node_id != node.node_id);
             let seeds: Vec<_> = others.map(|other| other.agent.address.as_str()).collect();
-            node.agent.configure(&self.pki(), &node.server, &seeds, &options.agent_toml)?;
+            node.agent.configure(&self.pki(), &node.server, &seeds, [&options.mesh_toml, &options.agent_toml])?;
         }
         self.start_agents(options.life)
     }

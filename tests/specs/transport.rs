@@ -1,0 +1,216 @@
+//! QUIC between the agents, TCP where UDP is blocked, and what becomes of both when the network is cut.
+
+use std::{
+    net::UdpSocket,
+    time::{Duration, Instant},
+};
+
+use steep_tests::{Cluster, Inventory, Ledger, Line, Node, NodeState, PATIENCE, reached_at, shop, until};
+
+/// Where nobody listens.
+const NOWHERE: &str = "127.0.0.1:1";
+const START: &str = "node start node_b --from node_a";
+
+async fn says(node: &Node, what: &str, within: Duration) {
+    until(&format!("the log of {} says {what:?}", node.id()), within, async || {
+        let log = node.log();
+        if log.contains(what) { Ok(()) } else { Err(log.lines().last().unwrap_or_default().to_owned()) }
+    })
+    .await;
+}
+
+fn times(node: &Node, what: &str) -> usize {
+    node.log().matches(what).count()
+}
+
+/// What `of` hears of `node`'s health, once it is `as_wanted`.
+async fn health_becomes(of: &Node, node: &Node, as_wanted: fn(&str) -> bool, within: Duration) {
+    until(&format!("{} thinks differently of {}", of.id(), node.id()), within, async || {
+        let page = of.http("/healthz").1;
+        let page: serde_json::Value = serde_json::from_str(&page).map_err(|error| format!("{error}: {page}"))?;
+        let peer = page["peers"].as_array().into_iter().flatten().find(|peer| peer["node_id"] == node.id());
+        let health = peer.and_then(|peer| peer["health"].as_str()).unwrap_or("unknown").to_owned();
+        if as_wanted(&health) { Ok(()) } else { Err(page.to_string()) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn agents_that_speak_tcp_alone_initialize_both_ways_and_open_no_udp_port() {
+    let [a, b] = Cluster::of(2).mesh_toml("transport = \"tcp\"").start().await;
+    for node in [&a, &b] {
+        UdpSocket::bind(node.address()).expect("nobody uses the agent's UDP port");
+    }
+    let ledger = Ledger::on(&a, 2_000).await;
+    a.sql(&shop::orders(20_000)).await;
+    let [on_a, on_b] = [&a, &b].map(|node| ledger.writers(2, node));
+    on_a.write(100).await;
+    b.steepctl(START).operation().completes().await;
+    b.becomes(NodeState::Synchronized).await;
+    on_a.write(50).await;
+    on_b.write(50).await;
+    let accounts = [on_a.stop().await, on_b.stop().await];
+    ledger.agrees(&[&a, &b], &accounts).await;
+    b.holds_the_same_as(&a, "public.orders").await;
+    for node in [&a, &b] {
+        assert!(!node.log().contains("STP-1230"), "{} was told to use TCP, and does not complain", node.id());
+    }
+}
+
+#[tokio::test]
+async fn one_side_that_can_dial_is_enough_in_either_direction() {
+    for transport in ["quic", "tcp"] {
+        let [a, b] = Cluster::of(2).mesh_toml(&format!("transport = {transport:?}")).start().await;
+        // Nobody listens where node_a looks for node_b.
+        reached_at([(&a, a.address()), (&b, NOWHERE)]).await;
+        b.sql(&shop::orders(3_000)).await;
+        health_becomes(&a, &b, |health| health != "unknown", PATIENCE).await;
+        // The target cannot dial its source …
+        a.steepctl("node start node_a --from node_b --one-way").succeeds();
+        a.holds_the_same_as(&b, "orders").await;
+        // … and another cluster of the same kind, the source its target.
+        drop((a, b));
+        let [a, b] = Cluster::of(2).mesh_toml(&format!("transport = {transport:?}")).start().await;
+        reached_at([(&a, a.address()), (&b, NOWHERE)]).await;
+        a.sql(&shop::orders(3_000)).await;
+        health_becomes(&b, &a, |health| health != "unknown", PATIENCE).await;
+        b.steepctl(START).succeeds();
+        b.holds_the_same_as(&a, "orders").await;
+    }
+}
+
+#[tokio::test]
+async fn where_udp_is_blocked_tcp_takes_over_within_seconds_and_quic_comes_back_without_failing_a_stream() {
+    let [a, b] = Cluster::of(2).start().await;
+    a.sql(&shop::orders(40_000)).await;
+    let line = Line::between(&a, &b).await;
+    health_becomes(&b, &a, |health| health != "unknown", PATIENCE).await;
+    assert!(line.moved()[0] > 0, "they speak over UDP: {:?}", line.moved());
+
+    line.block_udp();
+    let began = Instant::now();
+    says(&b, "STP-1230", Duration::from_secs(25)).await;
+    health_becomes(&b, &a, |health| health != "unknown", Duration::from_secs(10)).await;
+    health_becomes(&a, &b, |health| health != "unknown", Duration::from_secs(10)).await;
+    eprintln!("TCP took over {:.1} s after UDP was blocked", began.elapsed().as_secs_f64());
+
+    // A copy that begins over TCP, and goes on over it after QUIC has come back.
+    let before = line.moved()[1];
+    let op = b.steepctl(START).arg("--max-rate").arg("40kB").operation();
+    op.reaches("copy tables").await;
+    until("blocks travel over TCP", PATIENCE, async || match line.moved()[1] - before {
+        moved if moved > 200_000 => Ok(()),
+        moved => Err(moved),
+    })
+    .await;
+    line.heal();
+    let began = Instant::now();
+    says(&b, "UDP works again", Duration::from_secs(150)).await;
+    eprintln!("QUIC was back {:.1} s after UDP was open", began.elapsed().as_secs_f64());
+    op.completes().await;
+    b.holds_the_same_as(&a, "orders").await;
+    for node in [&a, &b] {
+        let told = times(node, "STP-1230");
+        assert!(told <= 1, "{} says it once, not {told} times", node.id());
+    }
+}
+
+#[tokio::test]
+async fn agents_that_start_where_udp_is_blocked_speak_over_tcp_at_once() {
+    let [a, b] = Cluster::of(2).start().await;
+    a.sql(&shop::orders(5_000)).await;
+    let line = Line::between(&a, &b).await;
+    line.block_udp();
+    for node in [&a, &b] {
+        node.stop_agent();
+    }
+    for node in [&a, &b] {
+        node.start_agent();
+    }
+    let began = Instant::now();
+    health_becomes(&b, &a, |health| health != "unknown", Duration::from_secs(15)).await;
+    eprintln!("connected {:.1} s after the start", began.elapsed().as_secs_f64());
+    b.steepctl(START).succeeds();
+    b.holds_the_same_as(&a, "orders").await;
+    assert!(b.log().contains("STP-1230") || a.log().contains("STP-1230"), "it is told");
+}
+
+/// A partition during the copy; both ends notice, the operation fails, and once it heals all is cleaned up.
+async fn partition_amid_a_copy(cut: fn(&Line, &Node, &Node), transport: &str) {
+    let [a, b] = Cluster::of(2).mesh_toml(&format!("transport = {transport:?}")).start().await;
+    a.sql(&shop::orders(20_000)).await;
+    let line = Line::between(&a, &b).await;
+    let before: [Inventory; 2] = [a.inventory().await, b.inventory().await];
+    let op = b.steepctl(START).arg("--max-rate").arg("20kB").operation();
+    op.reaches("copy tables").await;
+    cut(&line, &a, &b);
+    let began = Instant::now();
+    health_becomes(&b, &a, |health| health == "unknown", Duration::from_secs(30)).await;
+    health_becomes(&a, &b, |health| health == "unknown", Duration::from_secs(30)).await;
+    assert_eq!(op.ends().await, "failed");
+    eprintln!("the operation failed {:.1} s after the cut", began.elapsed().as_secs_f64());
+    b.becomes(NodeState::Failed).await;
+    line.heal();
+    for (node, before) in [(&a, &before[0]), (&b, &before[1])] {
+        until(&format!("{} holds what it held", node.id()), PATIENCE * 3, async || {
+            let left = node.inventory().await.since(before);
+            if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
+        })
+        .await;
+    }
+    b.steepctl(START).succeeds();
+    b.holds_the_same_as(&a, "orders").await;
+}
+
+#[tokio::test]
+async fn a_full_partition_amid_a_copy_fails_it_and_leaves_nothing_once_it_heals() {
+    partition_amid_a_copy(|line, _, _| line.cut(), "quic").await;
+}
+
+#[tokio::test]
+async fn a_full_partition_amid_a_copy_over_tcp_fails_it_as_well() {
+    partition_amid_a_copy(|line, _, _| line.cut(), "tcp").await;
+}
+
+#[tokio::test]
+async fn a_one_way_partition_from_the_source_is_noticed_by_both_and_leaves_nothing() {
+    partition_amid_a_copy(|line, a, b| line.cut_from(a, b), "auto").await;
+}
+
+#[tokio::test]
+async fn a_one_way_partition_from_the_target_is_noticed_by_both_and_leaves_nothing() {
+    partition_amid_a_copy(|line, a, b| line.cut_from(b, a), "auto").await;
+}
+
+#[tokio::test]
+async fn replication_heals_by_itself_after_any_partition() {
+    let [a, b] = Cluster::of(2).start().await;
+    a.sql(&shop::orders(2_000)).await;
+    let line = Line::between(&a, &b).await;
+    b.steepctl(START).succeeds();
+    let cuts: [(&str, fn(&Line, &Node, &Node)); 3] = [
+        ("a full one", |line, _, _| line.cut()),
+        ("node_a not heard", |line, a, b| line.cut_from(a, b)),
+        ("node_b not heard", |line, a, b| line.cut_from(b, a)),
+    ];
+    for (what, cut) in cuts {
+        eprintln!("{what}");
+        cut(&line, &a, &b);
+        // Keys that do not collide: both count from what both hold.
+        for (node, ahead) in [(&a, 1000), (&b, 1001)] {
+            node.sql(&format!(
+                "insert into orders (id, customer_id, total) select max(id) + {ahead}, 1, 5 from orders"
+            ))
+            .await;
+        }
+        health_becomes(&b, &a, |health| health == "unknown", Duration::from_secs(30)).await;
+        health_becomes(&a, &b, |health| health == "unknown", Duration::from_secs(30)).await;
+        line.heal();
+        health_becomes(&b, &a, |health| health != "unknown", Duration::from_secs(30)).await;
+        health_becomes(&a, &b, |health| health != "unknown", Duration::from_secs(30)).await;
+        b.holds_the_same_as(&a, "orders").await;
+    }
+    for node in [&a, &b] {
+        node.becomes(NodeState::Synchronized).await;
+    }
+}
