@@ -177,10 +177,6 @@ codes! {
     5007 Detached Timeout false "the wait ended before the operation did" "steepctl op watch ID"
     5008 Usage General false "the command line makes no sense" "see --help"
     5009 ConfirmationNeeded Precondition false "nobody confirmed that rows may be destroyed" "look at what would be destroyed with --dry-run, then add --confirm TARGET with the name of the target node"
-    5040 AgentDrained Conflict true "the agent takes no new work" "steepctl agent drain NODE --undo lets it take work again"
-    5041 ContextUnknown General false "no such context" "steepctl config show lists the contexts of the configuration file"
-    5042 ClientConfigInvalid General false "steepctl's configuration file is invalid" "mend what is named above, then: steepctl config check"
-    5043 TooManyReaders Conflict true "too many follow the events of one agent" "end steepctl events --follow elsewhere, or ask another agent with --peer"
     5020 IntentMissing Permission false "the request needs an operator's own signature" "use steepctl, which signs what it asks for; other gRPC clients can look, and cancel what runs on the node whose agent they ask"
     5021 IntentInvalid Permission false "a signed request does not hold" "ask again with steepctl; if it repeats, something between you and the node changes requests: see the logs of both agents"
     5022 IntentExpired Permission false "a signed request is out of its time" "ask again; if it repeats, compare the clocks of your machine and of the nodes"
@@ -189,6 +185,10 @@ codes! {
     5025 IntentUsed Permission false "a signed request was used before" "ask again: steepctl signs every request anew"
     5026 SignerRefused Permission false "whoever signed the request may not ask for it" "ask with a valid certificate of role operator or admin: steepctl pki issue operator NAME --role operator"
     5027 IntentTooLong General false "too many tables are named to be signed" "name schemas with --schemas instead, or all but a few tables with --exclude"
+    5040 AgentDrained Conflict true "the agent takes no new work" "steepctl agent drain NODE --undo lets it take work again"
+    5041 ContextUnknown General false "no such context" "steepctl config show lists the contexts of the configuration file"
+    5042 ClientConfigInvalid General false "steepctl's configuration file is invalid" "mend what is named above, then: steepctl config check"
+    5043 TooManyReaders Conflict true "too many follow the events of one agent" "end steepctl events --follow elsewhere, or ask another agent with --peer"
 }
 
 impl Code {

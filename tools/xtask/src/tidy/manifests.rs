@@ -14,8 +14,9 @@ const BANNED: Rule = Rule { name: "no second TLS", why: "a bare cargo build need
 
 const ONLY_IN: &[(&str, &[&str])] = &[
     ("quinn", &["protocol"]),
-    ("rustls", &["protocol"]),
-    ("tokio-rustls", &["protocol"]),
+    // Specs speak it where no agent would.
+    ("rustls", &["protocol", "tests"]),
+    ("tokio-rustls", &["protocol", "tests"]),
     ("tokio-postgres", &["agent", "tests"]),
     ("clap", &["agent", "tools/steepctl", "tools/xtask"]),
 ];
