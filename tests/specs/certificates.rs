@@ -233,7 +233,11 @@ async fn a_revoked_node_is_cut_off_by_every_agent_and_stays_out() {
     c.stop_agent();
     c.start_agent();
     logs(&c, "mesh.peer_refused", &["STP-1110"], 2).await;
-    let seen = c.steepctl("node list -o json").succeeds().stdout;
+    // An operator who has the list beside ca.pem does not believe its agent; one without it sees it alone.
+    c.steepctl("node list").fails_with("STP-1110");
+    let elsewhere = c.agent_toml().with_file_name("ca.pem");
+    fs::copy(file(&a, "ca.pem"), &elsewhere).expect("it can be copied");
+    let seen = c.steepctl("node list -o json").env("STEEPCTL_CA", &elsewhere.display().to_string()).succeeds().stdout;
     assert!(seen.contains("\"unknown\""), "{seen}");
     // The others go on; they remember through a restart, before they hear anything.
     a.stop_agent();
