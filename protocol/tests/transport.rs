@@ -192,7 +192,8 @@ async fn blocks_arrive(opener: &Connection, sender: &mut Arrivals) {
         blocks += 1;
     }
     assert_eq!((blocks, source.trailer().expect("an end").rows), (20, 20));
-    sending.await.expect("it was sent");
+    drop(source);
+    soon(sending).await.expect("it was sent");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -288,6 +289,38 @@ async fn quic_is_taken_where_it_answers_and_tcp_where_it_does_not() {
     assert!(failure.message.contains("over UDP") && failure.message.contains("over TCP"), "{failure}");
     for endpoint in [a, b, c] {
         soon(endpoint.close()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_replaced_stays_until_what_was_sent_on_it_is_read() {
+    for preference in [Preference::Quic, Preference::Tcp] {
+        let pki = Pki::new();
+        let (a, mut at_a) = agent(pki.node("node_a"), preference).await;
+        let (b, _at_b) = agent(pki.node("node_b"), preference).await;
+        let ours = b.dial(&a.address().to_string(), &id("node_a")).await.expect("a listens");
+        let theirs = soon(at_a.connections.recv()).await.expect("a hears of it");
+        let opened = ours.open(BULK_STREAM).await.expect("a stream opens");
+        let mut source = BlockSource::request(opened, &v1::BulkRequest::default()).await.expect("it takes a request");
+        let io = soon(at_a.bulk.recv()).await.expect("it arrives");
+        let sending = tokio::spawn(async move {
+            let (_, io) = BlockSink::accept(io, SOON).await.expect("with its request");
+            let mut sink = BlockSink::new(io, Compression::Fixed(Codec::Raw), true);
+            sink.send(&[7; 500_000]).await.expect("it is taken");
+            sink.finish(1).await
+        });
+        let retiring = tokio::spawn(async move { theirs.retire(Duration::ZERO, "replaced").await });
+        // Everything is sent, and nothing of it read; the sender looks several times.
+        sleep(Duration::from_secs(3)).await;
+        assert!(!retiring.is_finished() && !ours.is_closed(), "the reader is waited for");
+        assert_eq!(soon(source.next()).await.expect("a whole block").expect("one").len(), 500_000);
+        assert_eq!(soon(source.next()).await.expect("an end"), None);
+        drop(source);
+        soon(sending).await.expect("no panic").expect("it was read");
+        soon(retiring).await.expect("no panic");
+        soon(ours.closed()).await;
+        soon(b.close()).await;
+        soon(a.close()).await;
     }
 }
 

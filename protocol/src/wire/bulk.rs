@@ -130,7 +130,7 @@ impl BlockSink {
         Ok(())
     }
 
-    /// Says that all is sent, `rows` of it, and closes the stream.
+    /// Says that all is sent, `rows` of it, closes the stream, and waits until the reader has let go of it.
     pub async fn finish(self, rows: u64) -> Result<(), Error> {
         let trailer = BulkTrailer { rows, bytes: self.sent, hash: self.hash.digest(), failure: None };
         self.close(trailer).await
@@ -151,6 +151,10 @@ impl BlockSink {
         self.io.write_all(&header(trailer.len(), trailer.len(), TRAILER, xxh3_64(&trailer))).await?;
         self.io.write_all(&trailer).await?;
         self.io.shutdown().await?;
+        // The reader lets go of the stream once it has read the trailer. Until then the connection is in use: closed
+        // now, it would take what is still on the way with it.
+        let mut nothing = [0; 64];
+        while self.io.read(&mut nothing).await.is_ok_and(|length| length > 0) {}
         Ok(())
     }
 }
