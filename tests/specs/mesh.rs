@@ -49,11 +49,16 @@ async fn is_full(nodes: &[&Node]) {
     }
 }
 
-/// A row written on each node is seen on all.
+/// A row written on each node is seen on all, and so is that they are deleted again.
 async fn all_hear_of_each_other(nodes: &[&Node], round: &str) {
     for node in nodes {
         node.sql(&format!("insert into marks values ('{} {round}')", node.id())).await;
     }
+    for node in &nodes[1..] {
+        node.holds_the_same_as(nodes[0], "marks").await;
+    }
+    assert_eq!(nodes[0].count("marks").await, nodes.len() as i64, "{round}");
+    nodes[0].sql("delete from marks").await;
     for node in &nodes[1..] {
         node.holds_the_same_as(nodes[0], "marks").await;
     }
@@ -185,9 +190,10 @@ async fn what_a_newcomer_loads_is_sent_to_nobody_and_idle_nodes_are_joined_too()
     };
     // Of all that was loaded nothing goes out; its own mark does.
     assert_eq!(sent(&c, "spec", "none").await, 1);
-    for node in [&a, &b] {
-        assert_eq!(sent(node, "steep", "none").await, 1, "{} sends its own mark alone", node.id());
-        assert_eq!(sent(node, "steep", "any").await, 3, "{} got the marks of the other two, once", node.id());
+    // node_a also deleted the three marks again.
+    for (node, own) in [(&a, 4), (&b, 1)] {
+        assert_eq!(sent(node, "steep", "none").await, own, "{} sends its own changes alone", node.id());
+        assert_eq!(sent(node, "steep", "any").await, 6, "{} got those of the other two, once", node.id());
     }
     let decoded = "select coalesce(max(total_bytes), 0)::bigint from pg_stat_replication_slots where slot_name like 'steep%'";
     let bytes: i64 = c.value(decoded).await;
@@ -402,5 +408,8 @@ async fn a_mesh_that_is_not_whole_is_refused_and_told_what_is_missing() {
         if started.status == 0 { Ok(()) } else { Err(started.to_string()) }
     })
     .await;
-    is_full(&[&b, &c]).await;
+    c.sql("update orders set notes = 'from c' where id = 2").await;
+    for node in [&a, &b, &d] {
+        node.holds_the_same_as(&c, "orders").await;
+    }
 }

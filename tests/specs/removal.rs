@@ -94,8 +94,11 @@ async fn a_dead_node_is_removed_without_it_and_finishes_when_it_comes_back() {
         assert_eq!(left_of(node, Some(&c)).await, Vec::<String>::new(), "{}", node.id());
     }
     replicate(&[&a, &b], "without c").await;
-    let headline = a.steepctl("node show node_a -o json").succeeds().json();
-    assert_eq!(headline["headline"]["health"], "ok", "{headline}");
+    until("node_a is well", PATIENCE, async || {
+        let shown = a.steepctl("node show node_a -o json").succeeds().json();
+        if shown["headline"]["health"] == "ok" { Ok(()) } else { Err(shown.to_string()) }
+    })
+    .await;
 
     // The agent that began it is gone when the dead one comes back: any other one tells it.
     a.kill_agent();

@@ -167,8 +167,10 @@ pub(super) async fn examine_members(
     Ok(checks)
 }
 
-/// A node that shall be in a mesh may not get changes from outside it: they would go no further.
+/// A node that shall be in a mesh may not get changes from outside it: they would go no further. And one that was removed
+/// has to be done with that.
 pub(super) async fn check_target(
+    rooms: &Rooms,
     session: &Session,
     findings: &mut Findings,
     source: &str,
@@ -179,6 +181,11 @@ pub(super) async fn check_target(
     findings.must(wanted.one_way || other.is_none(), Code::OutsideChanges, "no changes from elsewhere", || {
         let other = other.map(|link| link.name.clone()).unwrap_or_default();
         format!("the node already replicates from another one ({other}), whose changes would not reach {source}")
+    });
+    let unfinished = removals::unfinished(&rooms.store).await.map_err(|error| error.explain())?;
+    let is_left = !unfinished.iter().any(|removal| removal.node == rooms.me && !removal.is_done);
+    findings.must(is_left, Code::RemovalPending, "no removal is under way", || {
+        format!("{} was removed, and that is not done yet", rooms.me)
     });
     Ok(())
 }

@@ -142,7 +142,7 @@ pub async fn examine_target(
     if !wanted.one_way {
         check_publisher(&mut findings, &server, &role, 1 + members);
     }
-    mesh::check_target(&session, &mut findings, source, wanted).await?;
+    mesh::check_target(rooms, &session, &mut findings, source, wanted).await?;
     check_wal_kept(&mut findings, source, facts);
     let name = subscribe::name_for(source);
     let duplicate = subscriptions::find(&session, &name).await.map_err(explain)?.is_some();

@@ -226,6 +226,17 @@ fn nothing_is_destroyed_without_a_confirmation_and_never_before_the_counts_are_s
     assert_eq!(dry, [(true, true), (false, true)]);
 }
 
+#[test]
+fn a_node_is_removed_only_when_its_name_is_confirmed() {
+    let mesh = Mesh::new();
+    let agent = ScriptedAgent::start(&mesh, Script::initialization(1, "completed"));
+    let remove = format!("node remove node_b --detach --peer {}", agent.address);
+    mesh.run(&remove).exits(8).says("[STP-5009]").says("steepctl node remove node_b --confirm node_b");
+    mesh.run(&format!("{remove} --drop-slots")).exits(8).says("node remove node_b --drop-slots --confirm node_b");
+    mesh.run(&format!("{remove} --confirm node_a")).exits(8).says("--confirm names node_a, but node_b would be removed");
+    mesh.run(&format!("{remove} --confirm node_b")).succeeds();
+}
+
 #[cfg(unix)]
 #[test]
 fn a_signal_detaches_and_the_last_line_says_how_to_come_back() {
