@@ -99,12 +99,13 @@ async fn every_call_is_open_to_exactly_whom_the_table_names_over_tcp_and_quic() 
             let is_for_operators = matches!(allowed, Allowed::From(_));
             let may = is_for_operators && may(*allowed, role(&whose));
             let bare = match (may, signed) {
-                (false, _) => Judged::Refused(Code::Denied),
+                (false, _) | (true, Signed::OnlyDirect) => Judged::Refused(Code::Denied),
                 (true, Signed::No) => Judged::LetThrough,
                 (true, _) => Judged::Refused(Code::IntentMissing),
             };
             let judged = knock(&channel, &path, Some(&uri), None).await.expect("it answers");
             assert_eq!(judged, bare, "a node for {} calling {name}, nothing signed", whose.me());
+            let may = may && *signed != Signed::OnlyDirect;
             let brought = if may { Judged::LetThrough } else { Judged::Refused(Code::Denied) };
             let judged = knock(&channel, &path, Some(&uri), Some(&order)).await.expect("it answers");
             assert_eq!(judged, brought, "a node for {} calling {name}, signed", whose.me());

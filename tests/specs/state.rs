@@ -8,8 +8,8 @@ const MOVES: [(&str, &[&str]); 8] = [
     ("preparing", &["copying", "catching_up", "failed", "uninitialized"]),
     ("copying", &["catching_up", "failed", "uninitialized"]),
     ("catching_up", &["synchronized", "failed", "uninitialized", "diverged"]),
-    ("synchronized", &["diverged", "reinitializing"]),
-    ("diverged", &["reinitializing", "failed"]),
+    ("synchronized", &["uninitialized", "diverged", "reinitializing"]),
+    ("diverged", &["uninitialized", "reinitializing", "failed"]),
     ("failed", &["uninitialized", "preparing", "reinitializing"]),
     ("reinitializing", &["copying", "catching_up", "synchronized", "failed", "diverged"]),
 ];
