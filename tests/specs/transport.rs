@@ -182,13 +182,16 @@ async fn a_one_way_partition_from_the_target_is_noticed_by_both_and_leaves_nothi
     partition_amid_a_copy(|line, a, b| line.cut_from(b, a), "auto").await;
 }
 
+/// Takes something away from the line between two nodes.
+type Cut = fn(&Line, &Node, &Node);
+
 #[tokio::test]
 async fn replication_heals_by_itself_after_any_partition() {
     let [a, b] = Cluster::of(2).start().await;
     a.sql(&shop::orders(2_000)).await;
     let line = Line::between(&a, &b).await;
     b.steepctl(START).succeeds();
-    let cuts: [(&str, fn(&Line, &Node, &Node)); 3] = [
+    let cuts: [(&str, Cut); 3] = [
         ("a full one", |line, _, _| line.cut()),
         ("node_a not heard", |line, a, b| line.cut_from(a, b)),
         ("node_b not heard", |line, a, b| line.cut_from(b, a)),

@@ -203,7 +203,8 @@ impl Connection {
         let counted = self.streams.one_more(kind, false).ok_or_else(full)?;
         match &self.link {
             Link::Quic(quic) => quic::open(quic, &self.peer, kind, counted).await,
-            Link::Tcp(control) => control.open(&self.peer, kind, counted).await,
+            // A handshake of its own: too large to lie in every caller.
+            Link::Tcp(control) => Box::pin(control.open(&self.peer, kind, counted)).await,
         }
     }
 }

@@ -35,6 +35,7 @@ const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 const LARGEST_MTU: u16 = 6_000;
 
 /// Listens on `address` over UDP.
+#[expect(clippy::result_large_err, reason = "it is asked once, at the start")]
 pub(super) fn listen(address: SocketAddr, identity: &Identity) -> Result<quinn::Endpoint, Error> {
     let listen = |source| Error::Listen { address: address.to_string(), source };
     let udp = udp_socket(address).map_err(listen)?;

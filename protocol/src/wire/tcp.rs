@@ -370,9 +370,8 @@ pub(super) async fn run(endpoint: &Endpoint, connection: &Connection, control: &
             control.0.frames_received.fetch_add(1, Ordering::Relaxed);
             match frame {
                 (DATAGRAM, datagram) if datagram.len() <= LARGEST_DATAGRAM => {
-                    if control.0.datagrams.0.try_send(datagram.into()).is_err() {
-                        endpoint.gate().count(Refusal::Datagram);
-                    }
+                    let taken = control.0.datagrams.0.try_send(datagram.into());
+                    taken.unwrap_or_else(|_| endpoint.gate().count(Refusal::Datagram));
                 }
                 (DATAGRAM, _) => return refuse_frame(endpoint, "a datagram is too large"),
                 (WANT, ticket) => bring(endpoint, connection, control, &ticket),

@@ -95,6 +95,7 @@ pub(super) async fn connect(
 }
 
 /// Who has answered at `address`, and whether they may stay.
+#[expect(clippy::result_large_err, reason = "the callers are futures of this error anyway")]
 pub(super) fn answered(address: &str, stream: &Stream, identity: &Identity) -> Result<(PeerId, Standing), Error> {
     standing_of(stream, identity)
         .map_err(|error| Error::Refused { address: address.to_owned(), failure: error.explain() })
