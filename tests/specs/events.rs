@@ -39,6 +39,12 @@ async fn events_are_followed_through_another_agent_and_none_is_missing_or_double
     assert_eq!(told, logged(&b, "init."), "as in the log of node_b, each once and in order");
     assert!(following.talk().contains("trying again") || following.talk().contains("node_c"), "{}", following.talk());
     c.start_agent();
+    until("node_c has found the others again", PATIENCE, async || {
+        let members = c.steepctl("mesh list -o json").succeeds().json()["members"].clone();
+        let alive = members.as_array().map_or(0, |all| all.iter().filter(|one| one["liveness"] == "alive").count());
+        if alive == 3 { Ok(()) } else { Err(members.to_string()) }
+    })
+    .await;
 
     // What is past, through each agent; one node of it; in a form for people.
     for node in [&a, &b, &c] {

@@ -71,7 +71,8 @@ async fn every_statement_is_understood(node: &Node) {
 
 /// A statement's header names the first version that has what it asks: `PostgreSQL 16+`.
 fn needs_newer(text: &str, major: u32) -> bool {
-    let named = text.split("PostgreSQL ").nth(1).and_then(|rest| rest.split('+').next()?.parse::<u32>().ok());
+    let mut named = text.split("PostgreSQL ").skip(1).filter_map(|rest| rest.split('+').next()?.parse::<u32>().ok());
+    let named = named.next();
     named.expect("the header names a version") > major
 }
 
