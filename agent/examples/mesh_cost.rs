@@ -1,6 +1,7 @@
 //! What a mesh costs and how fast it is: `cargo x bench mesh` runs this and prints what it prints.
 //!
-//! First many agents in memory, on a clock that jumps; then some dozens over real connections on loopback.
+//! First many agents in memory, on a clock that jumps; then some dozens over real connections on loopback, which
+//! steepctl is asked about; then some agents for minutes on cores that never rest.
 
 #[path = "../tests/mesh/authority.rs"]
 mod authority;
@@ -12,14 +13,21 @@ mod network;
 
 use std::{
     io::{self, Write as _},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use fleet::Fleet;
 use network::Network;
+use tokio::time::Instant;
 
 const LIMIT: Duration = Duration::from_secs(300);
 const QUIET: Duration = Duration::from_secs(60);
+/// Agents that have to get by on busy cores.
+const SOAKED: usize = 10;
 
 fn main() -> io::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -56,10 +64,15 @@ fn main() -> io::Result<()> {
         }
     }
     writeln!(out, "\nover QUIC on loopback, all in one process; seconds")?;
-    writeln!(out, "{:>8} {:>7} {:>8} {:>9}", "members", "join", "death", "goodbye")?;
+    writeln!(out, "{:>8} {:>7} {:>8} {:>9} {:>10}", "members", "join", "death", "goodbye", "status ms")?;
     for members in numbers(1, &[3, 50]) {
         writeln!(out, "{}", real(members))?;
         out.flush()?;
+    }
+    let minutes = words.get(3).and_then(|minutes| minutes.parse().ok()).unwrap_or(0);
+    if minutes > 0 {
+        writeln!(out, "\n{SOAKED} agents over QUIC for {minutes} min, each core busy with something else")?;
+        writeln!(out, "{}", soaked(Duration::from_secs(60 * minutes)))?;
     }
     Ok(())
 }
@@ -118,6 +131,7 @@ fn real(members: usize) -> String {
         let (mut fleet, started) = Fleet::start(members).await;
         fleet.is_whole().await;
         let joined = started.elapsed();
+        let status = status(&fleet).await;
         fleet.stop(members - 1, false).await;
         let died = fleet.sees(members - 1, "dead").await;
         fleet.restart(members - 1).await;
@@ -126,6 +140,52 @@ fn real(members: usize) -> String {
         let left = fleet.sees(members - 1, "left").await;
         fleet.end().await;
         let [joined, died, left] = [joined, died, left].map(|took| format!("{:.2}", took.as_secs_f64()));
-        format!("{members:>8} {joined:>7} {died:>8} {left:>9}")
+        format!("{members:>8} {joined:>7} {died:>8} {left:>9} {status:>10}")
     })
+}
+
+/// What `steepctl status` takes from one of the agents, half of 20 times; nothing where steepctl is not built.
+async fn status(fleet: &Fleet) -> String {
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.join("steepctl")));
+    let Some(program) = beside.filter(|program| program.exists()) else { return "-".into() };
+    let mut taken = Vec::new();
+    for _ in 0..20 {
+        let mut steepctl = fleet.steepctl(&program);
+        let asked = tokio::task::spawn_blocking(move || {
+            let began = Instant::now();
+            let output = steepctl.arg("status").output().expect("steepctl runs");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            began.elapsed()
+        });
+        taken.push(asked.await.expect("it was asked"));
+    }
+    taken.sort_unstable();
+    format!("{:.0}", taken[taken.len() / 2].as_secs_f64() * 1e3)
+}
+
+/// Counts who was held for dead although nobody was.
+fn soaked(time: Duration) -> String {
+    let is_over = Arc::new(AtomicBool::new(false));
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let burners: Vec<_> = (0..2 * cores)
+        .map(|_| {
+            let is_over = Arc::clone(&is_over);
+            std::thread::spawn(move || while !is_over.load(Ordering::Relaxed) {})
+        })
+        .collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads are granted");
+    let deaths = runtime.block_on(async {
+        let (fleet, _) = Fleet::start(SOAKED).await;
+        fleet.is_whole().await;
+        let (began, mut deaths) = (Instant::now(), 0);
+        while began.elapsed() < time {
+            deaths += fleet.falsely_dead();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        fleet.end().await;
+        deaths
+    });
+    is_over.store(true, Ordering::Relaxed);
+    burners.into_iter().for_each(|burner| burner.join().expect("it only counts"));
+    format!("{deaths} false deaths seen, looked for every 200 ms")
 }

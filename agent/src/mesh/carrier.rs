@@ -11,7 +11,10 @@ use steep_protocol::{
     v1::{self, peers_client::PeersClient},
     wire::{endpoint::Connection, rpc::MAX_MESSAGE_BYTES},
 };
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -42,14 +45,30 @@ const LONGEST_REASON: usize = 300;
 /// So many followers of a node are told of.
 const MOST_FOLLOWERS: usize = 8;
 
+/// Dials for datagrams at once: in a mesh that starts everybody dials everybody, and a handshake that waits for too
+/// many others is begun again over TCP.
+const DIALS_AT_ONCE: usize = 4;
+
 /// Datagrams that wait for a connection; a peer with an entry is being dialled.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Outbox {
     waiting: Arc<DashMap<NodeId, Vec<Bytes>>>,
+    dials: Arc<Semaphore>,
     /// When the last dial failed, and why.
     failed: Arc<DashMap<NodeId, (Instant, Code)>>,
     /// Why a peer's connections are not taken, as it was logged.
     refused: Arc<DashMap<NodeId, String>>,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self {
+            waiting: Arc::default(),
+            dials: Arc::new(Semaphore::new(DIALS_AT_ONCE)),
+            failed: Arc::default(),
+            refused: Arc::default(),
+        }
+    }
 }
 
 impl Peers {
@@ -102,7 +121,13 @@ impl Peers {
         if self.me > node {
             sleep(COURTESY).await;
         }
-        let reached = self.link(&node).await;
+        let reached = match self.live_link(&node) {
+            Some(link) => Ok(link),
+            None => {
+                let _turn = self.outbox.dials.acquire().await;
+                self.link(&node).await
+            }
+        };
         let waiting = self.outbox.waiting.remove(&node).map(|(_, waiting)| waiting).unwrap_or_default();
         match reached {
             Ok(link) => {

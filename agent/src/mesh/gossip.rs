@@ -166,10 +166,10 @@ impl Gossip {
         self.settle();
     }
 
-    /// Goes on as a later generation than `generation`, which somebody remembers of an earlier run of ours.
+    /// Goes on as `generation`, if ours is lower: somebody remembers a run of ours that looks later than this one.
     pub fn outgrow(&mut self, generation: u64, latest: u64, now: Duration) {
-        if generation >= self.me().generation && generation < latest {
-            self.membership.renew(generation + 1, now);
+        if generation > self.me().generation && generation <= latest {
+            self.membership.renew(generation, now);
             self.settle();
         }
     }
@@ -279,9 +279,7 @@ impl Gossip {
             return Applied::Nothing;
         }
         if delta.node_id == self.me().node.as_str() {
-            self.outgrow(delta.generation, latest, now);
-            self.refuse(from, "it speaks for us");
-            return Applied::Refused;
+            return self.hear_of_us(from, delta, latest, now);
         }
         let applied = self.view.apply(delta, latest);
         let Ok(node) = delta.node_id.parse::<NodeId>() else { return applied };
@@ -294,6 +292,18 @@ impl Gossip {
             Applied::Nothing | Applied::Gap => {}
         }
         applied
+    }
+
+    /// What we have said ourselves comes back in large meshes; more than that is the memory of another run.
+    fn hear_of_us(&mut self, from: &NodeId, delta: &v1::NodeDelta, latest: u64, now: Duration) -> Applied {
+        let version = delta.entries.iter().map(|entry| entry.version).fold(delta.since, u64::max);
+        let ours = (self.me().generation, self.view.version(&self.me().node));
+        if (delta.generation, version) <= ours && delta.forgotten < ours.0 {
+            return Applied::Nothing;
+        }
+        self.outgrow(delta.generation.max(delta.forgotten).saturating_add(1), latest, now);
+        self.refuse(from, "it speaks for us");
+        Applied::Refused
     }
 
     /// Brings membership into line with news of `node`.
@@ -365,7 +375,7 @@ impl Gossip {
         let Some(memory) = digests.iter().find(|digest| digest.node_id == me.as_str()) else { return };
         let ours = (self.me().generation, self.view.version(&me));
         if (memory.generation, memory.version) > ours || memory.forgotten >= ours.0 {
-            self.outgrow(memory.generation.max(memory.forgotten), latest, now);
+            self.outgrow(memory.generation.max(memory.forgotten).saturating_add(1), latest, now);
         }
     }
 
@@ -419,7 +429,9 @@ impl Gossip {
         if self.has_left() {
             return;
         }
+        let is_author = |node: &NodeId| deltas.len() == 1 && deltas[0].node_id == node.as_str();
         let up = self.members().filter(|member| member.liveness.is_up() && Some(&member.run.node) != but);
+        let up = up.filter(|member| !is_author(&member.run.node));
         let mut to: Vec<Run> = up.map(|member| member.run.clone()).collect();
         if to.len() > TELL_ALL {
             to = to.sample(&mut self.rng, FAN_OUT).cloned().collect();
@@ -599,6 +611,23 @@ mod tests {
         let reply = again.answer(&"a".parse().expect("a name"), &a.question(), u64::MAX, NOW);
         assert!(reply.digests.iter().any(|digest| digest.node_id == "b" && digest.generation == 51), "{reply:?}");
         assert_eq!(again.me().generation, 51);
+    }
+
+    #[test]
+    fn what_it_said_itself_and_hears_again_makes_an_agent_no_later_run() {
+        let (mut a, mut b) = (agent("a", 5), agent("b", 5));
+        joined(&mut a, &mut b);
+        let from: NodeId = "b".parse().expect("a name");
+        let own = a.view().since(&a.me().node.clone(), 0);
+        a.receive(&from, &changes(vec![own.clone()]).expect("it fits"), u64::MAX, NOW);
+        assert_eq!(a.apply(&from, &own, u64::MAX, NOW), Applied::Nothing);
+        assert_eq!(a.me().generation, 5);
+        let mut more = own;
+        more.entries[0].version = 9;
+        assert_eq!(a.apply(&from, &more, u64::MAX, NOW), Applied::Refused, "of a run that wrote more");
+        assert_eq!(a.me().generation, 6);
+        a.outgrow(6, u64::MAX, NOW);
+        assert_eq!(a.me().generation, 6, "a peer that knows this very run");
     }
 
     #[test]

@@ -273,7 +273,7 @@ impl Peers {
             headline: Some(facts.headline),
             generation: run.generation,
             address: run.address,
-            your_generation: self.look(|gossip, _| gossip.view().generation(node).max(gossip.view().forgotten(node))),
+            your_generation: self.look(|gossip, _| gossip.view().earliest(node)),
             revocations: self.revocations.numbers(),
         })
     }

@@ -170,6 +170,12 @@ impl View {
         changed
     }
 
+    /// The generation that a run of `node` must have at least to be heard; 0: any.
+    pub fn earliest(&self, node: &NodeId) -> u64 {
+        let forgotten = self.forgotten(node);
+        self.generation(node).max(if forgotten == 0 { 0 } else { forgotten + 1 })
+    }
+
     /// How much is held of each node.
     pub fn digests(&self) -> Vec<v1::NodeDigest> {
         let digest = |(node, held): (&NodeId, &Holding)| v1::NodeDigest {

@@ -156,6 +156,23 @@ impl Fleet {
         self.agents[index] = Some(agent);
     }
 
+    /// How many of those who run are held for dead by somebody who runs.
+    pub(crate) fn falsely_dead(&self) -> usize {
+        let running: Vec<String> = self.running().map(|agent| agent.node.to_string()).collect();
+        let headlines = self.running().flat_map(|agent| agent.peers.headlines());
+        headlines.filter(|seen| seen.liveness == "dead" && running.contains(&seen.node_id)).count()
+    }
+
+    /// A steepctl that asks the last agent.
+    pub(crate) fn steepctl(&self, program: &std::path::Path) -> std::process::Command {
+        let [cert, key, ca] = self.authority.viewer();
+        let mut steepctl = std::process::Command::new(program);
+        let address = self.addresses.last().expect("somebody runs");
+        steepctl.env("STEEPCTL_PEER", address).env("STEEPCTL_CERT", cert).env("STEEPCTL_KEY", key);
+        steepctl.env("STEEPCTL_CA", ca).env("STEEPCTL_CONTEXT", "");
+        steepctl
+    }
+
     pub(crate) async fn end(mut self) {
         let agents: Vec<_> = self.agents.iter_mut().filter_map(Option::take).collect();
         futures::future::join_all(agents.into_iter().map(|agent| agent.stop(true))).await;

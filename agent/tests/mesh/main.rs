@@ -1,6 +1,7 @@
 //! What the mesh promises without any PostgreSQL: many agents in memory, and some over real connections.
 
 mod authority;
+#[expect(dead_code, reason = "the benchmark asks it more")]
 mod fleet;
 mod network;
 
@@ -47,6 +48,20 @@ fn a_change_reaches_everybody_and_a_lost_one_is_made_good() {
         let told = |network: &Network| (0..count).all(|at| network.state_seen(at, 7).as_deref() == Some("copying"));
         assert!(network.run_until(MINUTE, told).is_some(), "{count} agents, loss {loss}: somebody never heard");
     }
+}
+
+#[test]
+fn a_change_in_a_large_mesh_is_told_on_by_everybody_once() {
+    let mut network = Network::new(100, 31);
+    assert!(network.run_until(MINUTE, Network::is_whole).is_some());
+    network.run(MINUTE);
+    let before = network.packets;
+    network.run(MINUTE);
+    let (quiet, before) = (network.packets - before, network.packets);
+    (0..10).for_each(|index| network.say(index, "copying"));
+    network.run(MINUTE);
+    let told = (network.packets - before).saturating_sub(quiet);
+    assert!(told < 10 * 100 * 6, "{told} packets for ten changes in a mesh of 100");
 }
 
 #[test]

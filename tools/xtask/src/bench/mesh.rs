@@ -17,6 +17,9 @@ pub struct Arguments {
     /// Decides everything that is random in memory
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// For so many minutes ten agents are watched on cores that are kept busy
+    #[arg(long, default_value_t = 0)]
+    soak: u64,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
@@ -24,7 +27,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let list = |numbers: &[u32]| numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     let mut command = workspace::cargo();
     command.args(["run", "--release", "--quiet", "-p", "steep-agent", "--example", "mesh_cost", "--"]);
-    command.args([list(&arguments.members), list(&arguments.real), arguments.seed.to_string()]);
+    command.args([
+        list(&arguments.members),
+        list(&arguments.real),
+        arguments.seed.to_string(),
+        arguments.soak.to_string(),
+    ]);
     let status = command.stdin(Stdio::null()).status().context("cannot run cargo")?;
     if !status.success() {
         bail!("mesh_cost failed, see above");
