@@ -1,15 +1,26 @@
 //! Moves the bytes of a link at the publisher's end: the server's as they are, the subscriber's once they were read.
 
-use std::io;
+use std::{future::poll_fn, io, pin::Pin, task::Poll, time::Duration};
 
 use bytes::{Buf as _, BytesMut};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     sync::oneshot,
+    time::{Instant, sleep},
 };
 
 /// What is read at once from the server. It bounds what we hold of one link.
 const DOWN_BYTES: usize = 128 << 10;
+/// A write of so much is worth its packets.
+const WORTH_A_WRITE: usize = 16 << 10;
+/// Small writes that may follow each other at once: those of a short transaction.
+const SMALL_WRITES: u32 = 32;
+/// How long more is waited for once they are used up.
+const PAUSE: Duration = Duration::from_millis(1);
+/// So many more may go at once for each such time, as commits that wait for each other come by ones and twos.
+const GRANTED: u32 = 8;
+/// When so much has come within a pause it is a stream, and goes on being gathered.
+const STREAM: usize = 1 << 10;
 /// The longest message of a subscriber: a question about many publications. Its status updates have 39 bytes.
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
 const HEADER_BYTES: usize = 5;
@@ -43,11 +54,20 @@ pub(super) async fn down(
     peer.write_all(&said).await?;
     let mut buffer = vec![0; DOWN_BYTES];
     let mut has_word = true;
+    let mut pace = Pace::new();
     loop {
         let word = tokio::select! {
             read = server.read(&mut buffer) => match read? {
                 0 => break,
-                read => {
+                mut read => {
+                    if read < WORTH_A_WRITE && !pace.may_go() {
+                        sleep(PAUSE).await;
+                        let more = what_is_there(&mut server, &mut buffer[read..]).await;
+                        if more >= STREAM {
+                            pace.begin_again();
+                        }
+                        read += more;
+                    }
                     messages.pass(&buffer[..read]);
                     peer.write_all(&buffer[..read]).await?;
                     continue;
@@ -67,6 +87,50 @@ pub(super) async fn down(
         }
     }
     peer.shutdown().await
+}
+
+/// Reads what has come already, without waiting; an end or an error is left for the next reader.
+async fn what_is_there(server: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> usize {
+    let mut found = ReadBuf::new(buffer);
+    poll_fn(|cx| {
+        loop {
+            let before = found.filled().len();
+            let polled = Pin::new(&mut *server).poll_read(cx, &mut found);
+            if !matches!(polled, Poll::Ready(Ok(()))) || found.filled().len() == before {
+                return Poll::Ready(found.filled().len());
+            }
+        }
+    })
+    .await
+}
+
+/// A walsender writes each change by itself; each as a packet of its own would cost more than all the rest. So a few
+/// small writes may go at once, for a short transaction to arrive soon, and a stream of them is gathered.
+struct Pace {
+    left: u32,
+    since: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { left: SMALL_WRITES, since: Instant::now() }
+    }
+
+    fn may_go(&mut self) -> bool {
+        let pauses = self.since.elapsed().as_millis() / PAUSE.as_millis();
+        if pauses > 0 {
+            let more = u32::try_from(pauses).unwrap_or(SMALL_WRITES).saturating_mul(GRANTED);
+            (self.left, self.since) = (self.left.saturating_add(more).min(SMALL_WRITES), Instant::now());
+        }
+        let may = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        may
+    }
+
+    /// Nothing small may go until it is quieter.
+    fn begin_again(&mut self) {
+        (self.left, self.since) = (0, Instant::now());
+    }
 }
 
 /// Copies what the subscriber says, message by message, each text once `judge` has let it through.
@@ -227,6 +291,39 @@ mod tests {
         }
         let torn = up(&message(b'Q', b"good\0")[..7], Vec::new(), &mut OnlyGood).await;
         assert!(matches!(torn, End::Broken(_)), "{torn:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_short_burst_goes_at_once_and_a_long_one_is_gathered() {
+        let mut pace = Pace::new();
+        let at_once = |pace: &mut Pace| (0..100).filter(|_| pace.may_go()).count();
+        assert_eq!(at_once(&mut pace), 32);
+        tokio::time::advance(PAUSE * 2).await;
+        assert_eq!(at_once(&mut pace), 16);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        pace.begin_again();
+        assert_eq!(at_once(&mut pace), 0);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(at_once(&mut pace), 32);
+    }
+
+    #[tokio::test]
+    async fn a_long_burst_arrives_whole() {
+        let (mut server, ours) = tokio::io::duplex(4096);
+        let (peer, mut theirs) = tokio::io::duplex(4096);
+        let (_say, word) = oneshot::channel();
+        let moving = tokio::spawn(down(ours, peer, BytesMut::new(), word));
+        let mut sent = Vec::new();
+        for number in 0..100 {
+            let one = message(b'd', &[number; 30]);
+            server.write_all(&one).await.expect("it fits");
+            sent.extend(one);
+        }
+        drop(server);
+        let mut heard = Vec::new();
+        theirs.read_to_end(&mut heard).await.expect("it ends");
+        assert_eq!(heard, sent);
+        moving.await.expect("no panic").expect("it was moved");
     }
 
     #[tokio::test]
