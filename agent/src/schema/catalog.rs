@@ -4,8 +4,12 @@
 //! text on every supported version of PostgreSQL. A [`Catalog`] may be a part of a node's: only the tables somebody asks
 //! about.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
+use sha2::{Digest as _, Sha256};
 use steep_protocol::names::TableName;
 
 /// Tables and objects of one node at one moment.
@@ -19,6 +23,32 @@ pub struct Catalog {
     pub environment: Environment,
     /// 15 to 18.
     pub server_major: u16,
+}
+
+impl Catalog {
+    /// One SHA-256 of all names, fingerprints and definitions of types in it, in hexadecimal: equal digests, nothing changed.
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        let mut line = |parts: &[&str]| {
+            for part in parts {
+                hash.update(part.len().to_be_bytes());
+                hash.update(part.as_bytes());
+            }
+        };
+        for (name, table) in &self.tables {
+            line(&["table", &name.schema, &name.name, &table.fingerprint, &table.shape_fingerprint]);
+        }
+        for (key, object) in &self.objects {
+            line(&[key.kind.as_str(), &key.name.schema, &key.name.name, &object.fingerprint]);
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The part of it that is about `tables`, with all its types and sequences.
+    pub fn about(&self, tables: &BTreeSet<TableName>) -> Self {
+        let kept = self.tables.iter().filter(|(name, _)| tables.contains(*name));
+        Self { tables: kept.map(|(name, table)| (name.clone(), table.clone())).collect(), ..self.clone() }
+    }
 }
 
 /// A table as it would be made.

@@ -143,14 +143,18 @@ pub fn compare(left: &Catalog, right: &Catalog) -> Comparison {
         };
         (name.clone(), compared)
     });
-    let keys: BTreeSet<_> = left.objects.keys().chain(right.objects.keys()).collect();
-    let objects = keys.into_iter().map(|key| {
-        let (one, other) = (left.objects.get(key), right.objects.get(key));
-        (key.clone(), compare_objects(one, other))
-    });
+    let mut objects = BTreeMap::new();
+    for (key, object) in &left.objects {
+        let other = counterpart(key, object, right).and_then(|key| right.objects.get(key));
+        objects.insert(key.clone(), compare_objects(Some(object), other));
+    }
+    let extra = right.objects.iter().filter(|(key, object)| counterpart(key, object, left).is_none());
+    for (key, object) in extra {
+        objects.insert(key.clone(), compare_objects(None, Some(object)));
+    }
     Comparison {
         tables: tables.collect(),
-        objects: objects.collect(),
+        objects,
         environment: compare_environments(&left.environment, &right.environment),
     }
 }
@@ -191,6 +195,26 @@ fn compare_objects(left: Option<&Object>, right: Option<&Object>) -> ObjectCompa
     };
     let text = |object: Option<&Object>| object.map(|object| describe(&object.definition));
     ObjectComparison { verdict, left: text(left), right: text(right) }
+}
+
+/// The object of another catalog that is the same thing: of its name, or a sequence of the same column, however called.
+pub(super) fn counterpart<'a>(key: &ObjectKey, object: &Object, other: &'a Catalog) -> Option<&'a ObjectKey> {
+    let owner = |object: &Object| match &object.definition {
+        Definition::Sequence(sequence) => sequence.owned_by.clone(),
+        _ => None,
+    };
+    let wanted = owner(object);
+    if let Some((same, there)) = other.objects.get_key_value(key)
+        && owner(there) == wanted
+    {
+        return Some(same);
+    }
+    let mut of_column = other.objects.iter().filter(|(_, there)| wanted.is_some() && owner(there) == wanted);
+    of_column.next().map(|(key, _)| key).or_else(|| {
+        let same = other.objects.get_key_value(key)?;
+        // One that belongs to a column of its own is not it.
+        (owner(same.1).is_none() || wanted.is_none()).then_some(same.0)
+    })
 }
 
 /// The same but for a sequence's numbers.

@@ -8,8 +8,11 @@ pub mod catalog;
 pub mod document;
 mod read;
 
+mod clause;
 pub mod compare;
 pub mod diff;
+pub mod plan;
 
 pub use catalog::Catalog;
 pub use document::BadDocument;
+pub use plan::Plan;
