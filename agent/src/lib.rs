@@ -12,7 +12,8 @@
 //! * [`snapshot`] moves a database as blocks; [`operations`] runs long work as steps that can be undone.
 //! * [`session`] is what this node holds open for a peer; [`cleanup`] knows every side effect and how it is undone;
 //!   [`link`] carries replication; [`parts`] cuts tables; [`breakpoint`] is for specs.
-//! * [`store`] is what the agent remembers; [`mesh`] the other agents; [`identity`] the agent's own certificate while
+//! * [`store`] is what the agent remembers; [`mesh`] the other agents; [`schema`] compares what two
+//!   databases hold, and plans what would bring one to the other; [`identity`] the agent's own certificate while
 //!   it runs; [`postgres`] everything said to the local PostgreSQL.
 //! * [`lifecycle`] is the states of a node; [`config`] every key of `agent.toml`; [`telemetry`] the log; [`metrics`]
 //!   every number told to Prometheus.
@@ -39,6 +40,7 @@ pub mod session;
 pub mod identity;
 pub mod mesh;
 pub mod postgres;
+pub mod schema;
 pub mod store;
 
 pub mod config;

@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 
+pub use steep_protocol::names::quote_literal;
 use steep_protocol::{
     failure::Code,
     names::{TableName, quote_identifier, readable_identifier},
@@ -61,12 +62,6 @@ impl TableRef {
     fn sql(&self) -> String {
         if self.is_partitioned { self.name.sql() } else { format!("only {}", self.name.sql()) }
     }
-}
-
-/// Quotes text as an SQL literal, whatever `standard_conforming_strings` says.
-pub fn quote_literal(text: &str) -> String {
-    let quoted = text.replace('\'', "''");
-    if text.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
 /// Settings for a start-up packet: `-c name=value …`, spaces and backslashes escaped.

@@ -47,6 +47,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("store", &["postgres", "lifecycle"]),
     ("identity", &["mesh"]),
     ("postgres", &[]),
+    ("schema", &[]),
     ("mesh", &[]),
     ("parts", &[]),
     ("breakpoint", &[]),

@@ -1,0 +1,18 @@
+//! Shapes of databases compared, and what would bring one to the other. Pure.
+//!
+//! Reading order: [`catalog`] is what a node says of its tables, types and sequences, read from the [`document`]s
+//! its database wrote; [`compare`] gives each table of two nodes a verdict, [`diff`] names what differs; [`plan`] is the
+//! list of statements that would bring the target up to date, and of everything an operator has to do by hand.
+
+pub mod catalog;
+pub mod document;
+mod read;
+
+mod clause;
+pub mod compare;
+pub mod diff;
+pub mod plan;
+
+pub use catalog::Catalog;
+pub use document::BadDocument;
+pub use plan::Plan;

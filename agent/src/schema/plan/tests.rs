@@ -1,0 +1,1 @@
+//! What is planned, in which order, and what is left alone.
