@@ -48,7 +48,7 @@ pub struct Order {
     pub subject: Option<OperationId>,
     /// Which of the source's tables; empty: all.
     pub selection: v1::Selection,
-    /// How to copy.
+    /// How to copy; of a schema sync, the digests of source and target it was planned for.
     pub method: String,
     /// From source to target only.
     pub one_way: bool,
@@ -111,6 +111,20 @@ impl Order {
         let op = request.op_id.parse().map_err(|error| bad(&error))?;
         let node = request.node_id.parse().map_err(|error| bad(&error))?;
         Ok(Self { force: request.drop_slots, ..Self::new(Action::NodeRemove, op, node) })
+    }
+
+    /// What a request to sync a schema amounts to.
+    ///
+    /// Fails on a request that names no nodes.
+    pub fn to_sync(request: &v1::SyncSchemaRequest, op: OperationId) -> Result<Self, Failure> {
+        let bad = |error: &dyn std::error::Error| Failure::new(Code::BadRequest, error.to_string());
+        let target = request.target.parse().map_err(|error| bad(&error))?;
+        Ok(Self {
+            source: Some(request.source.parse().map_err(|error| bad(&error))?),
+            selection: request.selection.clone().unwrap_or_default(),
+            method: format!("{} {}", request.source_digest, request.target_digest),
+            ..Self::new(Action::SchemaSync, op, target)
+        })
     }
 
     /// What `asked` asks for and this order does not say; nothing where it says all of it.

@@ -141,6 +141,8 @@ words! {
         AgentLogLevel = "agent.log_level",
         /// Have an agent say goodbye to the mesh.
         MeshLeave = "mesh.leave",
+        /// Bring a node's schema up to date with another's.
+        SchemaSync = "schema.sync",
     }
 }
 
@@ -156,7 +158,9 @@ impl Action {
             | Self::AgentDrain
             | Self::AgentUndrain
             | Self::AgentLogLevel
-            | Self::MeshLeave => Role::Operator,
+            | Self::MeshLeave
+            // A node's configuration may ask for more.
+            | Self::SchemaSync => Role::Operator,
             Self::AgentReload => Role::Admin,
         }
     }
