@@ -149,6 +149,7 @@ async fn live(
         operations: Operations::new(store.clone(), breakpoints, upkeep.metrics.clone()),
         links: links.clone(),
         publisher: Publisher::new(database.clone(), store.clone(), links),
+        drift: Drift::new(config.node.id.clone(), store.clone(), peers.clone()),
         store,
         database,
         peers: peers.clone(),
@@ -162,6 +163,7 @@ async fn live(
         janitor(&made),
         mirror::keep(&made.store, peers),
         spread::run(&made),
+        watch::keep(&made.drift, &upkeep.metrics),
         measures::keep(&made, &upkeep.metrics)
     );
     Ok(())

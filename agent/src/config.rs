@@ -23,8 +23,10 @@ use steep_protocol::{
 };
 
 mod replication;
+mod schema;
 
 pub use replication::{LinkMode, Replication};
+pub use schema::{Schema, Share};
 
 /// What is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +114,9 @@ pub struct Config {
     /// How other nodes' PostgreSQL reach ours.
     #[serde(default)]
     pub replication: Replication,
+    /// Who may see and change how tables look.
+    #[serde(default)]
+    pub schema: Schema,
     /// How tables are copied.
     #[serde(default)]
     pub copy: Copy,

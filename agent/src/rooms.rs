@@ -7,6 +7,7 @@ use steep_protocol::ids::NodeId;
 use crate::{
     cleanup::Cleanup,
     config::Config,
+    drift::Drift,
     link::{Links, Publisher},
     mesh::Peers,
     operations::Operations,
@@ -38,6 +39,8 @@ pub struct Rooms {
     pub links: Links,
     /// Replication links to this node's PostgreSQL.
     pub publisher: Publisher,
+    /// How schemas compare.
+    pub drift: Drift,
 }
 
 impl Rooms {

@@ -8,6 +8,7 @@ use steep_protocol::{
 };
 
 use crate::{
+    drift::watch::DIGITS,
     identity,
     postgres::{Purpose, Session, slots, subscriptions},
     rooms::Rooms,
@@ -93,6 +94,16 @@ async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadli
     }
     if own.init_state == NodeState::Failed && at_rest {
         complain(headline, "the last operation failed: steepctl op list".into());
+    }
+    let noticed = rooms.drift.noticed();
+    headline.schema_digest = noticed.digest.chars().take(DIGITS).collect();
+    if let Some((peer, tables)) = noticed.misfits.first_key_value()
+        && headline.health == "ok"
+    {
+        let (me, others) = (&rooms.me, tables.len() - 1);
+        let more = if others > 0 { format!(" and {others} more") } else { String::new() };
+        let reason = format!("{} {}{more} differs from {peer}'s: steepctl schema compare {me} {peer}", Code::SchemaDiffers, tables[0]);
+        (headline.health, headline.health_reason) = ("warn".into(), reason);
     }
     let own = rooms.peers.identity();
     if let Some(failure) = identity::trouble(own, &own.live(), jiff::Timestamp::now()) {

@@ -2,13 +2,14 @@
 //!
 //! [`gate`] stands before everything and [`authorize`] says who may ask what; [`orders`]
 //! holds what was signed against what is asked. [`forward`] sends a request that names another node to that node's
-//! agent, once; [`nodes`], [`operations`], [`mesh`], [`peers`], [`certificates`] and [`agents`] are the services,
+//! agent, once; [`nodes`], [`operations`], [`mesh`], [`peers`], [`certificates`], [`agents`] and [`schemas`] are the services,
 //! [`events`] what agents logged; [`http`] answers probes and [`scrape`] Prometheus; [`meter`] counts requests; [`reply`]
-//! turns rows into messages.
+//! and [`compared`] turn rows into messages.
 
 pub mod agents;
 pub mod authorize;
 pub mod certificates;
+pub mod compared;
 pub mod events;
 pub mod forward;
 pub mod gate;
@@ -20,6 +21,7 @@ pub mod operations;
 pub mod orders;
 pub mod peers;
 pub mod reply;
+pub mod schemas;
 pub mod scrape;
 
 use std::sync::Arc;
@@ -30,6 +32,7 @@ use steep_protocol::{
     v1::{
         agents_server::AgentsServer, certificates_server::CertificatesServer, mesh_server::MeshServer,
         nodes_server::NodesServer, operations_server::OperationsServer, peers_server::PeersServer,
+        schemas_server::SchemasServer,
     },
     wire::{
         identity::PeerId,
@@ -99,6 +102,7 @@ impl Door {
             .add_service(PeersServer::new(peers::Service(self.clone())).max_decoding_message_size(LIMIT))
             .add_service(CertificatesServer::new(certificates::Service(self.clone())).max_decoding_message_size(LIMIT))
             .add_service(AgentsServer::new(agents::Service(self.clone())).max_decoding_message_size(LIMIT))
+            .add_service(SchemasServer::new(schemas::Service(self.clone())).max_decoding_message_size(LIMIT))
     }
 
     /// Who asks, as the gate has found out.

@@ -17,8 +17,10 @@ use tonic::{Request, Response, Status};
 use super::{
     Door,
     authorize::{self, Caller, Rpc},
+    schemas,
 };
 use crate::{
+    config::Share,
     initialize::{
         mesh,
         messages::table_name,
@@ -88,6 +90,18 @@ impl Peers for Service {
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Answer<v1::HelloReply> {
         let caller = self.0.admit(&request, Rpc::PeersHello).await?;
         reply(self.0.peers.admit(caller.node(), request.get_ref()).await)
+    }
+
+    type FetchSchemaStream = schemas::Pages;
+
+    async fn fetch_schema(&self, request: Request<v1::FetchSchemaRequest>) -> Answer<schemas::Pages> {
+        let caller = self.0.admit(&request, Rpc::PeersFetchSchema).await?;
+        if self.0.rooms()?.config.schema.share == Share::None {
+            let text = format!("{} does not tell other nodes what its tables look like", self.0.me());
+            let failure = Failure::new(Code::Denied, text).hint("set schema.share = \"all\" in its agent.toml");
+            return Err(self.0.refuse(&caller, failure).await);
+        }
+        schemas::pages(&self.0, request.into_inner()).await
     }
 
     async fn examine(&self, request: Request<v1::ExamineRequest>) -> Answer<v1::ExamineReply> {

@@ -174,6 +174,12 @@ metrics! {
         "Errors PostgreSQL counted for a subscription since its statistics were reset";
     sub_conflicts: Counter = Counter::default, "steep_subscription_conflicts_total", ["sub", "type"],
         "Conflicts PostgreSQL counted for a subscription since its statistics were reset (18 and later)";
+    schema_tables: Gauge = Gauge::default, "steep_schema_tables", ["peer", "status"],
+        "Tables that replicate with a peer by how they compare, when its schema last differed from this node's";
+    schema_compared: Gauge = Gauge::default, "steep_schema_last_compare_timestamp_seconds", ["peer"],
+        "When they were last compared; they are when either schema changes";
+    schema_captured: Gauge = Gauge::default, "steep_schema_last_capture_timestamp_seconds", [],
+        "When this node's schema was last captured";
     pg_connections: Gauge = Gauge::default, "steep_pg_connections", ["purpose", "state"],
         "Connections of the agent to its PostgreSQL";
     audit_records: Counter = Counter::default, "steep_audit_records_total", ["result"], "Rows of the audit log";

@@ -32,3 +32,11 @@ pub async fn tables(session: &Session, name: &str) -> Result<Vec<TableRef>, Erro
         })
         .collect()
 }
+
+/// Every table that replicates to or from this database by Steep's doing; partitioned tables stand for their partitions.
+pub async fn replicated_tables(session: &Session) -> Result<Vec<TableName>, Error> {
+    let sql = sql!("replication/list_replicated_tables.sql");
+    let rows = session.rows(doing("list the tables that replicate"), sql, &[]).await?;
+    let read = |row| Ok(TableName::new(field::<String>(row, "schema_name")?, field::<String>(row, "table_name")?));
+    rows.iter().map(read).collect()
+}
