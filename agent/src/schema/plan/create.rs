@@ -59,7 +59,7 @@ impl Planner<'_> {
         }
         let made = Box::new(as_made(table, !parents.is_empty() && table.shape.bound.is_some()));
         self.step(StepKind::CreateTable, name, sql, Effect::Table(name.clone(), made));
-        self.own_sequences(name, table, &owned);
+        self.own_sequences(name, &owned);
         if let (Some(sql), [parent]) = (bound, table.shape.parents.as_slice()) {
             let identities = table
                 .columns
@@ -173,7 +173,7 @@ impl Planner<'_> {
         found
     }
 
-    fn own_sequences(&mut self, name: &TableName, table: &Table, owned: &[(String, ObjectKey, Object, String)]) {
+    fn own_sequences(&mut self, name: &TableName, owned: &[(String, ObjectKey, Object, String)]) {
         for (column, key, object, made_by) in owned {
             if made_by.is_empty() {
                 // An identity's sequence came with the table.
