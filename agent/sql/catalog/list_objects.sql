@@ -37,6 +37,7 @@ with objects (class_id, object_id, namespace_id, made_by) as (
        select c.tableoid, c.oid, null, c.xmin from pg_catalog.pg_cast c
        union all
        select e.tableoid, e.oid, null, e.xmin from pg_catalog.pg_extension e
+        where e.extname <> 'steep_repl'
        union all
        select f.tableoid, f.oid, null, f.xmin from pg_catalog.pg_foreign_data_wrapper f
        union all

@@ -252,7 +252,7 @@ create function steep_repl.canon_shape(relids oid[])
     set jit = off
 as $$
     -- Constraints, indexes and triggers that a partition has only because its partitioned table has them are left
-    -- out: versions and histories name them differently. So is what Steep made (steep_…, or a function of its own).
+    -- out: versions and histories name them differently. So is what Steep made (steep_..., or with a function of its own).
     select c.oid,
            jsonb_build_object(
                'kind', c.relkind,

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::ddl::OWN_SCHEMA;
+
 /// When an object is restored, as pg_dump sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Section {
@@ -78,9 +80,19 @@ const LONG_KINDS: &[&str] = &[
     "USER MAPPING",
 ];
 
-/// The entries of a list of one section.
+/// The entries of a list of one section, without the extension our own schema may come from: it is each node's own.
 pub(super) fn parse_list(text: &str, section: Section) -> Vec<TocEntry> {
-    text.lines().filter_map(|line| parse_line(line, section)).collect()
+    let entries = text.lines().filter_map(|line| parse_line(line, section));
+    entries.filter(|entry| !is_own(entry)).collect()
+}
+
+fn is_own(entry: &TocEntry) -> bool {
+    let own = match entry.kind.as_str() {
+        "EXTENSION" => entry.label.strip_prefix("- "),
+        "COMMENT" => entry.label.strip_prefix("- EXTENSION "),
+        _ => None,
+    };
+    own.is_some_and(|name| name.trim_end() == OWN_SCHEMA)
 }
 
 fn parse_line(line: &str, section: Section) -> Option<TocEntry> {
@@ -135,6 +147,8 @@ mod tests {
 ;
 ; Selected TOC Entries:
 ;
+2; 3079 16380 EXTENSION - steep_repl \n\
+3600; 0 0 COMMENT - EXTENSION steep_repl \n\
 3; 3079 16384 EXTENSION - hstore \n\
 219; 1259 16388 TABLE public orders postgres
 3465; 0 0 SEQUENCE OWNED BY public orders_id_seq postgres

@@ -224,9 +224,10 @@ pub async fn roles_needed(session: &Session, tables: Option<&[u32]>) -> Result<V
     names(session, "list the roles a restore needs", sql!("catalog/list_needed_roles.sql"), &[&tables]).await
 }
 
-/// Extensions installed, without plpgsql.
+/// Extensions installed, without plpgsql and our own.
 pub async fn extensions(session: &Session) -> Result<Vec<String>, Error> {
-    let sql = "select e.extname::text as name from pg_catalog.pg_extension e where e.extname <> 'plpgsql' order by 1";
+    let sql = "select e.extname::text as name from pg_catalog.pg_extension e \
+               where e.extname not in ('plpgsql', 'steep_repl') order by 1";
     names(session, "list extensions", sql, &[]).await
 }
 

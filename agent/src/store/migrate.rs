@@ -95,6 +95,10 @@ async fn migrate_within(session: &Session) -> Result<usize, Error> {
         let sql = sql!("store/record_migration.sql");
         session.execute(recording, sql, &[version, name, &migration.checksum()]).await?;
     }
+    if !missing.is_empty() {
+        // Made by the extension before, the schema stays whole: drop extension takes all of it, or nothing.
+        session.batch(doing("add to extension steep_repl"), sql!("store/adopt_objects.sql")).await?;
+    }
     Ok(missing.len())
 }
 
@@ -141,6 +145,13 @@ mod tests {
     fn migrations_are_numbered_upwards_from_one() {
         let numbers: Vec<_> = MIGRATIONS.iter().map(|migration| migration.version).collect();
         assert!(numbers[0] == 1 && numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
+    }
+
+    #[test]
+    fn migrations_are_ascii_so_that_a_database_of_any_encoding_takes_them() {
+        for migration in &MIGRATIONS {
+            assert!(migration.text.is_ascii(), "{}", migration.name);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{bench, check, cluster, demo, postgres, say, test, tidy};
+use xtask::{bench, check, cluster, demo, extension, postgres, say, test, tidy};
 
 /// Everything that is automated in this project
 #[derive(Debug, Parser)]
@@ -32,6 +32,8 @@ enum Command {
         #[command(subcommand)]
         command: PgCommand,
     },
+    /// Make the SQL extension in deploy/extension from the agent's migrations
+    Extension,
     /// Side by side against what one would use instead; prints ratios
     Bench {
         #[command(subcommand)]
@@ -70,6 +72,7 @@ fn run(command: Command) -> Result<()> {
         Command::Cluster { command } => cluster::commands::run(command),
         Command::Pg { command: PgCommand::List { json } } => postgres::list(json),
         Command::Pg { command: PgCommand::Fetch { major } } => postgres::fetch(major),
+        Command::Extension => extension::run(),
         Command::Bench { command } => bench::run(command),
     }
 }

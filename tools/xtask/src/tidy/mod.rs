@@ -20,7 +20,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use self::source::Source;
-use crate::{say, workspace};
+use crate::{extension, say, workspace};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -35,6 +35,11 @@ pub(crate) struct Rule {
     name: &'static str,
     why: &'static str,
 }
+
+const MADE: Rule = Rule {
+    name: "what is made from other files is fresh",
+    why: "the extension and the agent must make the same schema",
+};
 
 /// Something that breaks a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +77,14 @@ pub fn findings() -> Result<Vec<Finding>> {
     floors::look(&sources, &root, &mut found);
     sql::look(&sources, &root, &mut found)?;
     manifests::look(&root, &mut found)?;
+    let stale = extension::stale()?.into_iter().map(|name| Finding {
+        rule: MADE,
+        path: format!("deploy/extension/{name}"),
+        line: 0,
+        what: "is not what agent/sql/store makes of it".into(),
+        mend: "cargo x extension".into(),
+    });
+    found.extend(stale);
     Ok(exceptions::applied(found))
 }
 
