@@ -27,6 +27,7 @@ use crate::{
     breakpoint::Breakpoints,
     cleanup::Cleanup,
     config::Config,
+    drift::{Drift, watch as drift_watch},
     identity::Certificates,
     lifecycle::NodeEvent,
     link::{self, Links, Publisher},
@@ -163,7 +164,7 @@ async fn live(
         janitor(&made),
         mirror::keep(&made.store, peers),
         spread::run(&made),
-        watch::keep(&made.drift, &upkeep.metrics),
+        drift_watch::keep(&made.drift, &upkeep.metrics),
         measures::keep(&made, &upkeep.metrics)
     );
     Ok(())

@@ -16,7 +16,7 @@ use steep_protocol::{
         schemas_server::Schemas,
     },
     wire::{
-        identity::Who,
+        identity::{PeerId, Who},
         rpc::{MAX_MESSAGE_BYTES, PeerChannel, failure_of, status_of},
     },
 };
@@ -235,6 +235,7 @@ impl Service {
         match &caller.who {
             Who::Operator { role, .. } if *role >= least => Ok(()),
             who => {
+                let who = PeerId { mesh: caller.peer.mesh.clone(), who: who.clone() };
                 let text = format!("{who} may not change the schema of {}: it needs role {least}", self.0.me());
                 let failure = Failure::new(Code::Denied, text).hint(
                     "ask with the certificate of an admin, or set schema.sync_role = \"operator\" in the target's agent.toml",
