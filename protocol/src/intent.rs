@@ -50,6 +50,8 @@ pub struct Order {
     pub selection: v1::Selection,
     /// How to copy; of a schema sync, the digests of source and target it was planned for.
     pub method: String,
+    /// What is done about tables of the target that differ; empty: they are refused.
+    pub schema_sync: String,
     /// From source to target only.
     pub one_way: bool,
     /// The target's rows may be destroyed.
@@ -69,6 +71,7 @@ impl Order {
             subject: None,
             selection: v1::Selection::default(),
             method: String::new(),
+            schema_sync: String::new(),
             one_way: false,
             force: false,
             confirmed: false,
@@ -92,6 +95,7 @@ impl Order {
             source: Some(request.source.parse().map_err(|error| bad(&error))?),
             selection: request.selection.clone().unwrap_or_default(),
             method: request.method.clone(),
+            schema_sync: request.schema_sync.clone(),
             one_way: request.one_way,
             force: request.force,
             confirmed,
@@ -138,6 +142,7 @@ impl Order {
             ("op_id", self.op_id.to_string(), asked.op_id.to_string()),
             ("subject", id(self.subject), id(asked.subject)),
             ("method", self.method.clone(), asked.method.clone()),
+            ("schema_sync", self.schema_sync.clone(), asked.schema_sync.clone()),
             ("one_way", self.one_way.to_string(), asked.one_way.to_string()),
             ("force", self.force.to_string(), asked.force.to_string()),
         ];
@@ -181,6 +186,7 @@ pub fn sign(
         subject: order.subject.map(|op| op.to_string()).unwrap_or_default(),
         selection: Some(order.selection.clone()),
         method: order.method.clone(),
+        schema_sync: order.schema_sync.clone(),
         one_way: order.one_way,
         force: order.force,
         confirmed: order.confirmed,
@@ -271,6 +277,7 @@ fn order_in(intent: &v1::Intent) -> Result<Order, String> {
         subject: optional(&intent.subject)?,
         selection: intent.selection.clone().unwrap_or_default(),
         method: intent.method.clone(),
+        schema_sync: intent.schema_sync.clone(),
         one_way: intent.one_way,
         force: intent.force,
         confirmed: intent.confirmed,

@@ -119,6 +119,16 @@ words! {
 }
 
 words! {
+    /// What an initialization does about tables that differ between its two nodes.
+    SchemaSync {
+        /// Refuses.
+        Strict = "strict",
+        /// Brings the target's tables up to date first, as far as adding can.
+        Auto = "auto",
+    }
+}
+
+words! {
     /// What an operator can order by a signed intent.
     Action {
         /// Check two nodes and plan; change nothing.

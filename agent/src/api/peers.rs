@@ -8,6 +8,7 @@ use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId, SessionId},
     lsn::Lsn,
+    operation::SchemaSync,
     time,
     v1::{self, peers_server::Peers},
     wire::rpc::status_of,
@@ -116,6 +117,7 @@ impl Peers for Service {
             one_way: request.one_way,
             parallel: request.parallel,
             force: false,
+            schema_sync: SchemaSync::Strict,
         };
         reply(preflight::examine_source(&rooms, caller.node(), &wanted, &request.link).await)
     }

@@ -11,7 +11,7 @@ use futures::FutureExt as _;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, SessionId},
-    operation::Phase,
+    operation::{Phase, SchemaSync},
     v1,
 };
 use tokio::{sync::watch, time::sleep};
@@ -92,6 +92,10 @@ pub fn recipe(plan: &DirectPlan) -> Recipe<Direct> {
     let (both_ways, has_members) = (!plan.wanted.one_way, !plan.members.is_empty());
     let mut recipe = Recipe::<Direct>::new()
         .step("check both nodes", Phase::Preflight, |direct, context| direct.check_both_nodes(context).boxed());
+    if plan.wanted.schema_sync == SchemaSync::Auto {
+        // No undo: it only adds, and what it adds the operator wanted.
+        recipe = recipe.step("sync schema", Phase::Schema, |direct, context| direct.sync_schema(context).boxed());
+    }
     if has_members {
         // Undo: each member drops its slot, and its publication or the tables added to it.
         recipe = recipe.step("join members", Phase::Snapshot, |direct, context| direct.join_members(context).boxed());

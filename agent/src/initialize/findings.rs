@@ -41,6 +41,19 @@ impl Findings {
         self.checks.push(v1::Check { code: code.to_string(), severity, node_id, message, hint });
     }
 
+    /// What speaks against it by `code`.
+    pub fn messages(&self, code: Code) -> Vec<String> {
+        let code = code.to_string();
+        let errors = self.checks.iter().filter(|check| check.code == code && check.severity == "error");
+        errors.map(|check| check.message.clone()).collect()
+    }
+
+    /// Forgets everything found by `code`: somebody who knows better speaks.
+    pub fn forget(&mut self, code: Code) {
+        let code = code.to_string();
+        self.checks.retain(|check| check.code != code);
+    }
+
     /// All of them.
     pub fn into_checks(self) -> Vec<v1::Check> {
         self.checks

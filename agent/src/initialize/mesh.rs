@@ -11,6 +11,7 @@ use steep_protocol::{
     failure::{Code, Explain as _, Failure, Family},
     ids::{NodeId, OperationId},
     names::TableName,
+    operation::SchemaSync,
     v1,
 };
 use tokio::time::timeout;
@@ -79,7 +80,7 @@ pub async fn examine_member(
     let role = catalog::role_facts(&session).await.map_err(explain)?;
     let facts = request.source_facts.clone().unwrap_or_default();
     let mut findings = Findings::about(&rooms.me);
-    let wanted = Wanted { selection: Default::default(), one_way: false, parallel: 0, force: false };
+    let wanted = Wanted { selection: Default::default(), one_way: false, parallel: 0, force: false, schema_sync: SchemaSync::Strict };
     preflight::check_state(rooms, &mut findings).await?;
     preflight::check_server(&mut findings, &server, &wanted);
     preflight::check_publisher(&mut findings, &server, &role, 1);

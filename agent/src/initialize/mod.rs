@@ -7,6 +7,7 @@
 //! with others, [`mesh`] looks at all of them and [`members`] has the steps they take part in.
 
 pub mod direct;
+mod drifted;
 mod disk;
 pub mod findings;
 mod members;

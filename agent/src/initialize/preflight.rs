@@ -9,11 +9,12 @@ use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::NodeId,
     names::{TableName, readable_identifier},
+    operation::SchemaSync,
     v1,
 };
 
 use super::{
-    disk,
+    disk, drifted,
     findings::Findings,
     mesh,
     messages::{source_table, table_name},
@@ -52,6 +53,8 @@ pub struct Wanted {
     pub parallel: u32,
     /// Rows on the target may go.
     pub force: bool,
+    /// What is done about tables that differ.
+    pub schema_sync: SchemaSync,
 }
 
 fn explain(error: postgres::Error) -> Failure {
@@ -173,6 +176,7 @@ pub async fn examine_target(
         let made_of = tables::select(&session, &partitioned).await.map_err(explain)?;
         pair.check_partitions(&mut findings, facts, &made_of.tables);
     }
+    drifted::check(rooms, &peer, &mut findings, existing.keys().cloned().collect(), wanted).await?;
     check_triggers(&session, &mut findings, existing.values()).await?;
     let rows = check_empty(&session, &mut findings, &existing, wanted).await?;
     if existing.len() < facts.tables.len() {

@@ -6,13 +6,14 @@ use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId},
     intent::Verified,
-    operation::{InitMethod, Role},
+    operation::{BadWord, InitMethod, Role, SchemaSync},
     v1,
     wire::{compress::Compression, identity::Who},
 };
 
 use super::{
     direct::{Direct, DirectPlan, recipe},
+    drifted::may_sync,
     findings::verdict,
     mesh,
     messages::table_name,
@@ -93,6 +94,7 @@ pub async fn start(
             "one_way": plan.wanted.one_way,
             "parallel": plan.wanted.parallel,
             "force": plan.wanted.force,
+            "schema_sync": plan.wanted.schema_sync,
             "max_rate": plan.max_rate,
             "compress": plan.compress,
             "selection": {
@@ -167,9 +169,14 @@ fn plan_of(
     if !(1..=16).contains(&parallel) {
         return Err(bad(format!("--parallel {parallel} is not between 1 and 16")));
     }
+    let schema_sync = match request.schema_sync.as_str() {
+        "" => SchemaSync::Strict,
+        word => word.parse().map_err(|error: BadWord| bad(format!("--schema-sync: {error}")))?,
+    };
     let selection = request.selection.clone().unwrap_or_default();
     let wanted =
-        Wanted { selection: selection_of(&selection), one_way: request.one_way, parallel, force: request.force };
+        Wanted { selection: selection_of(&selection), one_way: request.one_way, parallel, force: request.force, schema_sync };
+    may_sync(rooms, &wanted, &verified.signer.who)?;
     let plan = DirectPlan {
         source,
         wanted,

@@ -207,6 +207,7 @@ impl Direct {
 
     pub(super) async fn subscribe(&mut self, context: &Context) -> Result<(), Failure> {
         self.check_unchanged().await?;
+        self.check_alike().await?;
         self.advance(context, NodeEvent::RowsInPlace).await?;
         let reply = &self.session().reply;
         // One way, everything the source has belongs here, wherever it came from.
@@ -329,6 +330,7 @@ impl Direct {
         for subscription in of_members.chain([&self.subscription]) {
             subscribe::check_running(&look, &self.rooms.me, subscription).await?;
         }
+        self.tell_misfits(context).await?;
         // Whatever was loaded under them has been sent past the way back by now.
         self.rooms.cleanup.drop_origins(context.op).await
     }

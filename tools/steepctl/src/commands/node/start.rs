@@ -63,6 +63,10 @@ pub struct StartArgs {
     /// Never these tables, whatever else selects them
     #[arg(long, value_name = "TABLES", value_parser = tables)]
     pub exclude: Vec<Tables>,
+    /// Tables of the target that differ: strict refuses, auto first adds what is missing, manual writes the DDL into a
+    /// file and waits until they match
+    #[arg(long, value_name = "MODE", default_value = "strict", value_parser = ["strict", "auto", "manual"])]
+    pub schema_sync: String,
     /// Check and show the plan; change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -279,6 +283,8 @@ fn request(args: &StartArgs, op_id: String, dry_run: bool) -> v1::StartNodeReque
         dry_run,
         max_rate: args.max_rate.unwrap_or(0),
         compress: args.compress.clone(),
+        // What was settled by hand is held to as strictly.
+        schema_sync: if args.schema_sync == "auto" { "auto".into() } else { String::new() },
     }
 }
 
