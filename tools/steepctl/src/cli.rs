@@ -9,7 +9,7 @@ use crate::{
     client::{Client, Files},
     commands::{
         agent::AgentCommand, config::ConfigCommand, events::EventsArgs, explain::ExplainArgs, mesh::MeshCommand,
-        node::NodeCommand, op::OpCommand, pki::PkiCommand,
+        node::NodeCommand, op::OpCommand, pki::PkiCommand, schema::SchemaCommand,
     },
     contexts::{File, Given, Origin, Setting, Settings},
     output::{Color, Format, Output, Talk},
@@ -25,8 +25,8 @@ Examples:
 
 Exit codes:
   0 success            4 cancelled     7 permission      10 integrity
-  1 general error      5 timeout       8 precondition   130 detached
-  2 usage error        6 no agent      9 conflict
+  1 general error      5 timeout       8 precondition    12 differs (--exit-code)
+  2 usage error        6 no agent      9 conflict       130 detached
   3 schemas differ";
 
 /// Ask any Steep agent about any node.
@@ -65,6 +65,9 @@ pub enum Command {
     /// Look at the mesh, join it, leave it, forget nodes
     #[command(subcommand)]
     Mesh(MeshCommand),
+    /// Compare the schemas of nodes, and bring one up to date with another
+    #[command(subcommand)]
+    Schema(SchemaCommand),
     /// Make, issue, renew and revoke certificates
     #[command(subcommand)]
     Pki(PkiCommand),

@@ -8,6 +8,8 @@ pub mod mesh;
 pub mod node;
 pub mod op;
 pub mod pki;
+pub mod schema;
+pub mod selection;
 pub mod status;
 pub mod version;
 
@@ -30,6 +32,7 @@ pub fn run(cli: Cli, out: &Output) -> Result<Exit, Failure> {
         Command::Events(args) => wait_for(events::run(&args, global, out)),
         Command::Config(command) => config::run(command, global, out),
         Command::Mesh(command) => wait_for(mesh::run(command, global, out)),
+        Command::Schema(command) => wait_for(schema::run(command, global, out)),
         Command::Pki(command) => wait_for(pki::run(command, global, out)),
         Command::Explain(args) => explain::run(&args, out),
         Command::Version => version::run(out),

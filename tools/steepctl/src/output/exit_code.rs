@@ -1,7 +1,7 @@
 //! What the shell is told.
 //!
 //! 0 success, 1 general, 2 usage (clap's), 3 schema, 4 cancelled, 5 timeout, 6 no connection, 7 permission,
-//! 8 precondition, 9 conflict, 10 integrity, 130 detached by a signal.
+//! 8 precondition, 9 conflict, 10 integrity, 12 what was compared differs, 130 detached by a signal.
 
 use std::process::ExitCode;
 
@@ -14,6 +14,8 @@ pub enum Exit {
     Success,
     /// It did, and found that an agent does not answer.
     Unreached,
+    /// It compared, as it should, and found differences; only where that was to be told.
+    Differs,
     /// A signal ended the watching; the operation goes on in the agents.
     Detached,
 }
@@ -23,6 +25,7 @@ impl From<Exit> for ExitCode {
         match exit {
             Exit::Success => Self::SUCCESS,
             Exit::Unreached => Self::from(6),
+            Exit::Differs => Self::from(12),
             Exit::Detached => Self::from(130),
         }
     }

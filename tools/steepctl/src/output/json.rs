@@ -167,6 +167,14 @@ mod tests {
             "JoinReply",
             "LeaveReply",
             "ForgetReply",
+            "CaptureSchemaReply",
+            "CompareSchemasReply",
+            "PlanSchemaReply",
+            "SyncSchemaReply",
+            "SchemaEnvironment",
+            "TableSchema",
+            "ObjectSchema",
+            "SchemaHistoryReply",
         ] {
             assert!(pool().get_message_by_name(&format!("steep.v1.{name}")).is_some(), "{name}");
         }

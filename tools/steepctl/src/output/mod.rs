@@ -1,6 +1,6 @@
 //! Everything steepctl prints: stdout is data, stderr is talk.
 //!
-//! [`table`] and [`json`] are the two forms of data, [`progress`] shows an operation as it runs, [`failure`]
+//! [`table`] and [`json`] are the two forms of data, [`sides`] two columns to compare, [`progress`] shows an operation as it runs, [`failure`]
 //! says what went wrong, [`exit_code`] what the shell is told. Nobody else prints. Text from agents and
 //! databases is escaped on its way into a table, a line or a bar; JSON escapes by itself.
 
@@ -10,11 +10,13 @@ pub mod glyphs;
 pub mod json;
 pub mod progress;
 pub mod prompt;
+pub mod sides;
 pub mod style;
 pub mod table;
 
 use std::{
     cell::Cell,
+    env,
     io::{self, IsTerminal as _, Write as _},
 };
 
@@ -109,6 +111,13 @@ impl Output {
     /// Whether somebody reads stdout, rather than a program.
     pub fn is_read_by_people(&self) -> bool {
         io::stdout().is_terminal()
+    }
+
+    /// How many characters of a line stdout shows: what COLUMNS says, else the terminal, else 80.
+    pub fn width(&self) -> usize {
+        let said = env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+        let terminal = || console::Term::stdout().size_checked().map(|(_, columns)| usize::from(columns));
+        said.or_else(terminal).unwrap_or(80)
     }
 
     /// Whether somebody can be asked.

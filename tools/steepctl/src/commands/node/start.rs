@@ -6,7 +6,6 @@ use clap::{Args, builder::PossibleValuesParser};
 use steep_protocol::{
     failure::{Code, Failure, Family},
     ids::{NodeId, OperationId},
-    names::{TableName, parse_table},
     operation::InitMethod,
     v1,
     wire::compress::{BadCompression, Compression},
@@ -16,6 +15,7 @@ use super::plan;
 use crate::{
     cli::Global,
     client::Client,
+    commands::selection::{self, Schemas, Tables, schemas, tables},
     follow::{self, FollowArgs, ending},
     output::{Output, exit_code::Exit, json, progress::Subject, safe},
     units,
@@ -90,41 +90,8 @@ pub struct StartArgs {
     pub follow: FollowArgs,
 }
 
-/// Tables named on the command line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tables(Vec<TableName>);
-
-/// Schemas named on the command line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Schemas(Vec<String>);
-
 fn methods() -> PossibleValuesParser {
     PossibleValuesParser::new(InitMethod::ALL.iter().map(|method| method.as_str()))
-}
-
-fn tables(text: &str) -> Result<Tables, String> {
-    split(text)
-        .map(|name| parse_table(name.trim()).map_err(|error| error.to_string()))
-        .collect::<Result<_, _>>()
-        .map(Tables)
-}
-
-fn schemas(text: &str) -> Result<Schemas, String> {
-    // A schema is what stands before a table's dot: quoted and folded by the same rule.
-    let parse = |name: &str| match parse_table(&format!("{}.t", name.trim())) {
-        Ok(table) => Ok(table.schema),
-        Err(_) => Err(format!("{name:?} names no schema: double quotes are needed where SQL needs them")),
-    };
-    split(text).map(parse).collect::<Result<_, _>>().map(Schemas)
-}
-
-/// The pieces between commas that stand in no double quotes.
-fn split(text: &str) -> impl Iterator<Item = &str> {
-    let mut is_quoted = false;
-    text.split(move |c| {
-        is_quoted ^= c == '"';
-        c == ',' && !is_quoted
-    })
 }
 
 /// Checked here, sent as typed.
@@ -263,20 +230,12 @@ async fn confirm_destruction(
 }
 
 fn request(args: &StartArgs, op_id: String, dry_run: bool) -> v1::StartNodeRequest {
-    let names = |lists: &[Tables]| -> Vec<v1::TableName> {
-        let all = lists.iter().flat_map(|list| &list.0);
-        all.map(|table| v1::TableName { schema: table.schema.clone(), name: table.name.clone() }).collect()
-    };
     v1::StartNodeRequest {
         target: args.target.to_string(),
         source: args.from.to_string(),
         op_id,
         method: args.method.clone(),
-        selection: Some(v1::Selection {
-            tables: names(&args.tables),
-            schemas: args.schemas.iter().flat_map(|list| list.0.clone()).collect(),
-            exclude: names(&args.exclude),
-        }),
+        selection: Some(selection::of(&args.tables, &args.schemas, &args.exclude)),
         one_way: args.one_way,
         parallel: args.parallel.unwrap_or(0),
         force: args.force,
