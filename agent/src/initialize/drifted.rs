@@ -18,11 +18,24 @@ use crate::{
     drift::{Chosen, apply},
     operations::{Context, Milestone},
     rooms::Rooms,
-    schema::compare::{Comparison, TableComparison, Verdict},
+    schema::{
+        compare::{Comparison, TableComparison, Verdict},
+        diff::{Aspect, Difference},
+    },
 };
 
 /// Tables told of one by one.
 const TOLD_APART: usize = 20;
+
+/// Whether a table of this node (on the left) keeps rows out, or changes what they mean. One way a column that is here only
+/// does neither: whether it fills itself is judged where columns are.
+fn stops(compared: &TableComparison, one_way: bool) -> bool {
+    let is_own = |one: &Difference| one_way && one.aspect == Aspect::Column && one.right.is_none();
+    match compared.verdict {
+        Verdict::Mismatch => compared.differences.iter().any(|one| one.aspect.is_blocking() && !is_own(one)),
+        _ => compared.is_blocking(),
+    }
+}
 
 /// Findings about the tables called `existing`, which this node and `source` have both.
 pub(super) async fn check(
@@ -47,7 +60,7 @@ pub(super) async fn check(
     };
     let comparison = pair.compare(&rooms.drift).await?;
     match wanted.schema_sync {
-        SchemaSync::Strict => tell(findings, &comparison, &rooms.me, source),
+        SchemaSync::Strict => tell(findings, &comparison, &rooms.me, source, wanted.one_way),
         SchemaSync::Auto => {
             findings.forget(Code::SchemaDiffers);
             let plan = pair.plan();
@@ -62,12 +75,12 @@ pub(super) async fn check(
     Ok(())
 }
 
-fn tell(findings: &mut Findings, comparison: &Comparison, me: &NodeId, source: &NodeId) {
+fn tell(findings: &mut Findings, comparison: &Comparison, me: &NodeId, source: &NodeId, one_way: bool) {
     let hint = format!(
         "steepctl schema diff {source} {me}; steepctl schema sync {source} {me} --apply, or start with --schema-sync auto"
     );
     let differing = comparison.tables.iter().filter(|(_, compared)| compared.verdict != Verdict::Match);
-    let (blocking, other): (Vec<_>, Vec<_>) = differing.partition(|(_, compared)| compared.is_blocking());
+    let (blocking, other): (Vec<_>, Vec<_>) = differing.partition(|(_, compared)| stops(compared, one_way));
     let known = findings.messages(Code::SchemaDiffers);
     let is_new = |name: &TableName| !known.iter().any(|told| told.starts_with(&format!("table {name} differs")));
     for (name, compared) in blocking.iter().filter(|(name, _)| is_new(name)).take(TOLD_APART) {
@@ -125,7 +138,8 @@ impl Direct {
             Err(failure) => return Err(failure),
         };
         let comparison = pair.compare(&self.rooms.drift).await?;
-        let blocking = comparison.tables.iter().filter(|(_, compared)| compared.is_blocking());
+        let one_way = self.plan.wanted.one_way;
+        let blocking = comparison.tables.iter().filter(|(_, compared)| stops(compared, one_way));
         Ok(blocking.map(|(name, compared)| (name.clone(), words(compared, &self.rooms.me, source))).collect())
     }
 
