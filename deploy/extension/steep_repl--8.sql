@@ -951,8 +951,10 @@ as $$
                                                 and d.classid = 'pg_class'::regclass
                                                 and d.deptype in ('a', 'i')
                                                 and s.relkind = 'S'
-                                                and expression.text = format('nextval(%L::regclass)',
-                                                                             d.objid::regclass::text))
+                                                -- Quoted as expressions are printed, not as quote_literal does it.
+                                                and expression.text = 'nextval('''
+                                                    || replace(d.objid::regclass::text, '''', '''''')
+                                                    || '''::regclass)')
                                 then 'nextval(owned)'
                                 else expression.text
                               end,
@@ -1799,8 +1801,8 @@ comment on function steep_repl.compare_fingerprints(text) is
     'This node''s tables as they are now beside those another node last told of: MATCH, MISMATCH, LOCAL_ONLY, REMOTE_ONLY.';
 $migration_8$;
         insert into steep_repl.migrations (version, name, checksum)
-        values (8, 'fingerprints', '4a95ea6640c6d3f71a38bb9bb6b478df4aca20e0b6285e830344f1a5034a035a');
-    elsif (select m.checksum from steep_repl.migrations m where m.version = 8) <> '4a95ea6640c6d3f71a38bb9bb6b478df4aca20e0b6285e830344f1a5034a035a' then
+        values (8, 'fingerprints', '30c4e258ea0aad29a858409b857f743bff2bc48fbdbe598d446c6b445ece3aca');
+    elsif (select m.checksum from steep_repl.migrations m where m.version = 8) <> '30c4e258ea0aad29a858409b857f743bff2bc48fbdbe598d446c6b445ece3aca' then
         raise exception 'migration 8 (fingerprints) of schema steep_repl is not the one of this extension'
             using hint = 'Take the extension that belongs to the agent which made the schema, or a later one.';
     end if;

@@ -183,8 +183,10 @@ as $$
                                                 and d.classid = 'pg_class'::regclass
                                                 and d.deptype in ('a', 'i')
                                                 and s.relkind = 'S'
-                                                and expression.text = format('nextval(%L::regclass)',
-                                                                             d.objid::regclass::text))
+                                                -- Quoted as expressions are printed, not as quote_literal does it.
+                                                and expression.text = 'nextval('''
+                                                    || replace(d.objid::regclass::text, '''', '''''')
+                                                    || '''::regclass)')
                                 then 'nextval(owned)'
                                 else expression.text
                               end,
