@@ -511,6 +511,44 @@ async fn a_table_dropped_while_capturing_does_not_make_it_fail() {
     }
 }
 
+#[tokio::test]
+async fn a_table_that_somebody_has_locked_is_kept_as_it_was_or_named() {
+    let nodes: [Node; 2] = Cluster::of(2).pg(&["15", "18"]).servers_only().start().await;
+    for node in &nodes {
+        install(node).await;
+        node.sql(
+            "create schema s; create table s.known (a int default 1 check (a > 0)); create table s.free (a int check (a > 0));
+             select steep_repl.capture_all_fingerprints('n')",
+        )
+        .await;
+        let expected: String = node.value("select steep_repl.compute_fingerprint('s', 'known')").await;
+        node.sql("create table s.\"new one\" (a int check (a > 0)); alter table s.free add b int").await;
+        let locker = node.connect().await;
+        let lock = "begin; lock table s.known, s.\"new one\" in access exclusive mode";
+        locker.batch_execute(lock).await.expect("it is locked");
+
+        let began = Instant::now();
+        let changed: i32 = node.value("select steep_repl.capture_all_fingerprints('n')").await;
+        assert!(began.elapsed() < Duration::from_secs(10), "it waited {:?} for locks", began.elapsed());
+        assert_eq!(changed, 1, "the table that is free");
+        let rows = "select table_name from steep_repl.schema_fingerprints order by 1";
+        assert_eq!(node.texts(rows).await, ["free", "known"]);
+        let told =
+            "select is_complete::text || ' ' || (definition ->> 'not_captured') from steep_repl.schema_environments";
+        assert_eq!(node.texts(told).await, ["false [\"s.\\\"new one\\\"\"]"]);
+        // The columns alone can be looked at all the same.
+        assert_eq!(node.value::<String>("select steep_repl.compute_fingerprint('s', 'known')").await, expected);
+        node.sql("update steep_repl.schema_environments set is_complete = true").await;
+        let error =
+            node.try_sql("select steep_repl.compare_fingerprints('n')").await.expect_err("it cannot be compared");
+        assert!(error.as_db_error().is_some_and(|it| it.message().contains("is locked by somebody")), "{error:?}");
+
+        locker.batch_execute("rollback").await.expect("it is free");
+        assert_eq!(node.value::<i32>("select steep_repl.capture_all_fingerprints('n')").await, 1);
+        assert!(node.value::<bool>("select is_complete from steep_repl.schema_environments").await);
+    }
+}
+
 const CHURN: &str = "
     create schema busy; create type busy.e as enum ('a');
     create table busy.r (a int primary key, b int default 7 check (b > 0), e busy.e default 'a') partition by list (a);
