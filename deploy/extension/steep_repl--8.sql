@@ -834,7 +834,7 @@ comment on column steep_repl.schema_environments.digest is
 comment on column steep_repl.schema_environments.tables is
     'How many tables it has fingerprints of.';
 comment on column steep_repl.schema_environments.is_complete is
-    'False: the role could not see everything; definition.cannot_read says what, and tables are as they last were.';
+    'False: definition.cannot_read: catalogs the role may not read, all is as it last was; not_captured: locked tables.';
 comment on column steep_repl.schema_environments.captured_at is
     'When the node was last looked at, also when nothing had changed; of others, as they told.';
 
@@ -951,8 +951,10 @@ as $$
                                                 and d.classid = 'pg_class'::regclass
                                                 and d.deptype in ('a', 'i')
                                                 and s.relkind = 'S'
-                                                and expression.text = format('nextval(%L::regclass)',
-                                                                             d.objid::regclass::text))
+                                                -- Quoted as expressions are printed, not as quote_literal does it.
+                                                and expression.text = 'nextval('''
+                                                    || replace(d.objid::regclass::text, '''', '''''')
+                                                    || '''::regclass)')
                                 then 'nextval(owned)'
                                 else expression.text
                               end,
@@ -976,7 +978,9 @@ as $$
                               nullif(a.attgenerated, ''),
                               case when a.attgenerated <> '' then expression.text end,
                               -- Not where it is the type's own: that one is the database's or the domain's.
-                              case when a.attcollation <> 0 then
+                              -- (100 is the default one, which all of PostgreSQL's own types have but name, 19.)
+                              case when a.attcollation <> 0
+                                    and not (a.attcollation = 100 and a.atttypid < 10000 and a.atttypid <> 19) then
                                   (select n.nspname || '.' || o.collname
                                      from pg_collation o
                                      join pg_namespace n on n.oid = o.collnamespace
@@ -988,7 +992,8 @@ as $$
                      from pg_attribute a
                     cross join lateral (
                           select case when a.atthasdef then
-                                     (select pg_get_expr(d.adbin, d.adrelid)
+                                     -- A default names no column: without its table, that is neither opened nor locked.
+                                     (select pg_get_expr(d.adbin, case when a.attgenerated = '' then 0 else d.adrelid end)
                                         from pg_attrdef d
                                        where d.adrelid = a.attrelid
                                          and d.adnum = a.attnum)
@@ -1275,6 +1280,8 @@ create function steep_repl.fingerprint_tables(relids oid[])
     language sql
     stable
     set search_path = pg_catalog, pg_temp
+    -- Expressions that name columns are printed with their table open, which waits for whoever locks it all to itself.
+    set lock_timeout = '250ms'
     set jit = off
 as $$
     select c.oid,
@@ -1293,9 +1300,9 @@ as $$
      order by c.oid
 $$;
 comment on function steep_repl.fingerprint_tables(oid[]) is
-    'Fingerprints and definitions of tables; fails where one of them is dropped meanwhile.';
+    'Fingerprints and definitions of tables; fails where one of them is dropped meanwhile, or locked by somebody.';
 
-create function steep_repl.fingerprint_surviving_tables(relids oid[])
+create function steep_repl.fingerprint_surviving_tables(relids oid[], skip_locked boolean)
     returns table (relid oid, table_schema text, table_name text, column_count integer, fingerprint text,
                    fingerprint_sorted text, shape text, column_definitions jsonb, shape_definition jsonb)
     language plpgsql
@@ -1314,6 +1321,7 @@ begin
             return;
         exception
             when internal_error or undefined_table or undefined_object or undefined_column then null;
+            when lock_not_available then exit;
         end;
     end loop;
     foreach one in array relids loop
@@ -1327,12 +1335,20 @@ begin
                     return query
                     select f.* from steep_repl.fingerprint_tables(array[one]) f;
                 end if;
+            when lock_not_available then
+                if not skip_locked then
+                    raise exception using
+                        errcode = 'lock_not_available',
+                        message = format('table %s is locked by somebody and cannot be looked at', one::regclass),
+                        hint    = format('Who it is: select pid from pg_locks where relation = %s and granted; '
+                                         'or try again later.', one);
+                end if;
         end;
     end loop;
 end
 $$;
-comment on function steep_repl.fingerprint_surviving_tables(oid[]) is
-    'Like fingerprint_tables, without those that are dropped meanwhile.';
+comment on function steep_repl.fingerprint_surviving_tables(oid[], boolean) is
+    'Like fingerprint_tables, without those that are dropped meanwhile, and if told so without those that are locked.';
 
 create function steep_repl.compute_fingerprint(table_schema text, table_name text) returns text
     language plpgsql
@@ -1405,7 +1421,7 @@ begin
                 column_definitions, shape_definition, captured_at)
         select node, t.table_schema, t.table_name, t.column_count, t.fingerprint, t.fingerprint_sorted, t.shape,
                t.column_definitions, t.shape_definition, clock_timestamp()
-          from steep_repl.fingerprint_surviving_tables(relids) t
+          from steep_repl.fingerprint_surviving_tables(relids, true) t
          -- What has not changed is not even locked.
          where (select f.fingerprint || f.shape
                   from steep_repl.schema_fingerprints f
@@ -1477,6 +1493,36 @@ end
 $$;
 comment on function steep_repl.forget_dropped_tables(text) is
     'Takes away the rows of tables that are gone, with a line in their history; returns how many.';
+
+create function steep_repl.save_missing_tables(node text, out changed integer, out missing text[])
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_custom_plan
+as $$
+#variable_conflict use_column
+declare
+    lacking oid[];
+begin
+    changed := 0;
+    for attempt in 1..2 loop
+        select coalesce(array_agg(c.oid), '{}'), coalesce(array_agg(format('%I.%I', l.table_schema, l.table_name)), '{}')
+          into lacking, missing
+          from (select u.table_schema, u.table_name
+                  from steep_repl.user_tables u
+                except
+                select f.table_schema, f.table_name
+                  from steep_repl.schema_fingerprints f
+                 where f.node_id = node) l
+          join pg_namespace n on n.nspname = l.table_schema
+          join pg_class c on c.relnamespace = n.oid and c.relname = l.table_name;
+        exit when lacking = '{}' or attempt = 2;
+        -- Few: those made since their page was looked at, and new ones that somebody has locked.
+        changed := steep_repl.save_fingerprints(node, lacking[:500]);
+    end loop;
+end
+$$;
+comment on function steep_repl.save_missing_tables(text) is
+    'Captures the tables that have no row yet, and names those that still have none: they are locked.';
 
 create function steep_repl.save_objects(node text) returns integer
     language plpgsql
@@ -1574,7 +1620,7 @@ $$;
 comment on function steep_repl.digest_fingerprints(text) is
     'One SHA-256 of all rows of a node, with their names: equal on nodes whose schemas are equal.';
 
-create function steep_repl.save_environment(node text) returns text
+create function steep_repl.save_environment(node text, missing text[]) returns text
     language plpgsql
     set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_custom_plan
@@ -1591,14 +1637,17 @@ begin
         environment := jsonb_build_object('server_version_num', current_setting('server_version_num')::integer,
                                           'cannot_read', hidden);
     end if;
+    if missing <> '{}' then
+        environment := environment || jsonb_build_object('not_captured', missing[:100]);
+    end if;
     insert into steep_repl.schema_environments as e
            (node_id, fingerprint, definition, digest, tables, is_complete, captured_at)
     select node,
-           steep_repl.hash_document(environment - 'server_version_num'),
+           steep_repl.hash_document(environment - '{server_version_num,not_captured}'::text[]),
            environment,
            steep_repl.digest_fingerprints(node),
            (select count(*) from steep_repl.schema_fingerprints f where f.node_id = node),
-           hidden = '{}',
+           hidden = '{}' and missing = '{}',
            clock_timestamp()
         on conflict (node_id) do update
        set fingerprint = excluded.fingerprint,
@@ -1611,7 +1660,7 @@ begin
     return found_digest;
 end
 $$;
-comment on function steep_repl.save_environment(text) is
+comment on function steep_repl.save_environment(text, text[]) is
     'Writes what the database is and that the node was looked at; returns the digest of all its rows.';
 
 create function steep_repl.capture_page(node text, after oid, at_most integer)
@@ -1643,26 +1692,47 @@ $$;
 comment on function steep_repl.capture_page(text, oid, integer) is
     'Captures the tables whose oids come after one, a page of them; fewer than a page (or none): those were the last.';
 
+create function steep_repl.capture_objects(node text) returns integer
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform steep_repl.check_own_node(node);
+    if steep_repl.unreadable_catalogs() <> '{}' then
+        return 0;
+    end if;
+    return steep_repl.save_objects(node);
+end
+$$;
+comment on function steep_repl.capture_objects(text) is
+    'Captures types and sequences; returns how many had changed.';
+
 create function steep_repl.finish_capture(node text)
     returns table (changed integer, digest text, is_complete boolean)
     language plpgsql
     set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
+declare
+    others   record;
+    missing  text[] := '{}';
 begin
     perform steep_repl.check_own_node(node);
     is_complete := steep_repl.unreadable_catalogs() = '{}';
     changed := 0;
     -- Whoever cannot see everything takes nothing for dropped.
     if is_complete then
-        changed := steep_repl.forget_dropped_tables(node) + steep_repl.save_objects(node);
+        select m.changed, m.missing into others from steep_repl.save_missing_tables(node) m;
+        missing := others.missing;
+        is_complete := missing = '{}';
+        changed := others.changed + steep_repl.forget_dropped_tables(node);
     end if;
-    digest := steep_repl.save_environment(node);
+    digest := steep_repl.save_environment(node, missing);
     return next;
 end
 $$;
 comment on function steep_repl.finish_capture(text) is
-    'Ends a capture of pages: dropped tables, types, sequences, the environment, the digest.';
+    'Ends a capture of pages and objects: tables that were missed or dropped, the environment, the digest.';
 
 create function steep_repl.capture_all_fingerprints(node text) returns integer
     language plpgsql
@@ -1679,8 +1749,9 @@ begin
         exit when page.tables < 1000;
         select p.* into page from steep_repl.capture_page(node, page.last_relid, 1000) p;
     end loop;
+    total := total + steep_repl.capture_objects(node);
     select f.* into ending from steep_repl.finish_capture(node) f;
-    if not ending.is_complete then
+    if steep_repl.unreadable_catalogs() <> '{}' then
         raise warning using
             errcode = 'insufficient_privilege',
             message = format('role %I cannot see every table: nothing was captured', current_user),
@@ -1711,12 +1782,10 @@ begin
       join pg_namespace n on n.oid = c.relnamespace
      where n.nspname = capture_fingerprint.table_schema
        and c.relname = capture_fingerprint.table_name;
-    if found_oid is null then
-        perform steep_repl.forget_dropped_tables(node);
-    else
+    if found_oid is not null then
         perform steep_repl.save_fingerprints(node, array[found_oid]);
     end if;
-    perform steep_repl.save_environment(node);
+    perform steep_repl.finish_capture(node);
     select f.fingerprint
       into fingerprint
       from steep_repl.schema_fingerprints f
@@ -1764,7 +1833,7 @@ begin
         raise exception using
             errcode = 'object_not_in_prerequisite_state',
             message = format('node %s could not see all of its own tables', peer),
-            hint    = format('What it could not read: select definition from steep_repl.schema_environments '
+            hint    = format('What it could not look at: select definition from steep_repl.schema_environments '
                              'where node_id = %L.', peer);
     end if;
     return query
@@ -1786,7 +1855,7 @@ begin
            l.shape,
            r.shape,
            case when r.table_name is not null then greatest(r.captured_at, told_at) end
-      from steep_repl.fingerprint_surviving_tables(array(select u.relid from steep_repl.user_tables u)) l
+      from steep_repl.fingerprint_surviving_tables(array(select u.relid from steep_repl.user_tables u), false) l
       full join (select f.*
                    from steep_repl.schema_fingerprints f
                   where f.node_id = peer) r
@@ -1799,8 +1868,8 @@ comment on function steep_repl.compare_fingerprints(text) is
     'This node''s tables as they are now beside those another node last told of: MATCH, MISMATCH, LOCAL_ONLY, REMOTE_ONLY.';
 $migration_8$;
         insert into steep_repl.migrations (version, name, checksum)
-        values (8, 'fingerprints', '4a95ea6640c6d3f71a38bb9bb6b478df4aca20e0b6285e830344f1a5034a035a');
-    elsif (select m.checksum from steep_repl.migrations m where m.version = 8) <> '4a95ea6640c6d3f71a38bb9bb6b478df4aca20e0b6285e830344f1a5034a035a' then
+        values (8, 'fingerprints', '39cc82f219ae81988a467ab3a1185714aaebb8d2593d4953242dd5341e7109d2');
+    elsif (select m.checksum from steep_repl.migrations m where m.version = 8) <> '39cc82f219ae81988a467ab3a1185714aaebb8d2593d4953242dd5341e7109d2' then
         raise exception 'migration 8 (fingerprints) of schema steep_repl is not the one of this extension'
             using hint = 'Take the extension that belongs to the agent which made the schema, or a later one.';
     end if;

@@ -78,6 +78,11 @@ impl Node {
         Steepctl::new(self, words)
     }
 
+    /// psql of the server's own version, pointed at its database.
+    pub fn psql(&self) -> std::process::Command {
+        self.parts().server.client("psql")
+    }
+
     /// What the agent has logged so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.parts().agent.log).unwrap_or_default()

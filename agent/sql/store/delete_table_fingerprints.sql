@@ -1,7 +1,7 @@
 -- Forgets tables that another node no longer has.  PostgreSQL 15+.
 -- $1 the node; $2, $3 their schemas and names.
 delete from steep_repl.schema_fingerprints as f
- using unnest($2::text[], $3::text[]) as gone (table_schema, table_name)
+ using rows from (pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[])) as gone (table_schema, table_name)
  where f.node_id = $1::text
    and f.table_schema = gone.table_schema
    and f.table_name = gone.table_name

@@ -10,7 +10,7 @@ select f.table_schema        as table_schema,
        f.shape_definition    as shape_definition,
        f.captured_at         as captured_at
   from steep_repl.schema_fingerprints as f
-  join unnest($2::text[], $3::text[]) as wanted (table_schema, table_name)
+  join rows from (pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[])) as wanted (table_schema, table_name)
     on wanted.table_schema = f.table_schema
    and wanted.table_name = f.table_name
  where f.node_id = $1::text

@@ -1,4 +1,4 @@
--- Ends a capture: dropped tables, types, sequences, the environment, the digest.  PostgreSQL 15+.
+-- Ends a capture: tables missed or dropped, the environment, the digest.  PostgreSQL 15+.
 -- $1 the node.
 select f.changed      as changed,
        f.digest       as digest,

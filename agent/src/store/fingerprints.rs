@@ -25,7 +25,8 @@ pub struct Captured {
     pub changed: u64,
     /// SHA-256 of all names and fingerprints, 64 hexadecimal digits: equal where schemas are equal.
     pub digest: String,
-    /// False: the role may not read all catalogs, and everything is as it last was.
+    /// False: the role may not read all catalogs, and everything is as it last was; or a new table is locked by
+    /// somebody. The definition of the environment says which.
     pub is_complete: bool,
 }
 
@@ -134,6 +135,8 @@ pub async fn capture(store: &Store) -> Result<Captured, Error> {
             _ => break,
         }
     }
+    let row = store.one(what, sql!("store/capture_objects.sql"), &[&node]).await?;
+    changed += i64::from(field::<i32>(&row, "changed")?);
     let row = store.one(what, sql!("store/finish_capture.sql"), &[&node]).await?;
     changed += i64::from(field::<i32>(&row, "changed")?);
     Ok(Captured {

@@ -1,6 +1,6 @@
 //! `cargo x bench …`: side by side with what one would use instead, and what things cost.
 //!
-//! [`mesh`] is what gossip costs, [`link`] replication through the agents. All else here is `cargo x bench copy`: how long a copy takes.
+//! [`mesh`] is what gossip costs, [`link`] replication through the agents, [`fingerprint`] looking at tables. All else here is `cargo x bench copy`: how long a copy takes.
 //!
 //! All contenders run in one go on the same two servers with the same settings, fsync on. The target is made
 //! anew before each run, the source cleaned of what the last one left and read once. Time counts from the first
@@ -9,6 +9,7 @@
 mod arena;
 mod contender;
 mod data;
+mod fingerprint;
 mod link;
 mod mesh;
 mod report;
@@ -35,6 +36,8 @@ pub enum Command {
     Copy(Arguments),
     /// Replicate through the agents, against PostgreSQL to PostgreSQL
     Link(link::Arguments),
+    /// What fingerprints of 1,000 and 10,000 tables cost
+    Fingerprint(fingerprint::Arguments),
     /// What gossip costs, and how fast members find and lose each other
     Mesh(mesh::Arguments),
 }
@@ -80,6 +83,7 @@ pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Copy(arguments) => copy(&arguments),
         Command::Link(arguments) => link::run(&arguments),
+        Command::Fingerprint(arguments) => fingerprint::run(&arguments),
         Command::Mesh(arguments) => mesh::run(&arguments),
     }
 }

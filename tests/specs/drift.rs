@@ -1,0 +1,152 @@
+//! Drift: what agents tell of their schemas, how two nodes compare, and what is done about it, through any agent.
+
+use serde_json::Value;
+use steep_tests::{Cluster, Node, NodeState::*, PATIENCE, shop, until};
+
+/// Waits until the log of `node` tells `event` about `table`; returns the record.
+async fn tells(node: &Node, event: &str, table: &str) -> Value {
+    until(&format!("{} tells {event} of {table}", node.id()), PATIENCE, async || {
+        let log = node.log();
+        let records = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let found = records.into_iter().find(|record| record["event"] == event && record["table"] == table);
+        found.ok_or_else(|| log.lines().last().unwrap_or_default().to_owned())
+    })
+    .await
+}
+
+fn verdict(compared: &Value, table: &str) -> (String, String) {
+    let tables = compared["tables"].as_array().expect("a list of tables");
+    let found = tables.iter().find(|row| row["table"]["name"] == table).unwrap_or_else(|| panic!("no {table}: {compared}"));
+    let word = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+    (word("verdict"), word("qualifier"))
+}
+
+#[tokio::test]
+async fn drift_between_nodes_that_replicate_is_noticed_by_both_and_its_end_too() {
+    let [a, b] = Cluster::of(2).start().await;
+    a.sql(&shop::orders(50)).await;
+    b.steepctl("node start node_b --from node_a").operation().completes().await;
+    b.becomes(Synchronized).await;
+    // A table that does not replicate is nobody's trouble.
+    a.sql("create table scratch (id int primary key)").await;
+    b.sql("alter table orders add column note text, alter column total set default 7").await;
+    for (node, other) in [(&a, "node_b"), (&b, "node_a")] {
+        let told = tells(node, "schema.mismatch_detected", "public.orders").await;
+        assert_eq!(told["source_node"], other);
+        let words = told["details"]["differences"].as_str().unwrap_or_default();
+        assert!(words.contains("note") && words.contains("default of total"), "{told}");
+        assert!(!node.log().contains("\"public.scratch\""), "a table that does not replicate was told of");
+    }
+    until("the headline of node_b warns", PATIENCE, async || {
+        let shown = a.steepctl("status").outcome();
+        if shown.stdout.contains("schema compare") || shown.stdout.contains("WARN") { Ok(()) } else { Err(shown.to_string()) }
+    })
+    .await;
+    a.sql("alter table orders add column note text, alter column total set default 7").await;
+    for node in [&a, &b] {
+        tells(node, "check.schema_matches", "public.orders").await;
+    }
+    let counted = b.http("/metrics").1;
+    assert!(counted.contains("steep_schema_tables{peer=\"node_a\",status=\"mismatch\"} 0"), "{counted}");
+}
+
+#[tokio::test]
+async fn two_nodes_are_compared_planned_and_synced_through_a_third() {
+    let [a, b, c] = Cluster::of(3).start().await;
+    a.sql(
+        "create type mood as enum ('sad', 'ok');
+         create table same (id int primary key, t text);
+         create table swapped (id int primary key, a int, b int);
+         create table lacks (id int primary key, total numeric(10,2) default 0, m mood);
+         create table only_a (id bigint generated always as identity primary key, \"odd, \"\" name\" text);
+         create index by_total on lacks (total);",
+    )
+    .await;
+    b.sql(
+        "create table same (id int primary key, t text);
+         create table swapped (id int primary key, b int, a int);
+         create table lacks (id int primary key);
+         create table only_b (id int primary key);
+         insert into lacks values (1);",
+    )
+    .await;
+    let compared = c.steepctl("schema compare node_a node_b -o json").succeeds().json();
+    assert_eq!(verdict(&compared, "same"), ("MATCH".into(), String::new()));
+    assert_eq!(verdict(&compared, "swapped"), ("MISMATCH".into(), "ORDER_ONLY".into()));
+    assert_eq!(verdict(&compared, "lacks").0, "MISMATCH");
+    assert_eq!(verdict(&compared, "only_a").0, "LOCAL_ONLY");
+    assert_eq!(verdict(&compared, "only_b").0, "REMOTE_ONLY");
+    assert_eq!(c.steepctl("schema compare node_a node_b --exit-code").outcome().status, 12);
+    let in_sql = "select string_agg(table_name || ' ' || verdict, ', ' order by table_name)
+                    from steep_repl.compare_fingerprints('node_b')";
+    assert_eq!(
+        a.value::<String>(in_sql).await,
+        "lacks MISMATCH, only_a LOCAL_ONLY, only_b REMOTE_ONLY, same MATCH, swapped MISMATCH"
+    );
+    let shown = c.steepctl("schema diff node_a node_b public.lacks").succeeds();
+    assert!(shown.stdout.contains("total") && shown.stdout.contains("by_total"), "{shown}");
+
+    let planned = c.steepctl("schema plan node_a node_b").succeeds();
+    assert!(planned.stdout.contains("ADD COLUMN") || planned.stdout.contains("add column"), "{planned}");
+    let before = b.value::<i64>("select count(*) from pg_attribute where attrelid = 'lacks'::regclass and attnum > 0").await;
+    assert_eq!(before, 1, "a plan changes nothing");
+    // An operator may look, and only an admin may have DDL run.
+    let denied = c.steepctl("schema sync node_a node_b --apply --confirm node_b").as_operator("bob").outcome();
+    assert_eq!(denied.status, 7, "{denied}");
+    c.steepctl("schema sync node_a node_b --apply --confirm node_b").succeeds();
+    let compared = c.steepctl("schema compare node_a node_b -o json").succeeds().json();
+    assert_eq!(verdict(&compared, "lacks").0, "MATCH", "{compared}");
+    assert_eq!(verdict(&compared, "only_a").0, "MATCH", "{compared}");
+    assert_eq!(verdict(&compared, "only_b").0, "REMOTE_ONLY", "nothing is ever dropped");
+    assert_eq!(b.count("lacks").await, 1, "no row is touched");
+    let logged = tells(&b, "schema.sync_applied", "public.lacks").await;
+    assert!(logged["details"]["statements"].is_number() || logged["details"]["statements"].is_string(), "{logged}");
+    let history = c.steepctl("schema history node_b --table public.lacks -o json").succeeds().json();
+    assert!(history["changes"].as_array().is_some_and(|changes| changes.len() >= 2), "{history}");
+
+    // While node_b does not answer, what it last said is shown as that.
+    b.kill_agent();
+    let cached = c.steepctl("schema compare node_a node_b -o json").succeeds().json();
+    assert_eq!(cached["right"]["is_cached"], true, "{cached}");
+    assert!(cached["right"]["reason"].as_str().is_some_and(|why| !why.is_empty()), "{cached}");
+    assert_eq!(verdict(&cached, "lacks").0, "MATCH");
+    let refused = c.steepctl("schema compare node_c node_b").outcome();
+    assert_eq!(refused.status, 6, "nothing was ever heard of node_b there: {refused}");
+}
+
+#[tokio::test]
+async fn a_start_refuses_tables_that_differ_or_brings_them_up_to_date_first() {
+    let [a, b] = Cluster::of(2).start().await;
+    a.sql(&format!(
+        "{} create table notes (id int primary key, body varchar(200) default 'none', at timestamptz default now());
+         insert into notes select n, 'note ' || n from generate_series(1, 20) n;",
+        shop::orders(50)
+    ))
+    .await;
+    b.sql("create table notes (id int primary key, body varchar(10))").await;
+    let refused = b.steepctl("node start node_b --from node_a").outcome();
+    assert!(refused.status == 3 && refused.stderr.contains("STP-2202"), "{refused}");
+    assert!(refused.stderr.contains("public.notes") && refused.stderr.contains("schema"), "{refused}");
+    assert!(b.slots().await.is_empty() && a.slots().await.is_empty());
+    let denied = b.steepctl("node start node_b --from node_a --schema-sync auto").as_operator("bob").outcome();
+    assert_eq!(denied.status, 7, "{denied}");
+    let planned = b.steepctl("node start node_b --from node_a --schema-sync auto --dry-run").succeeds();
+    assert!(format!("{planned}").to_lowercase().contains("add column"), "{planned}");
+    b.steepctl("node start node_b --from node_a --schema-sync auto").operation().completes().await;
+    b.becomes(Synchronized).await;
+    b.holds_the_same_as(&a, "notes").await;
+    let compared = b.steepctl("schema compare node_a node_b --exit-code").outcome();
+    assert_eq!(compared.status, 0, "{compared}");
+}
+
+#[tokio::test]
+async fn what_no_plan_settles_keeps_an_automatic_start_from_touching_anything() {
+    let [a, b] = Cluster::of(2).start().await;
+    a.sql("create table notes (id int primary key, n int, extra text)").await;
+    b.sql("create table notes (id int primary key, n text)").await;
+    let refused = b.steepctl("node start node_b --from node_a --schema-sync auto").outcome();
+    assert!(refused.status == 3 && refused.stderr.contains("STP-2202"), "{refused}");
+    let columns = b.texts("select attname::text from pg_attribute where attrelid = 'notes'::regclass and attnum > 0").await;
+    assert_eq!(columns, ["id", "n"], "nothing was changed");
+    b.becomes(Uninitialized).await;
+}
