@@ -9,7 +9,8 @@
 //!   looks at once in a while.
 //! * [`initialize`] holds the recipe by which a node comes to be synchronized, and its preflight; [`rooms`] is what
 //!   it works with. [`removal`] takes a node out of replication again.
-//! * [`snapshot`] moves a database as blocks; [`operations`] runs long work as steps that can be undone.
+//! * [`snapshot`] moves a database as blocks; [`operations`] runs long work as steps that can be undone;
+//!   [`drift`] brings this node's schema to another's.
 //! * [`session`] is what this node holds open for a peer; [`cleanup`] knows every side effect and how it is undone;
 //!   [`link`] carries replication; [`parts`] cuts tables; [`breakpoint`] is for specs.
 //! * [`store`] is what the agent remembers; [`mesh`] the other agents; [`schema`] compares what two
@@ -28,6 +29,7 @@ pub mod initialize;
 pub mod removal;
 pub mod rooms;
 
+pub mod drift;
 pub mod operations;
 pub mod snapshot;
 

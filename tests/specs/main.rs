@@ -22,6 +22,7 @@ mod refusals;
 mod removal;
 mod roles;
 mod rows;
+mod schema_plan;
 mod shapes;
 mod state;
 mod transport;

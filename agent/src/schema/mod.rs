@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`catalog`] is what a node says of its tables, types and sequences, read from the [`document`]s
 //! its database wrote; [`compare`] gives each table of two nodes a verdict, [`diff`] names what differs; [`plan`] is the
-//! list of statements that would bring the target up to date, and of everything an operator has to do by hand.
+//! list of statements that would bring the target up to date, and of everything an operator has to do by hand; [`respell`]
+//! tells texts that only look different from those that are.
 
 pub mod catalog;
 pub mod document;
@@ -12,6 +13,7 @@ mod clause;
 pub mod compare;
 pub mod diff;
 pub mod plan;
+pub mod respell;
 
 pub use catalog::Catalog;
 pub use document::BadDocument;

@@ -40,6 +40,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ),
     ("rooms", &["operations", "session", "cleanup", "link", "mesh", "postgres", "store"]),
     ("snapshot", &["operations", "session", "cleanup", "parts", "mesh", "postgres", "store"]),
+    ("drift", &["schema", "postgres", "store"]),
     ("operations", &["breakpoint", "store"]),
     ("session", &["breakpoint", "cleanup", "parts", "postgres"]),
     ("cleanup", &["link", "mesh", "postgres", "store"]),
