@@ -81,6 +81,8 @@ pub enum Error {
         planned: usize,
         /// The statements that are not applied, safe to print; the failed one first.
         left: Vec<String>,
+        /// What was taken back: constraints that are not proven, indexes that are not valid. Safe to print.
+        removed: Vec<String>,
         /// `steepctl schema plan …`.
         next: String,
         /// What happened.
@@ -142,8 +144,9 @@ impl Explain for Error {
             Self::Postgres(error) => error.explain(),
             Self::Store(error) => error.explain(),
             Self::TrialFailed { source, .. } | Self::Locked { source, .. } => told_by(self, source.explain()),
-            Self::Stopped { left, source, .. } => {
+            Self::Stopped { left, removed, source, .. } => {
                 let mut failure = told_by(self, source.explain());
+                failure.causes.extend(removed.iter().map(|statement| format!("taken back: {statement};")));
                 failure.causes.extend(left.iter().map(|statement| format!("not applied: {statement}")));
                 failure
             }
@@ -183,6 +186,7 @@ mod tests {
             applied: 2,
             planned: 4,
             left: vec!["CREATE INDEX \"i\" ON \"public\".\"t\" (a);".to_owned()],
+            removed: Vec::new(),
             next: "steepctl schema plan node_a node_b".to_owned(),
             source,
         };

@@ -9,6 +9,7 @@ use crate::{
     postgres::{self, Session, error::doing, shapes},
     schema::{
         Catalog, Plan,
+        catalog::Table,
         compare::{self, Qualifier, Verdict},
         diff,
         plan::{Step, Trial},
@@ -125,8 +126,33 @@ pub(super) async fn unlike(session: &Session, plan: &Plan, expected: &Catalog) -
         };
         return Ok(Some(format!("table {name}: {what}")));
     }
+    if let Some(name) = forged(plan, &expected, &found) {
+        return Ok(Some(format!("table {name}: it has another fingerprint than on the source")));
+    }
     let object = compared.objects.iter().find(|(_, object)| object.verdict != Verdict::Match);
     Ok(object.map(|(key, _)| format!("{key} is not as planned")))
+}
+
+/// A table that is all that the plan makes of it, of which nothing is left to hands, and that has not the source's fingerprints:
+/// then the source's documents are not those it was fingerprinted from.
+fn forged(plan: &Plan, expected: &Catalog, found: &Catalog) -> Option<TableName> {
+    if plan.source.server_major != plan.target.server_major {
+        return None;
+    }
+    let complete = plan.expected(|_, _| true);
+    let is_complete = |name: &TableName| {
+        let (now, then) = (expected.tables.get(name), complete.tables.get(name));
+        now.zip(then).is_some_and(|(now, then)| (&now.columns, &now.shape) == (&then.columns, &then.shape))
+    };
+    let has_hazards = |name: &TableName| plan.hazards.iter().any(|hazard| hazard.table.as_ref() == Some(name));
+    let differs = |(name, table): &(&TableName, &Table)| {
+        plan.source.tables.get(*name).is_some_and(|wanted| {
+            (&wanted.fingerprint_sorted, &wanted.shape_fingerprint)
+                != (&table.fingerprint_sorted, &table.shape_fingerprint)
+        })
+    };
+    let mut whole = found.tables.iter().filter(|(name, _)| is_complete(name) && !has_hazards(name));
+    whole.find(differs).map(|(name, _)| name.clone())
 }
 
 /// The tables that the plan is about, and those that change with them.

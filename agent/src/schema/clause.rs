@@ -129,9 +129,11 @@ fn without_comma(tokens: &[Token<'_>]) -> Result<(), Unsafe> {
 pub(super) fn clause<'a>(text: &'a str, words: &str) -> Result<&'a str, Unsafe> {
     let tokens = tokens(text)?;
     without_comma(&tokens)?;
-    let mut expected = words.split(' ');
-    let begins = expected.by_ref().zip(&tokens).all(|(word, token)| token.kind == Kind::Word && token.text == word);
-    if begins && expected.next().is_none() { Ok(text) } else { Err(Unsafe("another beginning than is expected")) }
+    let words: Vec<&str> = words.split(' ').collect();
+    let beginning = tokens.get(..words.len()).unwrap_or_default();
+    let begins =
+        beginning.iter().all(|token| token.kind == Kind::Word) && beginning.iter().map(|token| token.text).eq(words);
+    if begins { Ok(text) } else { Err(Unsafe("another beginning than is expected")) }
 }
 
 /// The names between the first pair of parentheses, where nothing but names stands there: `(a, "B c")`.

@@ -211,11 +211,12 @@ pub fn plan(source: &Catalog, target: &Catalog) -> Plan {
     planner.schemas();
     planner.types();
     planner.sequences();
-    planner.create_tables();
+    planner.create_tables(false);
     planner.add_columns();
     planner.relax();
     planner.widen();
     planner.defaults();
+    planner.create_tables(true);
     planner.indexes();
     planner.unique_constraints();
     planner.add_constraints();

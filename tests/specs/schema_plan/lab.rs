@@ -22,14 +22,16 @@ use steep_tests::Node;
 use tokio_postgres::Client;
 
 /// One side: a database of its own on a node's server.
-pub struct Side {
-    pub store: Store,
-    pub client: Client,
+pub(super) struct Side {
+    pub(super) store: Store,
+    pub(super) client: Client,
+    /// Its server runs as long.
+    _node: Node,
 }
 
 impl Side {
     /// Makes database `name` on the server of `node`.
-    pub async fn new(node: &Node, name: &str) -> Self {
+    pub(super) async fn new(node: &Node, name: &str) -> Self {
         node.sql(&format!("create database {name}")).await;
         let config = PostgresConfig {
             host: node.host().display().to_string(),
@@ -42,29 +44,29 @@ impl Side {
         let owner = Owner { node: name.parse().expect("a node's name"), mesh: "spec".parse().expect("a mesh's name") };
         let store = Store::open(Database::new(config), owner).await.expect("the store opens");
         let client = node.try_connect(name).await.expect("it can be connected to");
-        Self { store, client }
+        Self { store, client, _node: node.clone() }
     }
 
-    pub async fn sql(&self, sql: &str) {
+    pub(super) async fn sql(&self, sql: &str) {
         if let Err(error) = self.client.batch_execute(sql).await {
             let reason = error.as_db_error().map_or_else(|| error.to_string(), ToString::to_string);
             panic!("{reason}\n  in: {sql}");
         }
     }
 
-    pub async fn text(&self, query: &str) -> String {
+    pub(super) async fn text(&self, query: &str) -> String {
         let row = self.client.query_one(query, &[]).await.unwrap_or_else(|error| panic!("{error:?}\n  in: {query}"));
         row.get::<_, Option<String>>(0).unwrap_or_default()
     }
 
     /// The database as it is.
-    pub async fn catalog(&self) -> Catalog {
+    pub(super) async fn catalog(&self) -> Catalog {
         let session = self.store.database().session(Purpose::Watch).await.expect("a session");
         look::catalog(&session, None).await.expect("a catalog")
     }
 
     /// Applies `plan`, which was made of `source`.
-    pub async fn apply(&self, plan: &Plan, limits: &Limits) -> Result<Applied, drift::Error> {
+    pub(super) async fn apply(&self, plan: &Plan, limits: &Limits) -> Result<Applied, drift::Error> {
         let order = Order {
             op: OperationId::generate(),
             source: "source".parse().expect("a name"),
@@ -75,7 +77,7 @@ impl Side {
 }
 
 /// Two sides as catalogs, the source's texts in the target's words, and how they compare: the source is on the left.
-pub async fn both(source: &Side, target: &Side) -> (Catalog, Catalog, Comparison) {
+pub(super) async fn both(source: &Side, target: &Side) -> (Catalog, Catalog, Comparison) {
     let (mut theirs, ours) = (source.catalog().await, target.catalog().await);
     let mut compared = compare(&ours, &theirs);
     let session = target.store.database().session(Purpose::Watch).await.expect("a session");
@@ -84,13 +86,13 @@ pub async fn both(source: &Side, target: &Side) -> (Catalog, Catalog, Comparison
 }
 
 /// What would bring `target` to `source`.
-pub async fn planned(source: &Side, target: &Side) -> Plan {
+pub(super) async fn planned(source: &Side, target: &Side) -> Plan {
     let (theirs, ours, _) = both(source, target).await;
     plan(&theirs, &ours)
 }
 
 /// Plans and applies, and says what failed in the words an operator would read.
-pub async fn sync(source: &Side, target: &Side) -> (Plan, Result<Applied, Failure>) {
+pub(super) async fn sync(source: &Side, target: &Side) -> (Plan, Result<Applied, Failure>) {
     let plan = planned(source, target).await;
     let applied = target.apply(&plan, &Limits::default()).await;
     let applied = applied.map_err(|error| error.explain());
@@ -98,7 +100,7 @@ pub async fn sync(source: &Side, target: &Side) -> (Plan, Result<Applied, Failur
 }
 
 /// Every verdict but MATCH, with what differs.
-pub fn told(compared: &Comparison) -> Vec<String> {
+pub(super) fn told(compared: &Comparison) -> Vec<String> {
     use steep_agent::schema::{compare::Verdict::Match, diff::summary};
     let tables = compared.tables.iter().filter(|(_, table)| table.verdict != Match);
     let tables = tables.map(|(name, table)| {

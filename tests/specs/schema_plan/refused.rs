@@ -155,7 +155,10 @@ async fn a_large_table_that_breaks_a_constraint_stops_the_plan_and_keeps_nothing
         ("insert into u values (7)", "delete from u"),
     ];
     for (row, away) in rows {
-        target.sql(row).await;
+        if target.client.batch_execute(row).await.is_err() {
+            // A constraint that was proven before the plan stopped stays.
+            continue;
+        }
         let plan = planned(&source, &target).await;
         // As if every table were large: the trial reads no rows.
         let limits = Limits { small_bytes: 0, ..Limits::default() };
@@ -164,7 +167,7 @@ async fn a_large_table_that_breaks_a_constraint_stops_the_plan_and_keeps_nothing
         assert!(failure.hint.contains("steepctl schema plan source target"), "{failure:#?}");
         let invalid = "select count(*)::text from pg_index where not indisvalid";
         assert_eq!(target.text(invalid).await, "0", "{row}: a failed index is left");
-        let unproven = "select count(*)::text from pg_constraint where not convalidated and conname !~ 'positive|t_id'";
+        let unproven = "select count(*)::text from pg_constraint where not convalidated";
         assert_eq!(target.text(unproven).await, "0", "{row}: a helper is left");
         target.sql(away).await;
     }

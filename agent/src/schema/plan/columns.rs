@@ -196,15 +196,21 @@ impl Planner<'_> {
 
     /// Forbids null where the source does, in two steps that hold no long lock: for rows to come, then proven for all.
     pub(super) fn require_not_null(&mut self) {
+        // What is forbidden above is forbidden below, once it is proven.
+        let mut forbidden: BTreeSet<(TableName, String)> = BTreeSet::new();
         for name in self.old_tables() {
-            let Some((wanted, _)) = self.pair(&name) else { continue };
+            let Some((wanted, there)) = self.pair(&name) else { continue };
             let unsettled = self.unsettled_columns(&name);
             for column in wanted.columns.iter().filter(|column| column.not_null) {
-                let own = self.model.tables.get(&name).and_then(|table| table.column(&column.name));
+                let own = there.column(&column.name);
                 if own.is_none_or(|own| own.not_null) || unsettled.contains(&column.name) {
                     continue;
                 }
-                self.forbid_null(&name, &column.name);
+                let parents = keys::parents_of(&there);
+                if !parents.into_iter().any(|parent| forbidden.contains(&(parent, column.name.clone()))) {
+                    self.forbid_null(&name, &column.name);
+                }
+                forbidden.insert((name.clone(), column.name.clone()));
             }
         }
     }

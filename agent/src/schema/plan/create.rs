@@ -28,9 +28,10 @@ impl Refused {
 }
 
 impl Planner<'_> {
-    pub(super) fn create_tables(&mut self) {
+    /// Tables the target lacks: those by themselves, or those below one that is there and first has to be as on the source.
+    pub(super) fn create_tables(&mut self, below_old: bool) {
         for name in self.order.clone() {
-            if self.target.tables.contains_key(&name) {
+            if self.target.tables.contains_key(&name) || self.is_below_old(&name) != below_old {
                 continue;
             }
             let Some(table) = self.source.tables.get(&name) else { continue };
@@ -43,10 +44,33 @@ impl Planner<'_> {
         }
     }
 
+    fn is_below_old(&self, name: &TableName) -> bool {
+        let parents = self.source.tables.get(name).map(keys::parents_of).unwrap_or_default();
+        parents.iter().any(|parent| self.target.tables.contains_key(parent) || self.is_below_old(parent))
+    }
+
+    /// A partition, and what inherits, has the columns of what it is below.
+    fn fits(&self, table: &Table, parent: &TableName) -> bool {
+        let Some(above) = self.model.tables.get(parent) else { return false };
+        let is_partition = table.shape.bound.is_some();
+        let has = |column: &Column| {
+            table.column(&column.name).is_some_and(|own| {
+                (&own.type_name, &own.collation, &own.generated)
+                    == (&column.type_name, &column.collation, &column.generated)
+                    && (own.not_null || !column.not_null)
+            })
+        };
+        above.columns.iter().all(has) && (!is_partition || above.columns.len() == table.columns.len())
+    }
+
     fn create_table(&mut self, name: &TableName, table: &Table) -> Result<(), Refused> {
         let parents = keys::parents_of(table);
         if let Some(absent) = parents.iter().find(|parent| !self.model.tables.contains_key(*parent)) {
             let why = format!("its parent {absent} is not there");
+            return Err(Refused { aspect: Aspect::Parents, name: String::new(), why });
+        }
+        if let Some(other) = parents.iter().find(|parent| !self.fits(table, parent)) {
+            let why = format!("the columns of {other} are not as on the source");
             return Err(Refused { aspect: Aspect::Parents, name: String::new(), why });
         }
         let owned = self.sequences_for(name, table)?;
@@ -89,7 +113,11 @@ impl Planner<'_> {
         let mut found = Vec::new();
         let is_partition = table.shape.bound.is_some();
         for column in &table.columns {
-            let is_owner = column.default.as_deref() == Some(OWNED_SEQUENCE);
+            let is_owner = column.default.as_deref().is_some_and(|default| {
+                // A sequence with a backslash in its name stands in documents by that name.
+                let is_named = default.starts_with("nextval(") && self.owned_sequence(name, &column.name).is_some();
+                default == OWNED_SEQUENCE || is_named
+            });
             let has_identity = column.identity.is_some() && !is_partition;
             if !is_owner && !has_identity {
                 continue;
@@ -311,7 +339,7 @@ fn column_sql(column: &Column, sequence: Option<(&ObjectKey, &Object)>, is_parti
         sql.push_str(&format!(" COLLATE {}", collation_sql(collation)));
     }
     match (column.default.as_deref(), sequence) {
-        (Some(OWNED_SEQUENCE), Some((key, _))) => {
+        (Some(_), Some((key, _))) => {
             sql.push_str(&format!(" DEFAULT nextval({}::regclass)", quote_literal(&key.name.sql())));
         }
         (Some(default), _) => {
