@@ -91,7 +91,7 @@ async fn two_nodes_are_compared_planned_and_synced_through_a_third() {
     let before = b.value::<i64>("select count(*) from pg_attribute where attrelid = 'lacks'::regclass and attnum > 0").await;
     assert_eq!(before, 1, "a plan changes nothing");
     // An operator may look, and only an admin may have DDL run.
-    let denied = c.steepctl("schema sync node_a node_b --apply --confirm node_b").as_operator("bob").outcome();
+    let denied = c.steepctl("schema sync node_a node_b --apply --confirm node_b").as_operator("otto").outcome();
     assert_eq!(denied.status, 7, "{denied}");
     c.steepctl("schema sync node_a node_b --apply --confirm node_b").succeeds();
     let compared = c.steepctl("schema compare node_a node_b -o json").succeeds().json();
@@ -128,7 +128,7 @@ async fn a_start_refuses_tables_that_differ_or_brings_them_up_to_date_first() {
     assert!(refused.status == 3 && refused.stderr.contains("STP-2202"), "{refused}");
     assert!(refused.stderr.contains("public.notes") && refused.stderr.contains("schema"), "{refused}");
     assert!(b.slots().await.is_empty() && a.slots().await.is_empty());
-    let denied = b.steepctl("node start node_b --from node_a --schema-sync auto").as_operator("bob").outcome();
+    let denied = b.steepctl("node start node_b --from node_a --schema-sync auto").as_operator("otto").outcome();
     assert_eq!(denied.status, 7, "{denied}");
     let planned = b.steepctl("node start node_b --from node_a --schema-sync auto --dry-run").succeeds();
     assert!(format!("{planned}").to_lowercase().contains("add column"), "{planned}");
