@@ -315,12 +315,17 @@ fn a_sync_with_nothing_to_run_asks_for_nothing_and_one_that_fails_says_how_to_go
     assert_eq!(ended.stdout, "nothing to do: node_b looks like node_a\n");
     assert_eq!(agent.synced(), []);
 
-    let refusal = Failure::new(Code::SchemaChanged, "node_b has changed since the plan was made").hint("plan again");
-    let agent = start(&mesh, Schemas { plan: plan(), refusal: Some(refusal), ..Schemas::default() });
-    let ended = mesh.run(&format!("{sync} --peer {}", agent.address)).exits(3);
-    ended
-        .says("node_b has changed since")
-        .says("Hint: plan again; steepctl schema plan node_a node_b shows what is left");
+    let refused = |code, text: &str| {
+        let refusal = Some(Failure::new(code, text).hint("plan again"));
+        let agent = start(&mesh, Schemas { plan: plan(), refusal, ..Schemas::default() });
+        mesh.run(&format!("{sync} --peer {}", agent.address)).says(text)
+    };
+    let left = "Hint: plan again; steepctl schema plan node_a node_b shows what is left";
+    refused(Code::SchemaChanged, "node_b has changed since the plan was made").exits(3).says(left);
+    // Another agent had taken the order, and its answer was lost.
+    refused(Code::IntentUsed, "the request was used before").exits(7).says(left);
+    let denied = refused(Code::Denied, "a viewer may not change node_b").exits(7);
+    assert!(!denied.stderr.contains("what is left"), "{}", denied.stderr);
 }
 
 #[test]
