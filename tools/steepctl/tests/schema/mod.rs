@@ -180,7 +180,7 @@ fn only_exit_code_makes_differences_a_code_and_what_is_not_seen_is_not_the_same(
     compare(v1::CompareSchemasReply { right: Some(cached), ..drifted() }, "--exit-code").exits(12);
     let partial = v1::SideView { is_complete: false, ..side("node_a") };
     let partial = v1::CompareSchemasReply { left: Some(partial), ..same() };
-    compare(partial, "--exit-code").exits(6).prints("node_a IS INCOMPLETE: its agent's role may not read all catalogs");
+    compare(partial, "--exit-code").exits(6).prints("node_a IS INCOMPLETE: its agent may not read all of it");
 }
 
 #[test]
