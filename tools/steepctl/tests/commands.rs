@@ -1,5 +1,6 @@
 //! What steepctl promises on the command line, tried against an agent that plays a script.
 
+mod schema;
 mod scripted;
 
 use std::{

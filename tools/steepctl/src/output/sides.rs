@@ -38,7 +38,8 @@ impl Sides {
     pub fn render(&self, width: usize) -> String {
         let longest = |at: usize| self.lines.iter().map(|line| line.texts[at].width()).max().unwrap_or(0);
         let gaps = "~ ".len() + 2 * "  ".len();
-        let name = longest(0).min((width / 3).max(NARROWEST));
+        let room = (width / 3).min(width.saturating_sub(gaps + 2 * NARROWEST));
+        let name = longest(0).min(room.max(NARROWEST));
         let rest = width.saturating_sub(gaps + name);
         // What one side does not need the other may have.
         let left = longest(1).min((rest / 2).max(rest.saturating_sub(longest(2))).max(NARROWEST));
@@ -125,16 +126,16 @@ mod tests {
     fn what_is_too_long_for_a_terminal_goes_on_below_and_nothing_is_lost() {
         let text = strip_str(&customers().render(60)).to_string();
         let expected = "
-  public.customers  node_a              node_b
-  id                bigint not null     =
-+ loyalty_tier      text                (missing)
-~ created_at        timestamp with      timestamp with time
-                    time zone default   zone default
-                    now()               CURRENT_TIMESTAMP";
+  public.customers  node_a               node_b
+  id                bigint not null      =
++ loyalty_tier      text                 (missing)
+~ created_at        timestamp with time  timestamp with time
+                    zone default now()   zone default
+                                         CURRENT_TIMESTAMP";
         assert_eq!(format!("\n{text}"), expected);
         for width in 0..120 {
             let text = strip_str(&customers().render(width)).to_string();
-            let widest = text.lines().map(UnicodeWidthStr::width).max().unwrap_or(0);
+            let widest = text.lines().map(unicode_width::UnicodeWidthStr::width).max().unwrap_or(0);
             assert!(widest <= width.max(2 + 3 * NARROWEST + 4), "{widest} of {width}:\n{text}");
             let squeezed: String = text.chars().filter(|c| !c.is_whitespace()).collect();
             assert!(width < 60 || squeezed.contains("CURRENT_TIMESTAMP"), "{text}");

@@ -1,5 +1,7 @@
 //! An agent that speaks the protocol and plays a script: what steepctl does can be tried without any database.
 
+mod schemas;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -19,11 +21,14 @@ use steep_protocol::{
         nodes_server::{Nodes, NodesServer},
         operation_event::What,
         operations_server::{Operations, OperationsServer},
+        schemas_server::SchemasServer,
     },
     wire::{endpoint::Endpoint, identity::Identity, rpc},
 };
 use tokio::{runtime::Runtime, sync::oneshot};
 use tonic::{Request, Response, Status, service::Routes};
+
+pub(crate) use schemas::Schemas;
 
 /// A directory with the certificates of a mesh, gone when dropped.
 pub(crate) struct Mesh {
@@ -122,6 +127,8 @@ pub(crate) struct Script {
     pub(crate) checks: Vec<v1::Check>,
     /// What a dry run plans.
     pub(crate) planned: Vec<v1::PlannedTable>,
+    /// What is answered about schemas.
+    pub(crate) schemas: Schemas,
 }
 
 impl Script {
@@ -149,7 +156,8 @@ impl Script {
             milestone.rows_copied = Some(u64::from(tables) * 1_000);
         }));
         events.push(event(What::Ended(v1::Operation { failure, ..operation(status, None) })));
-        Self { events, pace: Duration::ZERO, refusal: None, checks: Vec::new(), planned: Vec::new() }
+        let (checks, planned) = Default::default();
+        Self { events, pace: Duration::ZERO, refusal: None, checks, planned, schemas: Schemas::default() }
     }
 
     #[must_use]
@@ -235,12 +243,14 @@ struct State {
     began: Mutex<Option<tokio::time::Instant>>,
     cancelled: Mutex<bool>,
     asked: Mutex<Vec<v1::StartNodeRequest>>,
+    compared: Mutex<Vec<v1::CompareSchemasRequest>>,
+    synced: Mutex<Vec<(v1::SyncSchemaRequest, v1::Intent)>>,
 }
 
 impl ScriptedAgent {
     pub(crate) fn start(mesh: &Mesh, script: Script) -> Self {
-        let state =
-            Arc::new(State { script, began: Mutex::default(), cancelled: Mutex::default(), asked: Mutex::default() });
+        let (began, cancelled, asked, compared, synced) = Default::default();
+        let state = Arc::new(State { script, began, cancelled, asked, compared, synced });
         Self::serve(mesh, "127.0.0.1:0", state)
     }
 
@@ -266,7 +276,8 @@ impl ScriptedAgent {
             let (endpoint, arrivals) = Endpoint::bind(&address, identity).await.expect("a free port");
             told.send(endpoint.address().to_string()).expect("somebody waits");
             let routes = Routes::new(NodesServer::from_arc(Arc::new(Played(Arc::clone(&serving)))))
-                .add_service(OperationsServer::from_arc(Arc::new(Played(serving))));
+                .add_service(OperationsServer::from_arc(Arc::new(Played(Arc::clone(&serving)))))
+                .add_service(SchemasServer::from_arc(Arc::new(Played(serving))));
             let served = rpc::serve(routes, arrivals.rpc, std::future::pending()).await;
             served.expect("served");
         }));

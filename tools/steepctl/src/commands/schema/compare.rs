@@ -78,15 +78,16 @@ pub async fn run(args: &CompareArgs, global: &Global, out: &Output) -> Result<Ex
 
 fn show(args: &CompareArgs, reply: &v1::CompareSchemasReply, out: &Output) -> Result<(), Failure> {
     let now = Timestamp::now();
-    for doubt in sides::doubts(reply, now, out.glyphs()) {
-        out.data(&doubt)?;
-    }
     let table = table(args, reply);
     if !table.is_empty() {
         out.data(&table.render())?;
     }
     for line in sides::beside_tables(reply, args.left.as_str(), args.right.as_str()) {
         out.data(&line)?;
+    }
+    // At the end, where a long list leaves the reader.
+    for doubt in sides::doubts(reply, now, out.glyphs()) {
+        out.data(&doubt)?;
     }
     out.data(&format!("{}   {}", counts(reply), sides::captured(reply, now)))?;
     if sides::differ(reply) {

@@ -62,9 +62,6 @@ pub async fn run(args: &DiffArgs, global: &Global, out: &Output) -> Result<Exit,
         return Ok(Exit::Success);
     }
     let now = Timestamp::now();
-    for doubt in sides::doubts(&reply, now, out.glyphs()) {
-        out.data(&doubt)?;
-    }
     for table in &reply.tables {
         out.data(&format!("{}\n", side_by_side(args, table, out.width())))?;
     }
@@ -72,6 +69,10 @@ pub async fn run(args: &DiffArgs, global: &Global, out: &Output) -> Result<Exit,
         for line in sides::beside_tables(&reply, args.left.as_str(), args.right.as_str()) {
             out.data(&line)?;
         }
+    }
+    // At the end, where a long list leaves the reader.
+    for doubt in sides::doubts(&reply, now, out.glyphs()) {
+        out.data(&doubt)?;
     }
     out.data(&format!("{}   {}", ending(&reply), sides::captured(&reply, now)))?;
     let differs = reply.tables.iter().any(|table| table.verdict != "MATCH");

@@ -39,10 +39,8 @@ fn cached(side: &v1::SideView, now: Timestamp, glyphs: &Glyphs) -> String {
 /// Says that a node's agent may not see all of its schema.
 pub(super) fn incomplete(node: &str, glyphs: &Glyphs) -> String {
     let node = safe(node);
-    let text = format!(
-        "{} {node} IS INCOMPLETE: its agent's role may not read all catalogs; what it could not read is as it last was",
-        glyphs.warn
-    );
+    let why = "its agent may not read all of it, or somebody holds a table locked; that part is as it last was";
+    let text = format!("{} {node} IS INCOMPLETE: {why}", glyphs.warn);
     Tone::Bad.paint(&text)
 }
 

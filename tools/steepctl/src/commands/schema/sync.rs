@@ -127,8 +127,10 @@ fn confirm(args: &SyncArgs, out: &Output) -> Result<(), Failure> {
 
 /// Adds how to find out what is left, where some of the plan may have been run.
 fn what_may_have_run(args: &SyncArgs, failure: Failure) -> Failure {
+    // An order that was used before was taken by an agent whose answer never came.
+    let was_taken = failure.code == Code::IntentUsed;
     match failure.code.family() {
-        Family::Permission | Family::Precondition => failure,
+        Family::Permission | Family::Precondition if !was_taken => failure,
         _ => {
             let hint = &failure.hint;
             let left = format!("steepctl schema plan {} {}{}", args.source, args.target, args.selected.words());
