@@ -25,8 +25,7 @@ use steep_protocol::{
 mod replication;
 mod schema;
 
-pub use replication::{LinkMode, Replication};
-pub use schema::{Schema, Share};
+pub use self::{replication::*, schema::*};
 
 /// What is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]

@@ -102,7 +102,11 @@ async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadli
     {
         let (me, others) = (&rooms.me, tables.len() - 1);
         let more = if others > 0 { format!(" and {others} more") } else { String::new() };
-        let reason = format!("{} {}{more} differs from {peer}'s: steepctl schema compare {me} {peer}", Code::SchemaDiffers, tables[0]);
+        let reason = format!(
+            "{} {}{more} differs from {peer}'s: steepctl schema compare {me} {peer}",
+            Code::SchemaDiffers,
+            tables[0]
+        );
         (headline.health, headline.health_reason) = ("warn".into(), reason);
     }
     let own = rooms.peers.identity();

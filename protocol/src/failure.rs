@@ -121,7 +121,7 @@ codes! {
     2107 LoadPrivilege Precondition false "the agent's role may not load tables" "use a superuser for [postgres] user, or grant set on parameter session_replication_role and execute on the pg_replication_origin functions"
     2110 PublishPrivilege Precondition false "the agent's role may not publish a table" "make the role owner of the table (or superuser) and grant create on the database"
     2201 NoReplicaIdentity Precondition false "a table has no replica identity" "add a primary key, or alter table TABLE replica identity using index or full; or leave it out with --exclude"
-    2202 SchemaDiffers Schema false "a table differs between source and target" "make the target's table like the source's, or drop it there and let Steep create it"
+    2202 SchemaDiffers Schema false "a table differs between source and target" "steepctl schema diff SOURCE TARGET shows how; make them alike, or start with --schema-sync auto, or drop the target's table and let Steep create it"
     2203 UnsupportedObject Precondition false "a table is of a kind that cannot be replicated" "alter table TABLE set logged for an unlogged table, or leave it out with --exclude"
     2204 ObjectExists Precondition false "the target already has an object the source's schema would create" "drop it on the target, or use an empty target database"
     2205 RoleMissing Precondition false "roles the source's schema needs are missing on the target" "create the roles on the target first: pg_dumpall --roles-only"

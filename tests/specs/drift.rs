@@ -16,7 +16,8 @@ async fn tells(node: &Node, event: &str, table: &str) -> Value {
 
 fn verdict(compared: &Value, table: &str) -> (String, String) {
     let tables = compared["tables"].as_array().expect("a list of tables");
-    let found = tables.iter().find(|row| row["table"]["name"] == table).unwrap_or_else(|| panic!("no {table}: {compared}"));
+    let found =
+        tables.iter().find(|row| row["table"]["name"] == table).unwrap_or_else(|| panic!("no {table}: {compared}"));
     let word = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
     (word("verdict"), word("qualifier"))
 }
@@ -39,7 +40,11 @@ async fn drift_between_nodes_that_replicate_is_noticed_by_both_and_its_end_too()
     }
     until("the headline of node_b warns", PATIENCE, async || {
         let shown = a.steepctl("status").outcome();
-        if shown.stdout.contains("schema compare") || shown.stdout.contains("WARN") { Ok(()) } else { Err(shown.to_string()) }
+        if shown.stdout.contains("schema compare") || shown.stdout.contains("WARN") {
+            Ok(())
+        } else {
+            Err(shown.to_string())
+        }
     })
     .await;
     a.sql("alter table orders add column note text, alter column total set default 7").await;
@@ -88,7 +93,8 @@ async fn two_nodes_are_compared_planned_and_synced_through_a_third() {
 
     let planned = c.steepctl("schema plan node_a node_b").succeeds();
     assert!(planned.stdout.contains("ADD COLUMN") || planned.stdout.contains("add column"), "{planned}");
-    let before = b.value::<i64>("select count(*) from pg_attribute where attrelid = 'lacks'::regclass and attnum > 0").await;
+    let before =
+        b.value::<i64>("select count(*) from pg_attribute where attrelid = 'lacks'::regclass and attnum > 0").await;
     assert_eq!(before, 1, "a plan changes nothing");
     // An operator may look, and only an admin may have DDL run.
     let denied = c.steepctl("schema sync node_a node_b --apply --confirm node_b").as_operator("otto").outcome();
@@ -146,7 +152,31 @@ async fn what_no_plan_settles_keeps_an_automatic_start_from_touching_anything() 
     b.sql("create table notes (id int primary key, n text)").await;
     let refused = b.steepctl("node start node_b --from node_a --schema-sync auto").outcome();
     assert!(refused.status == 3 && refused.stderr.contains("STP-2202"), "{refused}");
-    let columns = b.texts("select attname::text from pg_attribute where attrelid = 'notes'::regclass and attnum > 0").await;
+    let columns =
+        b.texts("select attname::text from pg_attribute where attrelid = 'notes'::regclass and attnum > 0").await;
     assert_eq!(columns, ["id", "n"], "nothing was changed");
     b.becomes(Uninitialized).await;
+}
+
+#[tokio::test]
+async fn a_start_by_hand_writes_the_ddl_into_a_file_and_goes_on_once_it_was_run() {
+    let [a, b] = Cluster::of(2).start().await;
+    a.sql("create table notes (id int primary key, body text); insert into notes values (1, 'one')").await;
+    b.sql("create table notes (id int primary key)").await;
+    let dir = b.pki().join("by_hand");
+    std::fs::create_dir(&dir).expect("a new folder");
+    let start = || {
+        let mut command = b.steepctl("node start node_b --from node_a --schema-sync manual --no-input").command();
+        command.current_dir(&dir).output().expect("steepctl runs")
+    };
+    let refused = start();
+    assert_eq!(refused.status.code(), Some(3), "{}", String::from_utf8_lossy(&refused.stderr));
+    let written = std::fs::read_dir(&dir).expect("it is there").next().expect("a file").expect("its name").path();
+    let script = std::fs::read_to_string(&written).expect("a text");
+    assert!(script.to_lowercase().contains("add column"), "{script}");
+    assert!(a.slots().await.is_empty(), "nothing was begun");
+    b.sql(&script).await;
+    let started = start();
+    assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+    b.holds_the_same_as(&a, "notes").await;
 }

@@ -66,7 +66,7 @@ impl Nodes for Service {
         let rooms = self.0.rooms()?;
         let actor = caller.actor();
         let answered = match self.takes_work(&rooms, &request) {
-            Ok(()) => start::start(&rooms, &request, &actor, caller.signed()).await,
+            Ok(()) => Box::pin(start::start(&rooms, &request, &actor, caller.signed())).await,
             Err(drained) => Err(drained),
         };
         let detail = serde_json::json!({

@@ -225,7 +225,9 @@ impl Service {
         let node = node.ok_or_else(|| told(peers.unknown(name)))?;
         if node == *peers.me() {
             let text = format!("{node} cannot be compared with itself");
-            return Err(told(Failure::new(Code::BadRequest, text).hint("name two nodes: steepctl schema compare node_a node_b")));
+            return Err(told(
+                Failure::new(Code::BadRequest, text).hint("name two nodes: steepctl schema compare node_a node_b"),
+            ));
         }
         Ok(node)
     }
@@ -256,7 +258,10 @@ fn are_there(chosen: &Chosen, pair: &Pair) -> Result<(), Status> {
         Some(name) => {
             let (own, other) = (&pair.own.environment.node_id, &pair.other.environment.node_id);
             let text = format!("neither {own} nor {other} has a table {name}");
-            Err(told(Failure::new(Code::BadRequest, text).hint(format!("steepctl schema compare {own} {other} --all lists all tables"))))
+            Err(told(
+                Failure::new(Code::BadRequest, text)
+                    .hint(format!("steepctl schema compare {own} {other} --all lists all tables")),
+            ))
         }
     }
 }
@@ -269,5 +274,8 @@ fn changed(before: &TableChange, after: &TableChange) -> Vec<String> {
     let parse = |change: &TableChange| Table::parse(&change.table, &change.columns, &change.definition);
     // A form that a later version wrote down is listed without words.
     let (Ok(before), Ok(after)) = (parse(before), parse(after)) else { return Vec::new() };
-    differences(&before, &after).iter().map(|difference| difference.summary("the table before", "the table now")).collect()
+    differences(&before, &after)
+        .iter()
+        .map(|difference| difference.summary("the table before", "the table now"))
+        .collect()
 }

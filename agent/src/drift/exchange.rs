@@ -155,7 +155,8 @@ impl Drift {
         }
         let wanted: std::collections::BTreeSet<_> = wanted.into_iter().collect();
         let objects = fingerprints::objects(&self.store, &self.me).await.map_err(explain)?;
-        let is_wanted = |row: &&fingerprints::ObjectFingerprint| wanted.contains(&(row.kind.clone(), row.object.clone()));
+        let is_wanted =
+            |row: &&fingerprints::ObjectFingerprint| wanted.contains(&(row.kind.clone(), row.object.clone()));
         Ok(objects.iter().filter(is_wanted).map(told::object).collect())
     }
 
@@ -267,7 +268,8 @@ mod tests {
 
     #[test]
     fn only_what_is_not_known_as_it_is_travels() {
-        let before = [own(None, "same", "1"), own(None, "other", "1"), own(None, "gone", "1"), own(Some("enum"), "e", "1")];
+        let before =
+            [own(None, "same", "1"), own(None, "other", "1"), own(None, "gone", "1"), own(Some("enum"), "e", "1")];
         let known: Vec<_> = before.iter().map(told::hash).collect();
         let now = [own(None, "same", "1"), own(None, "other", "2"), own(None, "e", "1"), own(Some("enum"), "e", "1")];
         let (changed, gone) = difference(&now, &known);

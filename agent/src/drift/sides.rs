@@ -159,11 +159,7 @@ mod tests {
             let (schema, name) = text.split_once('.').expect("two parts");
             TableName::new(schema, name)
         };
-        let chosen = Chosen {
-            tables: vec![table("a.one")],
-            schemas: vec!["b".into()],
-            exclude: vec![table("b.not")],
-        };
+        let chosen = Chosen { tables: vec![table("a.one")], schemas: vec!["b".into()], exclude: vec![table("b.not")] };
         let cases = [("a.one", true), ("a.two", false), ("b.any", true), ("b.not", false), ("c.one", false)];
         for (name, expected) in cases {
             assert_eq!(chosen.holds(&table(name)), expected, "{name}");

@@ -60,7 +60,11 @@ pub async fn keep(drift: &Drift, metrics: &Metrics) {
             Err(failure) => {
                 watcher.look = None;
                 if failure.message != trouble {
-                    warn!(event = "check.schema_unread", error = telemetry::failure(&failure), "schemas could not be compared");
+                    warn!(
+                        event = "check.schema_unread",
+                        error = telemetry::failure(&failure),
+                        "schemas could not be compared"
+                    );
                 }
                 failure.message
             }
@@ -114,7 +118,8 @@ impl Watcher<'_> {
             subscriptions::list(session).await.map_err(explain)?.into_iter().map(|found| found.name).collect();
         let tables = publications::replicated_tables(session).await.map_err(explain)?;
         let is_related = |peer: &NodeId| {
-            sources.contains(&format!("steep_from_{}", peer.sanitized())) || slots.iter().any(|slot| slot.is_kept_for(peer))
+            sources.contains(&format!("steep_from_{}", peer.sanitized()))
+                || slots.iter().any(|slot| slot.is_kept_for(peer))
         };
         Ok(Relations { peers: self.drift.peers().names().filter(is_related).collect(), tables })
     }

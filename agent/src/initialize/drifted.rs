@@ -53,7 +53,11 @@ pub(super) async fn check(
         Ok(pair) => pair,
         // What the source says for the copy has been compared; it keeps the rest to itself.
         Err(failure) if failure.code == Code::Denied && wanted.schema_sync == SchemaSync::Strict => {
-            findings.warn(Code::SchemaDiffers, format!("only columns and keys were compared: {}", failure.message), failure.hint);
+            findings.warn(
+                Code::SchemaDiffers,
+                format!("only columns and keys were compared: {}", failure.message),
+                failure.hint,
+            );
             return Ok(());
         }
         Err(failure) => return Err(failure),
@@ -68,7 +72,11 @@ pub(super) async fn check(
                 findings.error(Code::SchemaDiffers, hazard.headline(), &hazard.by_hand);
             }
             for step in &plan.steps {
-                findings.warn(Code::SchemaDiffers, format!("will be run first: {}", step.printable()), step.kind.reversal());
+                findings.warn(
+                    Code::SchemaDiffers,
+                    format!("will be run first: {}", step.printable()),
+                    step.kind.reversal(),
+                );
             }
         }
     }
@@ -147,10 +155,12 @@ impl Direct {
     pub(super) async fn check_alike(&self) -> Result<(), Failure> {
         let misfits = self.misfits().await?;
         let Some((name, words)) = misfits.first() else { return Ok(()) };
-        let failure = Failure::new(Code::SchemaChanged, format!("table {name} changed on one node during the copy: {words}"));
-        Err(misfits[1..].iter().take(TOLD_APART).fold(failure, |failure, (name, words)| {
-            failure.cause(format!("also table {name}: {words}"))
-        }))
+        let failure =
+            Failure::new(Code::SchemaChanged, format!("table {name} changed on one node during the copy: {words}"));
+        Err(misfits[1..]
+            .iter()
+            .take(TOLD_APART)
+            .fold(failure, |failure, (name, words)| failure.cause(format!("also table {name}: {words}"))))
     }
 
     /// What changed since is told: the rows are here, and a difference that stops replication has stopped it.

@@ -80,7 +80,13 @@ pub async fn examine_member(
     let role = catalog::role_facts(&session).await.map_err(explain)?;
     let facts = request.source_facts.clone().unwrap_or_default();
     let mut findings = Findings::about(&rooms.me);
-    let wanted = Wanted { selection: Default::default(), one_way: false, parallel: 0, force: false, schema_sync: SchemaSync::Strict };
+    let wanted = Wanted {
+        selection: Default::default(),
+        one_way: false,
+        parallel: 0,
+        force: false,
+        schema_sync: SchemaSync::Strict,
+    };
     preflight::check_state(rooms, &mut findings).await?;
     preflight::check_server(&mut findings, &server, &wanted);
     preflight::check_publisher(&mut findings, &server, &role, 1);

@@ -7,8 +7,8 @@
 //! with others, [`mesh`] looks at all of them and [`members`] has the steps they take part in.
 
 pub mod direct;
-mod drifted;
 mod disk;
+mod drifted;
 pub mod findings;
 mod members;
 pub mod mesh;

@@ -176,7 +176,8 @@ pub async fn examine_target(
         let made_of = tables::select(&session, &partitioned).await.map_err(explain)?;
         pair.check_partitions(&mut findings, facts, &made_of.tables);
     }
-    drifted::check(rooms, &peer, &mut findings, existing.keys().cloned().collect(), wanted).await?;
+    let names = existing.keys().cloned().collect();
+    Box::pin(drifted::check(rooms, &peer, &mut findings, names, wanted)).await?;
     check_triggers(&session, &mut findings, existing.values()).await?;
     let rows = check_empty(&session, &mut findings, &existing, wanted).await?;
     if existing.len() < facts.tables.len() {

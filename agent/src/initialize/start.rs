@@ -174,8 +174,13 @@ fn plan_of(
         word => word.parse().map_err(|error: BadWord| bad(format!("--schema-sync: {error}")))?,
     };
     let selection = request.selection.clone().unwrap_or_default();
-    let wanted =
-        Wanted { selection: selection_of(&selection), one_way: request.one_way, parallel, force: request.force, schema_sync };
+    let wanted = Wanted {
+        selection: selection_of(&selection),
+        one_way: request.one_way,
+        parallel,
+        force: request.force,
+        schema_sync,
+    };
     may_sync(rooms, &wanted, &verified.signer.who)?;
     let plan = DirectPlan {
         source,

@@ -1,4 +1,4 @@
-//! What gossip's datagrams begin with, and how changes are written into one.
+//! What gossip's datagrams begin with, how changes are written into one, and the keys of what is told.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use prost::Message as _;
@@ -8,6 +8,15 @@ use steep_protocol::{v1, wire::datagram::LARGEST_DATAGRAM};
 pub(super) const SWIM: u8 = 1;
 pub(super) const CHANGES: u8 = 2;
 pub(super) const HASH: u8 = 3;
+
+/// What key a goodbye is written under.
+pub const LEAVING: &str = "leaving";
+/// The key of [`v1::GossipNode`].
+pub const NODE: &str = "node";
+/// The key of [`v1::GossipRevocations`].
+pub const REVOCATIONS: &str = "crl";
+/// The key of [`v1::NodeHeadline`].
+pub const HEADLINE: &str = "headline";
 
 /// A datagram that tells `deltas`; none where they do not fit into one: the next comparison brings them.
 pub(super) fn changes(deltas: Vec<v1::NodeDelta>) -> Option<Bytes> {

@@ -23,6 +23,7 @@ use rand::{
 use steep_protocol::{ids::NodeId, v1};
 use tracing::warn;
 
+pub use super::datagram::{HEADLINE, LEAVING, NODE, REVOCATIONS};
 use super::{
     datagram::{CHANGES, HASH, SWIM, changes},
     membership::{Change, Liveness, Member, Membership, Run},
@@ -39,15 +40,6 @@ const FAN_OUT: usize = 4;
 const ON_ITS_WAY: Duration = Duration::from_millis(400);
 /// States of a moment ago, by which a difference is known to be such a change.
 const RECENT: usize = 32;
-
-/// What key a goodbye is written under.
-pub const LEAVING: &str = "leaving";
-/// The key of [`v1::GossipNode`].
-pub const NODE: &str = "node";
-/// The key of [`v1::GossipRevocations`].
-pub const REVOCATIONS: &str = "crl";
-/// The key of [`v1::NodeHeadline`].
-pub const HEADLINE: &str = "headline";
 
 /// What is to be done.
 #[derive(Debug)]
@@ -136,10 +128,9 @@ impl Gossip {
 
     /// Something came from `node`.
     pub fn heard(&mut self, node: &NodeId, now: Duration) {
-        if let Some(at) = self.heard.get_mut(node) {
-            *at = now;
-        } else {
-            self.heard.insert(node.clone(), now);
+        match self.heard.get_mut(node) {
+            Some(at) => *at = now,
+            None => drop(self.heard.insert(node.clone(), now)),
         }
     }
 
@@ -313,8 +304,7 @@ impl Gossip {
             return;
         }
         self.heard(node, now);
-        let told = self.view.get(node, NODE).and_then(|value| v1::GossipNode::decode(value.clone()).ok());
-        if let Some(told) = told {
+        if let Some(told) = self.view.get(node, NODE).and_then(|value| v1::GossipNode::decode(value.clone()).ok()) {
             let generation = self.view.generation(node);
             self.membership.remember(Run { node: node.clone(), address: told.address, generation }, now);
         }
@@ -414,9 +404,10 @@ impl Gossip {
             return;
         }
         let up = self.membership.members().filter(|member| member.liveness == Liveness::Alive);
-        let Some(to) = up.choose(&mut self.rng).map(|member| member.run.clone()) else { return };
-        let bytes = [&[HASH][..], &self.view.hash().to_le_bytes()].concat().into();
-        self.outputs.push(Output::Datagram { to, bytes });
+        if let Some(to) = up.choose(&mut self.rng).map(|member| member.run.clone()) {
+            let bytes = [&[HASH][..], &self.view.hash().to_le_bytes()].concat().into();
+            self.outputs.push(Output::Datagram { to, bytes });
+        }
     }
 
     /// Tells our own entries above version `since`.

@@ -1,5 +1,6 @@
 //! `steepctl node …`
 
+mod by_hand;
 pub mod cancel;
 pub mod list;
 pub mod plan;

@@ -11,7 +11,7 @@ use steep_protocol::{
     wire::compress::{BadCompression, Compression},
 };
 
-use super::plan;
+use super::{by_hand, plan};
 use crate::{
     cli::Global,
     client::Client,
@@ -107,6 +107,9 @@ pub async fn run(args: &StartArgs, global: &Global, out: &Output) -> Result<Exit
     }
     if args.force {
         confirm_destruction(args, &mut client, global, out).await?;
+    }
+    if args.schema_sync == "manual" {
+        by_hand::settle(args, &mut client, global, out).await?;
     }
     let op_id = OperationId::generate().to_string();
     let request = request(args, op_id.clone(), false);

@@ -6,7 +6,7 @@ pub mod diff;
 pub mod export;
 pub mod history;
 pub mod plan;
-mod script;
+pub(super) mod script;
 mod sides;
 pub mod sync;
 
@@ -79,7 +79,7 @@ fn refuse_same(left: &NodeId, right: &NodeId) -> Result<(), Failure> {
 }
 
 /// Writes `text` into a new file.
-fn write(path: &Path, mut text: String) -> Result<(), Failure> {
+pub(super) fn write(path: &Path, mut text: String) -> Result<(), Failure> {
     if !text.ends_with('\n') {
         text.push('\n');
     }

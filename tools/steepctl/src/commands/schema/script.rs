@@ -7,7 +7,7 @@ use steep_protocol::v1;
 use crate::{output::safe, units};
 
 /// The plan as a script, without a line break at its end.
-pub(super) fn of(plan: &v1::PlanSchemaReply, words: &str) -> String {
+pub(crate) fn of(plan: &v1::PlanSchemaReply, words: &str) -> String {
     let (source, target) = (safe(&plan.source), safe(&plan.target));
     let mut lines = vec![
         format!("-- Changes {target} to look like {source}; {source} stays as it is. Nothing of this was run."),
