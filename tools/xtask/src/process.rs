@@ -130,6 +130,17 @@ pub fn peak_memory(pid: u32) -> Option<u64> {
     Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
 }
 
+/// Processor time a process has used itself, in programs and in the kernel. None: gone, or this system does not tell.
+pub fn cpu_time(pid: u32) -> Option<Duration> {
+    // Clock ticks are a hundredth of a second on every Linux.
+    const TICK: Duration = Duration::from_millis(10);
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    // Of what proc(5) numbers from 1, `rest` begins with the third field; wanted are the 14th and the 15th.
+    let mut fields = rest.split(' ').skip(11).map(|field| field.parse::<u32>().ok());
+    Some(TICK * (fields.next()?? + fields.next()??))
+}
+
 /// Asks `look` again and again until it answers, at most `within`. Waits for a fact, never for a time.
 ///
 /// `look` says `Ok(Some(answer))` when the fact is there, `Ok(None)` when not yet, and an error when it never
@@ -199,6 +210,15 @@ mod tests {
         wait_for("its end", Duration::from_secs(5), || Ok(command_line(child.id()).is_none().then_some(())))
             .expect("a killed process is gone, a zombie at most");
         child.wait().expect("it can be waited for");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_process_that_works_uses_processor_time() {
+        let us = std::process::id();
+        let before = cpu_time(us).expect("we are there");
+        wait_for("processor time", Duration::from_secs(20), || Ok((cpu_time(us) > Some(before)).then_some(())))
+            .expect("waiting is work too");
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub(super) enum Contender {
     Native,
     /// pg_dump to a directory, then pg_restore
     DumpRestore,
+    /// psql copy out | psql copy in of each table, then its indexes: what the machine allows
+    Floor,
     /// pgcopydb clone
     Pgcopydb,
     /// pgcopydb clone, tables above 100 MB split
@@ -40,7 +42,7 @@ pub(super) struct Measured {
 }
 
 impl Contender {
-    pub(super) const ON_ANY: [Self; 4] = [Self::Ours, Self::OursTwoWay, Self::Native, Self::DumpRestore];
+    pub(super) const ON_ANY: [Self; 5] = [Self::Ours, Self::OursTwoWay, Self::Native, Self::DumpRestore, Self::Floor];
     pub(super) const PGCOPYDB: [Self; 2] = [Self::Pgcopydb, Self::PgcopydbSplit];
 
     /// Copies the source to the target, from the first command to the last row and index.
@@ -55,6 +57,7 @@ impl Contender {
             Self::OursTwoWay => ours(arena, false),
             Self::Native => timed(&|| native(arena)),
             Self::DumpRestore => timed(&|| dump_restore(arena)),
+            Self::Floor => timed(&|| floor(arena)),
             Self::Pgcopydb => timed(&|| pgcopydb(arena, &[])),
             Self::PgcopydbSplit => timed(&|| pgcopydb(arena, &["--split-tables-larger-than", "100 MB"])),
         }
@@ -68,6 +71,7 @@ impl fmt::Display for Contender {
             Self::OursTwoWay => "ours, both ways",
             Self::Native => "native copy_data",
             Self::DumpRestore => "pg_dump | pg_restore -j2",
+            Self::Floor => "floor: psql | psql",
             Self::Pgcopydb => "pgcopydb",
             Self::PgcopydbSplit => "pgcopydb, split tables",
         })
@@ -112,6 +116,34 @@ fn dump_restore(arena: &Arena) -> Result<()> {
     let done = process::output(&mut out).and_then(|_| process::output(&mut back));
     let _ = fs::remove_dir_all(&dump);
     done.map(|_| ())
+}
+
+/// Not encrypted, not checked, in no common snapshot, nothing replicated: no tool could be much faster.
+fn floor(arena: &Arena) -> Result<()> {
+    let (source, target) = (arena.source(), arena.target());
+    let schema = |section| process::output(source.client("pg_dump").args([section, "--no-publications"]));
+    target.sql(&schema("--section=pre-data")?)?;
+    let largest_first = "select format('%I', relname) from pg_stat_user_tables where schemaname = 'public'
+                          order by pg_relation_size(relid) desc";
+    for table in source.sql(largest_first)?.lines() {
+        pipe(source, target, table)?;
+    }
+    target.sql(&schema("--section=post-data")?).map(|_| ())
+}
+
+fn pipe(source: &Server, target: &Server, table: &str) -> Result<()> {
+    let mut out = source.psql();
+    let mut copying = out
+        .args(["-c", &format!("copy public.{table} to stdout (format binary)")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let rows = copying.stdout.take().expect("it was piped");
+    let mut into = target.psql();
+    into.args(["-c", &format!("copy public.{table} from stdin (format binary)")]).stdin(rows);
+    let loaded = into.output()?;
+    succeeded(&out, copying.wait()?, "")?;
+    succeeded(&into, loaded.status, &process::printed(&loaded))
 }
 
 fn pgcopydb(arena: &Arena, more: &[&str]) -> Result<()> {

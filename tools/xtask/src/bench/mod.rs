@@ -4,7 +4,8 @@
 //!
 //! All contenders run in one go on the same two servers with the same settings, fsync on. The target is made
 //! anew before each run, the source cleaned of what the last one left and read once. Time counts from the first
-//! command to the data being there with its indexes; that it is all there is checked afterwards.
+//! command to the data being there with its indexes; that it is all there is checked afterwards. Every second round
+//! runs in the opposite order, so that memory still warm from a neighbour favours nobody.
 
 mod arena;
 mod contender;
@@ -100,8 +101,8 @@ fn copy(arguments: &Arguments) -> Result<()> {
     let with_pgcopydb: Vec<_> = Contender::PGCOPYDB.into_iter().filter(|it| wanted(*it)).collect();
     if !with_pgcopydb.is_empty() {
         if contender::pgcopydb_is_here() && Postgres::installed(PGCOPYDB_VERSION)?.is_some() {
-            let ours = wanted(Contender::Ours).then_some(Contender::Ours);
-            fights.push((PGCOPYDB_VERSION, ours.into_iter().chain(with_pgcopydb).collect()));
+            let others = [Contender::Ours, Contender::Floor].into_iter().filter(|it| wanted(*it));
+            fights.push((PGCOPYDB_VERSION, others.chain(with_pgcopydb).collect()));
         } else {
             say::step("pgcopydb is left out: it and PostgreSQL 15 are not both installed");
         }
@@ -123,8 +124,9 @@ fn fight(arguments: &Arguments, binaries: &Binaries, set: Set, version: u32, con
     let title = format!("{set} (scale {}) on PostgreSQL {}", arguments.scale, arena.source().version);
     say::heading(&title);
     let size = arena.fill(set, arguments.scale)?;
-    let mut all: Vec<(Contender, Vec<Measured>)> = contenders.iter().map(|it| (*it, Vec::new())).collect();
+    let mut all: Vec<(Contender, Vec<Measured>)> = contenders.iter().rev().map(|it| (*it, Vec::new())).collect();
     for round in 1..=arguments.runs {
+        all.reverse();
         for (contender, results) in &mut all {
             arena.reset()?;
             let measured = contender.run(&arena)?;
@@ -134,6 +136,7 @@ fn fight(arguments: &Arguments, binaries: &Binaries, set: Set, version: u32, con
             results.push(measured);
         }
     }
+    all.sort_by_key(|(contender, _)| contenders.iter().position(|it| it == contender));
     report::print(&title, size, arguments.workers, &all);
     Ok(())
 }

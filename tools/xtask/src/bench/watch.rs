@@ -1,4 +1,4 @@
-//! What an operator sees while Steep copies: how old the progress is, how fast `status` answers, what memory it takes.
+//! What an operator sees while Steep copies: how old the progress is, how fast `status` answers, what it takes.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -13,7 +13,13 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{arena::Arena, contender::succeeded};
-use crate::{cluster::OPERATORS, process};
+use crate::{
+    cluster::{Node, OPERATORS},
+    process,
+};
+
+/// Calls of `steepctl status` before a copy begins.
+const IDLE_CALLS: usize = 40;
 
 /// What was seen during one copy.
 #[derive(Debug, Clone, Default)]
@@ -22,29 +28,46 @@ pub(super) struct Watched {
     pub(super) peak_memory: [u64; 2],
     /// The oldest that the newest thing known of the operation ever was.
     pub(super) oldest_progress: Duration,
-    /// How long `steepctl status` took, sorted.
-    pub(super) status: Vec<Duration>,
+    /// Processor time of both agents, from the command to the end.
+    pub(super) cpu: [Duration; 2],
+    /// How long `steepctl status` took before the copy, sorted.
+    pub(super) idle_status: Vec<Duration>,
+    /// How long `steepctl status` took during the copy, sorted.
+    pub(super) busy_status: Vec<Duration>,
 }
 
 /// Runs `start`, which follows the operation to its end, and returns how long that took and what was seen.
 pub(super) fn run(arena: &Arena, mut start: Command) -> Result<(Duration, Watched)> {
     start.args(["-o", "json", "--no-input"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let done = AtomicBool::new(false);
-    let mut watched = Watched::default();
+    let mut watched = Watched { idle_status: ask_often(arena)?, ..Watched::default() };
+    let before = cpu_times(arena)?;
     let taken = std::thread::scope(|scope| {
         let asker = scope.spawn(|| ask_status(arena, &done));
         let followed = follow(&mut start, &mut watched.oldest_progress);
         done.store(true, Ordering::Relaxed);
-        watched.status = asker.join().expect("asking does not panic")?;
+        watched.busy_status = asker.join().expect("asking does not panic")?;
         followed
     });
     let taken = taken.map_err(|error| explained(arena, error))?;
-    watched.status.sort_unstable();
+    watched.busy_status.sort_unstable();
+    for (cpu, (after, before)) in watched.cpu.iter_mut().zip(cpu_times(arena)?.into_iter().zip(before)) {
+        *cpu = after.saturating_sub(before);
+    }
     for (peak, node) in watched.peak_memory.iter_mut().zip(arena.nodes()) {
-        let pid = node.agent.pid().with_context(|| format!("the agent of {} ended", node.node_id))?;
-        *peak = process::peak_memory(pid).unwrap_or(0);
+        *peak = process::peak_memory(pid(node)?).unwrap_or(0);
     }
     Ok((taken, watched))
+}
+
+fn pid(node: &Node) -> Result<u32> {
+    node.agent.pid().with_context(|| format!("the agent of {} ended", node.node_id))
+}
+
+fn cpu_times(arena: &Arena) -> Result<[Duration; 2]> {
+    let [a, b] = arena.nodes();
+    let of = |node| Ok::<_, anyhow::Error>(process::cpu_time(pid(node)?).unwrap_or_default());
+    Ok([of(a)?, of(b)?])
 }
 
 fn follow(start: &mut Command, oldest: &mut Duration) -> Result<Duration> {
@@ -93,14 +116,25 @@ fn moment(text: &str) -> Option<SystemTime> {
     Some(SystemTime::UNIX_EPOCH + Duration::try_from_secs_f64(seconds).ok()?)
 }
 
+/// Asks agents that do nothing else for the status, and returns how long each answer took, sorted.
+fn ask_often(arena: &Arena) -> Result<Vec<Duration>> {
+    let mut taken = (0..IDLE_CALLS).map(|_| ask_once(arena)).collect::<Result<Vec<_>>>()?;
+    taken.sort_unstable();
+    Ok(taken)
+}
+
+fn ask_once(arena: &Arena) -> Result<Duration> {
+    let started = Instant::now();
+    process::output(arena.cluster.steepctl(arena.nodes()[0], OPERATORS[2].0).arg("status"))?;
+    Ok(started.elapsed())
+}
+
 /// Asks for the status once a second until `done`, and returns how long each answer took.
 fn ask_status(arena: &Arena, done: &AtomicBool) -> Result<Vec<Duration>> {
-    let node = arena.nodes()[0];
     let mut taken = Vec::new();
     while !done.load(Ordering::Relaxed) {
         let started = Instant::now();
-        process::output(arena.cluster.steepctl(node, OPERATORS[2].0).arg("status"))?;
-        taken.push(started.elapsed());
+        taken.push(ask_once(arena)?);
         std::thread::sleep(Duration::from_secs(1).saturating_sub(started.elapsed()));
     }
     if taken.is_empty() {
