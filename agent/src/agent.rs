@@ -49,6 +49,8 @@ use crate::{
 const VITALS: Duration = Duration::from_secs(1);
 /// How often the janitor looks for what ended operations left behind.
 const JANITOR: Duration = Duration::from_secs(60);
+/// How long after a peer has come back he looks as well.
+const SETTLED: Duration = Duration::from_secs(2);
 /// How long another agent may hold the database when we start: a killed one's connection lingers for a moment.
 const TAKE_OVER: Duration = Duration::from_secs(15);
 
@@ -271,8 +273,13 @@ async fn watch_vitals(rooms: &Rooms, facts: &watch::Sender<Facts>, upkeep: &Upke
 async fn janitor(rooms: &Rooms) {
     let mut tick = interval(JANITOR);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut arrivals = rooms.peers.arrivals();
     loop {
-        tick.tick().await;
+        tokio::select! {
+            _ = tick.tick() => {}
+            // Whoever was away may have been what an undo was waiting for; its connection settles first.
+            Ok(()) = arrivals.changed() => sleep(SETTLED).await,
+        }
         let is_running = |op| rooms.sessions.serves(op) || rooms.operations.is_running(op);
         if let Err(failure) = rooms.cleanup.sweep(is_running).await {
             warn!(event = "agent.cleanup", error = telemetry::failure(&failure), "the janitor could not look");

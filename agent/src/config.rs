@@ -596,6 +596,8 @@ mod tests {
         "replication.link",
         "replication.socket_dir",
         "replication.local_conninfo",
+        "schema.share",
+        "schema.sync_role",
         "copy.parallel",
         "copy.session_lease",
         "copy.part_size",

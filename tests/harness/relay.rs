@@ -97,6 +97,8 @@ struct Relay {
     back: Arc<Way>,
     /// What was passed on over UDP and TCP, both directions.
     moved: Arc<[AtomicU64; 2]>,
+    /// Which UDP ports it sends from; another number, other ports.
+    ports: Arc<AtomicU64>,
     _tasks: Arc<Tasks>,
 }
 
@@ -117,16 +119,18 @@ impl Relay {
             let address = tcp.local_addr().expect("it is bound");
             let moved = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
             let (ways, counts) = ((Arc::clone(&there), Arc::clone(&back)), Arc::clone(&moved));
+            let ports = Arc::new(AtomicU64::new(0));
+            let chosen = Arc::clone(&ports);
             let serving = tokio::spawn(async move {
                 let over_udp = async {
                     match &beyond {
-                        Beyond::Agent(to) => pass_udp(Arc::new(udp), *to, &ways, &counts).await,
+                        Beyond::Agent(to) => pass_udp(Arc::new(udp), *to, &ways, &counts, &chosen).await,
                         Beyond::Server(_) => std::future::pending().await,
                     }
                 };
                 tokio::join!(pass_tcp(tcp, &beyond, &ways, &counts), over_udp);
             });
-            Self { address, there, back, moved, _tasks: Arc::new(Tasks(serving)) }
+            Self { address, there, back, moved, ports, _tasks: Arc::new(Tasks(serving)) }
         });
         task.await.expect("a relay starts without a panic")
     }
@@ -213,13 +217,26 @@ async fn pump(
     }
 }
 
-async fn pass_udp(socket: Arc<UdpSocket>, to: SocketAddr, ways: &Ways, moved: &Arc<[AtomicU64; 2]>) {
+async fn pass_udp(
+    socket: Arc<UdpSocket>,
+    to: SocketAddr,
+    ways: &Ways,
+    moved: &Arc<[AtomicU64; 2]>,
+    ports: &AtomicU64,
+) {
     let mut known: std::collections::HashMap<SocketAddr, Arc<UdpSocket>> = std::collections::HashMap::new();
     let mut tasks = JoinSet::new();
     let mut piece = vec![0; PACKET];
+    let mut chosen = 0;
     loop {
         // A datagram nobody could take comes back as an error of the next one.
         let Ok((length, from)) = socket.recv_from(&mut piece).await else { continue };
+        let now = ports.load(Ordering::Acquire);
+        if chosen != now {
+            // What comes back to the old ports finds nobody.
+            (chosen, tasks) = (now, JoinSet::new());
+            known.clear();
+        }
         let far = match known.get(&from) {
             Some(far) => Arc::clone(far),
             None => {
@@ -356,6 +373,13 @@ impl Line {
     /// UDP gets lost in both directions, TCP passes.
     pub fn block_udp(&self) {
         self.all().for_each(|way| way.open(true, false));
+    }
+
+    /// Every UDP connection goes on from another port, as behind a NAT that has forgotten it.
+    pub fn forget_ports(&self) {
+        for relay in self.before.iter().flatten() {
+            relay.ports.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     /// Everything takes `delay` longer in each direction, and of a thousand datagrams `lost` get lost.

@@ -110,6 +110,12 @@ async fn two_nodes_are_compared_planned_and_synced_through_a_third() {
     let history = c.steepctl("schema history node_b --table public.lacks -o json").succeeds().json();
     assert!(history["changes"].as_array().is_some_and(|changes| changes.len() >= 2), "{history}");
 
+    let captured = c.steepctl("schema capture node_b -o json").succeeds().json();
+    assert_eq!(captured["environment"]["tables"], 5, "{captured}");
+    assert_eq!(captured["environment"]["is_complete"], true, "{captured}");
+    let exported = c.steepctl("schema export node_b").succeeds();
+    assert!(exported.stdout.contains("only_a") && exported.stdout.contains("by_total"), "{exported}");
+
     // While node_b does not answer, what it last said is shown as that.
     b.kill_agent();
     let cached = c.steepctl("schema compare node_a node_b -o json").succeeds().json();

@@ -217,3 +217,30 @@ async fn replication_heals_by_itself_after_any_partition() {
         node.becomes(NodeState::Synchronized).await;
     }
 }
+
+#[tokio::test]
+async fn an_address_that_changes_under_way_as_behind_a_nat_loses_nothing_and_nobody() {
+    let [a, b] = Cluster::of(2).start().await;
+    let ledger = Ledger::on(&a, 500).await;
+    a.sql(&shop::orders(20_000)).await;
+    let line = Line::between(&a, &b).await;
+    health_becomes(&b, &a, |health| health != "unknown", PATIENCE).await;
+    let [on_a, on_b] = [&a, &b].map(|node| ledger.writers(2, node));
+    on_a.write(50).await;
+    let op = b.steepctl(START).arg("--max-rate").arg("100kB").operation();
+    op.reaches("copy tables").await;
+    // While blocks travel, and again while the stream of changes does.
+    line.forget_ports();
+    op.completes().await;
+    b.becomes(NodeState::Synchronized).await;
+    on_b.write(50).await;
+    line.forget_ports();
+    on_a.write(50).await;
+    on_b.write(50).await;
+    let accounts = [on_a.stop().await, on_b.stop().await];
+    ledger.agrees(&[&a, &b], &accounts).await;
+    b.holds_the_same_as(&a, "public.orders").await;
+    for node in [&a, &b] {
+        assert_eq!(times(node, "\"liveness\":\"dead\""), 0, "{} gave the other up", node.id());
+    }
+}

@@ -30,11 +30,27 @@ const TOLD_APART: usize = 20;
 /// Whether a table of this node (on the left) keeps rows out, or changes what they mean. One way a column that is here only
 /// does neither: whether it fills itself is judged where columns are.
 fn stops(compared: &TableComparison, one_way: bool) -> bool {
-    let is_own = |one: &Difference| one_way && one.aspect == Aspect::Column && one.right.is_none();
+    judged(compared, |one| one.aspect.is_blocking() && !is_own(one, one_way))
+}
+
+/// Whether rows of the source would not fit any more: a default of another text is no reason to throw a copy away.
+fn breaks(compared: &TableComparison, one_way: bool) -> bool {
+    judged(compared, |one| match one.aspect {
+        Aspect::Default | Aspect::Identity | Aspect::Collation => false,
+        Aspect::Nullability => one.left.as_deref() == Some("NOT NULL"),
+        aspect => aspect.is_blocking() && !is_own(one, one_way),
+    })
+}
+
+fn judged(compared: &TableComparison, counts: impl Fn(&Difference) -> bool) -> bool {
     match compared.verdict {
-        Verdict::Mismatch => compared.differences.iter().any(|one| one.aspect.is_blocking() && !is_own(one)),
+        Verdict::Mismatch => compared.differences.iter().any(counts),
         _ => compared.is_blocking(),
     }
+}
+
+fn is_own(one: &Difference, one_way: bool) -> bool {
+    one_way && one.aspect == Aspect::Column && one.right.is_none()
 }
 
 /// Findings about the tables called `existing`, which this node and `source` have both.
@@ -133,7 +149,7 @@ impl Direct {
     }
 
     /// The tables of the copy, compared as they are now on both nodes; none where the source keeps that to itself.
-    async fn misfits(&self) -> Result<Vec<(TableName, String)>, Failure> {
+    async fn misfits(&self, counts: fn(&TableComparison, bool) -> bool) -> Result<Vec<(TableName, String)>, Failure> {
         let names = self.facts.tables.iter().filter_map(|table| table.table.as_ref().map(table_name));
         let chosen = Chosen { tables: names.collect(), ..Chosen::default() };
         if chosen.is_everything() {
@@ -147,13 +163,13 @@ impl Direct {
         };
         let comparison = pair.compare(&self.rooms.drift).await?;
         let one_way = self.plan.wanted.one_way;
-        let blocking = comparison.tables.iter().filter(|(_, compared)| stops(compared, one_way));
+        let blocking = comparison.tables.iter().filter(|(_, compared)| counts(compared, one_way));
         Ok(blocking.map(|(name, compared)| (name.clone(), words(compared, &self.rooms.me, source))).collect())
     }
 
     /// Nobody may have changed a table on either node since the copy began.
     pub(super) async fn check_alike(&self) -> Result<(), Failure> {
-        let misfits = self.misfits().await?;
+        let misfits = self.misfits(breaks).await?;
         let Some((name, words)) = misfits.first() else { return Ok(()) };
         let failure =
             Failure::new(Code::SchemaChanged, format!("table {name} changed on one node during the copy: {words}"));
@@ -165,7 +181,7 @@ impl Direct {
 
     /// What changed since is told: the rows are here, and a difference that stops replication has stopped it.
     pub(super) async fn tell_misfits(&self, context: &Context) -> Result<(), Failure> {
-        for (name, words) in self.misfits().await? {
+        for (name, words) in self.misfits(stops).await? {
             let source = &self.plan.source;
             warn!(
                 event = "schema.mismatch_detected", op_id = %context.op, table = %name, source_node = %source,
@@ -188,6 +204,36 @@ pub(super) fn may_sync(rooms: &Rooms, wanted: &Wanted, signer: &Who) -> Result<(
             let text = format!("--schema-sync auto may change tables on {}, which needs role {least}", rooms.me);
             let hint = "ask with the certificate of an admin, or set schema.sync_role = \"operator\" in the target's agent.toml";
             Err(Failure::new(Code::Denied, text).hint(hint))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_a_copy_is_less_than_what_keeps_it_from_beginning() {
+        let difference = |aspect, left: Option<&str>, right: Option<&str>| {
+            let text = |text: Option<&str>| text.map(str::to_owned);
+            let differences = vec![Difference { aspect, name: "c".into(), left: text(left), right: text(right) }];
+            TableComparison { verdict: Verdict::Mismatch, qualifier: None, differences }
+        };
+        // Aspect, here, there; stops and breaks both ways, stops and breaks one way.
+        let cases = [
+            (Aspect::Column, Some("int"), None, [true, true, false, false]),
+            (Aspect::Column, None, Some("int"), [true, true, true, true]),
+            (Aspect::Type, Some("int"), Some("text"), [true, true, true, true]),
+            (Aspect::Default, Some("1"), Some("2"), [true, false, true, false]),
+            (Aspect::Nullability, Some("NOT NULL"), Some("NULL"), [true, true, true, true]),
+            (Aspect::Nullability, Some("NULL"), Some("NOT NULL"), [true, false, true, false]),
+            (Aspect::PrimaryKey, Some("a"), Some("b"), [true, true, true, true]),
+            (Aspect::Index, Some("a"), None, [false; 4]),
+        ];
+        for (aspect, left, right, expected) in cases {
+            let one = difference(aspect, left, right);
+            let found = [stops(&one, false), breaks(&one, false), stops(&one, true), breaks(&one, true)];
+            assert_eq!(found, expected, "{aspect:?} {left:?} {right:?}");
         }
     }
 }

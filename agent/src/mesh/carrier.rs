@@ -271,7 +271,10 @@ impl Peers {
     /// Logs a change of membership.
     pub(super) fn tell_change(&self, change: &Change) {
         match change {
-            Change::Up(peer) => info!(event = "mesh.peer_up", %peer, "a member is there"),
+            Change::Up(peer) => {
+                info!(event = "mesh.peer_up", %peer, "a member is there");
+                self.arrived.send_modify(|count| *count += 1);
+            }
             Change::Suspect(peer) => warn!(event = "mesh.peer_suspect", %peer, "a member does not answer"),
             Change::Down(peer) => {
                 let liveness = self.look(|gossip, _| gossip.member(peer).map(|member| member.liveness));

@@ -76,6 +76,7 @@ pub struct Peers {
     pub(super) outbox: Outbox,
     pub(super) seeds: Arc<Seeds>,
     pub(super) told: Told,
+    pub(super) arrived: Arc<watch::Sender<u64>>,
     pub(super) facts: watch::Receiver<Facts>,
     pub(super) revocations: Revocations,
     pub(super) tasks: TaskTracker,
@@ -106,6 +107,7 @@ impl Peers {
             outbox: Outbox::default(),
             seeds: Arc::new(Seeds::new(seeds)),
             told: Told::default(),
+            arrived: Arc::default(),
             facts,
             revocations,
             tasks: TaskTracker::new(),
@@ -142,6 +144,11 @@ impl Peers {
     pub fn names(&self) -> impl Iterator<Item = NodeId> {
         let names: Vec<_> = self.look(|gossip, _| gossip.members().map(|member| member.run.node.clone()).collect());
         names.into_iter()
+    }
+
+    /// Changes whenever somebody has come, or come back.
+    pub fn arrivals(&self) -> watch::Receiver<u64> {
+        self.arrived.subscribe()
     }
 
     /// Whether `node` belongs to the mesh as far as this agent knows.

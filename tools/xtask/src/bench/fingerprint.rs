@@ -3,6 +3,8 @@
 //! One server a version with the schema as the extension's script makes it, autovacuum off so that nothing is analyzed
 //! behind our back, and two databases: one with tables enough for a usual node, one with ten times as many.
 
+mod compare;
+
 use std::{
     fmt::Write as _,
     fs,
@@ -75,8 +77,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         on_version(arguments, &dir.join(version.to_string()), *version, &mut all)?;
     }
     print(arguments, &all);
-    // The end-to-end part (steepctl schema compare of two nodes, less than a second) is measured with agents.
-    Ok(())
+    let newest = arguments.pg.iter().copied().max().unwrap_or(18);
+    compare::run(&dir.join("compare"), newest, arguments.few, arguments.runs)
 }
 
 fn on_version(arguments: &Arguments, dir: &Path, version: u32, all: &mut Vec<Measured>) -> Result<()> {
@@ -109,13 +111,18 @@ fn on_version(arguments: &Arguments, dir: &Path, version: u32, all: &mut Vec<Mea
     Ok(())
 }
 
-/// Makes the schema and `tables` tables of ten columns, with a key, an index and a check.
+/// Makes the schema and `tables` tables.
 fn fill(server: &Server, database: &str, tables: u32) -> Result<()> {
     let files = extension::files()?;
     let (_, script) = files.iter().find(|(name, _)| name.ends_with(".sql")).context("there is no script")?;
     let script: String =
         script.lines().filter(|line| !line.starts_with("\\echo")).fold(String::new(), |text, line| text + line + "\n");
     told(server, database, &script)?;
+    told(server, database, &make(tables)?).map(drop)
+}
+
+/// SQL that makes `tables` tables of ten columns, with a key, an index and a check.
+fn make(tables: u32) -> Result<String> {
     let mut sql = String::from("create schema shop;\n");
     let mut first = 1;
     while first <= tables {
@@ -131,7 +138,7 @@ fn fill(server: &Server, database: &str, tables: u32) -> Result<()> {
         )?;
         first = last + 1;
     }
-    told(server, database, &sql).map(drop)
+    Ok(sql)
 }
 
 /// All fingerprints in one statement.
