@@ -74,6 +74,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     for version in &arguments.pg {
         on_version(arguments, &dir.join(version.to_string()), *version, &mut all)?;
     }
+    // Empty now, unless it was somebody's before.
+    let _ = fs::remove_dir(&dir);
     print(arguments, &all);
     // The end-to-end part (steepctl schema compare of two nodes, less than a second) is measured with agents.
     Ok(())
