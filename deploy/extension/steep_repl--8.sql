@@ -1313,11 +1313,11 @@ declare
     one oid;
 begin
     -- PostgreSQL's functions look past our snapshot: of a table that was dropped they say null, or fail as they do on
-    -- a broken catalog (internal_error).
+    -- a broken catalog (internal_error). Whether it is still there, pg_table_is_visible tells: it looks past it, too.
     for attempt in 1..2 loop
         begin
             return query
-            select f.* from steep_repl.fingerprint_tables(relids) f;
+            select f.* from steep_repl.fingerprint_tables(relids) f where pg_table_is_visible(f.relid) is not null;
             return;
         exception
             when internal_error or undefined_table or undefined_object or undefined_column then null;
@@ -1327,13 +1327,12 @@ begin
     foreach one in array relids loop
         begin
             return query
-            select f.* from steep_repl.fingerprint_tables(array[one]) f;
+            select f.* from steep_repl.fingerprint_tables(array[one]) f where pg_table_is_visible(f.relid) is not null;
         exception
             when internal_error or undefined_table or undefined_object or undefined_column then
                 -- One that is still there is not passed over in silence.
-                if exists (select from pg_class c where c.oid = one) then
-                    return query
-                    select f.* from steep_repl.fingerprint_tables(array[one]) f;
+                if pg_table_is_visible(one) is not null then
+                    raise;
                 end if;
             when lock_not_available then
                 if not skip_locked then
@@ -1868,8 +1867,8 @@ comment on function steep_repl.compare_fingerprints(text) is
     'This node''s tables as they are now beside those another node last told of: MATCH, MISMATCH, LOCAL_ONLY, REMOTE_ONLY.';
 $migration_8$;
         insert into steep_repl.migrations (version, name, checksum)
-        values (8, 'fingerprints', '39cc82f219ae81988a467ab3a1185714aaebb8d2593d4953242dd5341e7109d2');
-    elsif (select m.checksum from steep_repl.migrations m where m.version = 8) <> '39cc82f219ae81988a467ab3a1185714aaebb8d2593d4953242dd5341e7109d2' then
+        values (8, 'fingerprints', '3f7b3033812f94631320eb67ce346431371b2f280414532f592a7ffc8727f62d');
+    elsif (select m.checksum from steep_repl.migrations m where m.version = 8) <> '3f7b3033812f94631320eb67ce346431371b2f280414532f592a7ffc8727f62d' then
         raise exception 'migration 8 (fingerprints) of schema steep_repl is not the one of this extension'
             using hint = 'Take the extension that belongs to the agent which made the schema, or a later one.';
     end if;

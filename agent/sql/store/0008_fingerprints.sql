@@ -545,11 +545,11 @@ declare
     one oid;
 begin
     -- PostgreSQL's functions look past our snapshot: of a table that was dropped they say null, or fail as they do on
-    -- a broken catalog (internal_error).
+    -- a broken catalog (internal_error). Whether it is still there, pg_table_is_visible tells: it looks past it, too.
     for attempt in 1..2 loop
         begin
             return query
-            select f.* from steep_repl.fingerprint_tables(relids) f;
+            select f.* from steep_repl.fingerprint_tables(relids) f where pg_table_is_visible(f.relid) is not null;
             return;
         exception
             when internal_error or undefined_table or undefined_object or undefined_column then null;
@@ -559,13 +559,12 @@ begin
     foreach one in array relids loop
         begin
             return query
-            select f.* from steep_repl.fingerprint_tables(array[one]) f;
+            select f.* from steep_repl.fingerprint_tables(array[one]) f where pg_table_is_visible(f.relid) is not null;
         exception
             when internal_error or undefined_table or undefined_object or undefined_column then
                 -- One that is still there is not passed over in silence.
-                if exists (select from pg_class c where c.oid = one) then
-                    return query
-                    select f.* from steep_repl.fingerprint_tables(array[one]) f;
+                if pg_table_is_visible(one) is not null then
+                    raise;
                 end if;
             when lock_not_available then
                 if not skip_locked then

@@ -76,6 +76,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     for version in &arguments.pg {
         on_version(arguments, &dir.join(version.to_string()), *version, &mut all)?;
     }
+    // Empty now, unless it was somebody's before.
+    let _ = fs::remove_dir(&dir);
     print(arguments, &all);
     let newest = arguments.pg.iter().copied().max().unwrap_or(18);
     compare::run(&dir.join("compare"), newest, arguments.few, arguments.runs)
