@@ -32,8 +32,13 @@ pub async fn keep(store: &Store, peers: &Peers) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut written: Option<(Vec<Value>, Instant)> = None;
     let mut was_well = true;
+    let mut arrivals = peers.arrivals();
     loop {
-        tick.tick().await;
+        // Who has just come is written down at once: an agent that is killed now must know whom it had to do with.
+        tokio::select! {
+            _ = tick.tick() => {}
+            Ok(()) = arrivals.changed() => {}
+        }
         let others = peers.rows();
         let own = record(&peers.own_row());
         let now: Vec<Value> = std::iter::once(own.clone()).chain(others.iter().map(record)).collect();

@@ -217,13 +217,7 @@ async fn pump(
     }
 }
 
-async fn pass_udp(
-    socket: Arc<UdpSocket>,
-    to: SocketAddr,
-    ways: &Ways,
-    moved: &Arc<[AtomicU64; 2]>,
-    ports: &AtomicU64,
-) {
+async fn pass_udp(socket: Arc<UdpSocket>, to: SocketAddr, ways: &Ways, moved: &Arc<[AtomicU64; 2]>, ports: &AtomicU64) {
     let mut known: std::collections::HashMap<SocketAddr, Arc<UdpSocket>> = std::collections::HashMap::new();
     let mut tasks = JoinSet::new();
     let mut piece = vec![0; PACKET];

@@ -99,6 +99,8 @@ pub async fn apply(store: &Store, plan: &Plan, order: &Order, limits: &Limits) -
         Sync { session, store, plan, order, limits, small: BTreeSet::new(), applied: 0, removed: Vec::new() };
     let done = sync.run(&node).await;
     let applied = sync.applied;
+    // A session that is broken has let go of it, or will.
+    drop(shapes::unlock(&sync.session).await);
     sync.session.close().await;
     if applied > 0 {
         tell(store, plan, order, applied, done.as_ref().err()).await?;

@@ -11,7 +11,6 @@ use steep_protocol::{
     operation::SchemaSync,
     wire::identity::Who,
 };
-use tracing::warn;
 
 use super::{direct::Direct, findings::Findings, messages::table_name, preflight::Wanted};
 use crate::{
@@ -182,13 +181,8 @@ impl Direct {
     /// What changed since is told: the rows are here, and a difference that stops replication has stopped it.
     pub(super) async fn tell_misfits(&self, context: &Context) -> Result<(), Failure> {
         for (name, words) in self.misfits(stops).await? {
-            let source = &self.plan.source;
-            warn!(
-                event = "schema.mismatch_detected", op_id = %context.op, table = %name, source_node = %source,
-                details.differences = words, "a table changed on one node while the target caught up"
-            );
-            let text = format!("table {name} is not the same on {source}: {words}");
-            context.announce(Milestone::new("schema.mismatch_detected", text)).await;
+            let text = format!("table {name} is not the same on {}: {words}", self.plan.source);
+            context.announce(Milestone::new("schema.mismatch_detected", text).table(&name)).await;
         }
         Ok(())
     }

@@ -114,6 +114,11 @@ pub async fn try_lock(session: &Session) -> Result<bool, Error> {
     field(&row, "taken")
 }
 
+/// Lets go of that lock at once: PostgreSQL takes its time to notice that a session has ended.
+pub async fn unlock(session: &Session) -> Result<(), Error> {
+    session.one(doing("unlock the schema"), "select pg_catalog.pg_advisory_unlock_all()", &[]).await.map(drop)
+}
+
 /// Runs one statement of a plan by itself: through the extended protocol, which takes no second one.
 pub(crate) async fn run_planned(session: &Session, statement: &str, doing: Doing) -> Result<(), Error> {
     session.execute(doing, statement, &[]).await.map(drop)
