@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt as _, stream};
+use prost::Message as _;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::NodeId,
@@ -31,8 +32,8 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(60);
 /// Tables read from the store at once.
 const ROWS: usize = 200;
-/// How many things of a peer are believed; more would be an attack.
-const MOST: usize = 200_000;
+/// How many things of a peer are believed, and how much they may come to; more would be an attack.
+const MOST: (usize, usize) = (200_000, 512 << 20);
 
 /// This node's schema and what it knows of others'. Clones share it.
 #[derive(Debug, Clone)]
@@ -177,11 +178,13 @@ impl Drift {
         let asked = v1::FetchSchemaRequest { digest, known: known.iter().map(told::hash).collect() };
         let mut client = self.peers.client(node).await?;
         let mut pages = client.fetch_schema(asked).await.map_err(|status| failure_of(&status))?.into_inner();
-        let mut seen = 0;
+        let (mut seen, mut bytes) = (0, 0);
         while let Some(page) = pages.message().await.map_err(|status| failure_of(&status))? {
             seen += page.tables.len() + page.objects.len() + page.gone.len();
-            if seen > MOST {
-                let text = format!("{node} tells of more than {MOST} tables and types");
+            bytes += page.encoded_len();
+            if seen > MOST.0 || bytes > MOST.1 {
+                let text =
+                    format!("{node} tells of more than {} tables and types, or of more than {} bytes", MOST.0, MOST.1);
                 return Err(Failure::new(Code::SchemaUnreadable, text));
             }
             self.keep(node, &page).await?;

@@ -169,7 +169,7 @@ impl Fleet {
         let mut steepctl = std::process::Command::new(program);
         let address = self.addresses.last().expect("somebody runs");
         steepctl.env("STEEPCTL_PEER", address).env("STEEPCTL_CERT", cert).env("STEEPCTL_KEY", key);
-        steepctl.env("STEEPCTL_CA", ca).env("STEEPCTL_CONTEXT", "");
+        steepctl.env("STEEPCTL_CA", ca).env_remove("STEEPCTL_CONTEXT");
         steepctl
     }
 
