@@ -119,9 +119,10 @@ impl Schemas for Service {
     async fn sync(&self, request: Request<SyncSchemaRequest>) -> Result<Response<SyncSchemaReply>, Status> {
         let caller = self.0.admit(&request, Rpc::SchemasSync).await?;
         let request = request.into_inner();
-        if let Owner::Peer(node, channel) = self.0.owner(&request.target, &caller).await? {
+        if let Owner::Peer(_, channel) = self.0.owner(&request.target, &caller).await? {
             let asked = self.0.on_behalf_of(&caller, request);
-            return answer(&node, client(channel).sync(asked)).await;
+            // An index may take hours to build; the target's word counts, however late.
+            return client(channel).sync(asked).await.map_err(|status| status_of(&failure_of(&status)));
         }
         let rooms = self.0.rooms()?;
         self.may_change(&caller, rooms.config.schema.sync_role).await?;
@@ -142,10 +143,15 @@ impl Schemas for Service {
             )));
         }
         let ordered = apply::Order { op, source, actor: caller.actor() };
-        let applied = apply::apply(&rooms.store, &plan, &ordered, &apply::Limits::default()).await;
-        // Whatever came of it, others shall see it soon.
-        drop(rooms.drift.capture().await);
-        applied.map_err(|error| told(error.explain()))?;
+        // On its own: whoever asked may go away, and a plan is not to end half-way because of that.
+        let running = tokio::spawn(async move {
+            let applied = apply::apply(&rooms.store, &plan, &ordered, &apply::Limits::default()).await;
+            // Whatever came of it, others shall see it soon.
+            drop(rooms.drift.capture().await);
+            applied.map(|_| plan)
+        });
+        let ended = |error| told(Failure::new(Code::Internal, "the sync ended unexpectedly").caused_by(&error));
+        let plan = running.await.map_err(ended)?.map_err(|error| told(error.explain()))?;
         Ok(Response::new(SyncSchemaReply {
             served_by: self.0.me(),
             applied: plan.steps.iter().map(compared::plan_step).collect(),

@@ -94,8 +94,7 @@ impl Drift {
     pub async fn capture(&self) -> Result<Captured, Failure> {
         let asked = Instant::now();
         let mut last = self.last.lock().await;
-        if let Some((began, captured)) = last.as_ref().filter(|(began, _)| *began >= asked) {
-            let _ = began;
+        if let Some((_, captured)) = last.as_ref().filter(|(began, _)| *began >= asked) {
             return Ok(captured.clone());
         }
         let began = Instant::now();
