@@ -104,14 +104,16 @@ pub fn readable_identifier(name: &str) -> String {
 
 /// Makes text from a database safe to print: control, bidirectional and invisible characters become `\u{…}`.
 pub fn escape_controls(text: &str) -> String {
-    let dangerous = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
-    };
-    if !text.contains(dangerous) {
+    if !text.contains(redraws) {
         return text.to_owned();
     }
-    text.chars().flat_map(|c| if dangerous(c) { c.escape_unicode().collect::<Vec<_>>() } else { vec![c] }).collect()
+    text.chars().flat_map(|c| if redraws(c) { c.escape_unicode().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
+/// Whether a terminal shows something else than this character where it is printed.
+pub fn redraws(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
 }
 
 #[cfg(test)]

@@ -29,7 +29,9 @@ use super::{
     forward::{Owner, answer},
 };
 use crate::{
-    drift::{Chosen, Drift, Pair, apply, told as schema_told},
+    drift::{Drift, Pair, apply, told as schema_told},
+    initialize::start::selection_of,
+    postgres::selection::Selection,
     schema::{catalog::Table, diff::differences},
     store::fingerprints::{self, TableChange},
 };
@@ -49,11 +51,9 @@ fn told(failure: Failure) -> Status {
     status_of(&failure)
 }
 
-/// Which tables a message means.
-pub(super) fn chosen(selection: Option<v1::Selection>) -> Chosen {
-    let selection = selection.unwrap_or_default();
-    let names = |names: Vec<v1::TableName>| names.into_iter().map(|it| TableName::new(it.schema, it.name)).collect();
-    Chosen { tables: names(selection.tables), schemas: selection.schemas, exclude: names(selection.exclude) }
+/// Which tables a message means; none said: all.
+fn chosen(selection: Option<v1::Selection>) -> Selection {
+    selection.as_ref().map(selection_of).unwrap_or_default()
 }
 
 #[tonic::async_trait]
@@ -170,7 +170,10 @@ impl Schemas for Service {
             let pages = pages.map(|page| page.map_err(|status| status_of(&failure_of(&status))));
             return Ok(Response::new(pages.boxed()));
         }
-        pages(&self.0, FetchSchemaRequest::default()).await
+        let served_by = self.0.me();
+        let pages = pages(&self.0, FetchSchemaRequest::default()).await?.into_inner();
+        let pages = pages.map(move |page| page.map(|page| SchemaPage { served_by: served_by.clone(), ..page }));
+        Ok(Response::new(pages.boxed()))
     }
 
     async fn history(&self, request: Request<SchemaHistoryRequest>) -> Result<Response<SchemaHistoryReply>, Status> {
@@ -255,7 +258,7 @@ impl Service {
 }
 
 /// Tables that were named and that neither node has are a mistake.
-fn are_there(chosen: &Chosen, pair: &Pair) -> Result<(), Status> {
+fn are_there(chosen: &Selection, pair: &Pair) -> Result<(), Status> {
     let is_nowhere = |name: &&TableName| {
         !pair.own.catalog.tables.contains_key(*name) && !pair.other.catalog.tables.contains_key(*name)
     };

@@ -17,4 +17,4 @@ pub mod watch;
 
 pub use error::Error;
 pub use exchange::Drift;
-pub use sides::{Chosen, Pair, Side};
+pub use sides::{Pair, Side};

@@ -2,14 +2,13 @@
 //! was last heard.
 
 use steep_protocol::{
-    failure::{Explain as _, Failure},
+    failure::{Code, Explain as _, Failure},
     ids::NodeId,
-    names::TableName,
 };
 
 use super::{Drift, Error};
 use crate::{
-    postgres::Purpose,
+    postgres::{Purpose, selection::Selection},
     schema::{
         Catalog,
         catalog::{Environment, Object, ObjectKey, ObjectKind, Table},
@@ -21,30 +20,6 @@ use crate::{
 
 /// Tables read at once.
 const ROWS: i64 = 500;
-
-/// Which tables are meant. All empty: every table.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Chosen {
-    /// Only these tables.
-    pub tables: Vec<TableName>,
-    /// Only tables of these schemas.
-    pub schemas: Vec<String>,
-    /// Never these.
-    pub exclude: Vec<TableName>,
-}
-
-impl Chosen {
-    /// Whether `table` is meant.
-    pub fn holds(&self, table: &TableName) -> bool {
-        let is_named = self.tables.contains(table) || self.schemas.contains(&table.schema);
-        (is_named || (self.tables.is_empty() && self.schemas.is_empty())) && !self.exclude.contains(table)
-    }
-
-    /// Every table is meant.
-    pub fn is_everything(&self) -> bool {
-        *self == Self::default()
-    }
-}
 
 /// One node's schema.
 #[derive(Debug, Clone)]
@@ -69,32 +44,42 @@ pub struct Pair {
 impl Drift {
     /// Looks at this node and asks `other`, about the tables chosen. `may_be_cached`: what was last heard will do where
     /// the other cannot be asked.
-    pub async fn pair(&self, other: &NodeId, chosen: &Chosen, may_be_cached: bool) -> Result<Pair, Failure> {
+    pub async fn pair(&self, other: &NodeId, chosen: &Selection, may_be_cached: bool) -> Result<Pair, Failure> {
+        // Both captures at once: each is most of the work of its node.
+        let (own, heard) = tokio::join!(self.own(chosen), self.heard(other, chosen, may_be_cached));
+        Ok(Pair { own: own?, other: heard? })
+    }
+
+    async fn own(&self, chosen: &Selection) -> Result<Side, Failure> {
         self.capture().await?;
         let own = self.environment(self.me()).await?;
-        let own = own.ok_or_else(|| Failure::new(steep_protocol::failure::Code::Internal, "nothing was captured"))?;
-        let (told, cached) = match self.fetch(other).await {
+        let own = own.ok_or_else(|| Failure::new(Code::Internal, "nothing was captured"))?;
+        self.side(own, None, chosen).await
+    }
+
+    async fn heard(&self, other: &NodeId, chosen: &Selection, may_be_cached: bool) -> Result<Side, Failure> {
+        let (heard, cached) = match self.fetch(other).await {
             Ok(told) => (told, None),
             Err(failure) => match self.environment(other).await? {
                 Some(heard) if may_be_cached => (heard, Some(failure)),
                 _ => return Err(failure),
             },
         };
-        Ok(Pair { own: self.side(own, None, chosen).await?, other: self.side(told, cached, chosen).await? })
+        self.side(heard, cached, chosen).await
     }
 
     async fn side(
         &self,
         environment: EnvironmentFingerprint,
         cached: Option<Failure>,
-        chosen: &Chosen,
+        chosen: &Selection,
     ) -> Result<Side, Failure> {
         let catalog = self.catalog(&environment, chosen).await.map_err(|error| error.explain())?;
         Ok(Side { environment, cached, catalog })
     }
 
     /// What is stored of a node, as far as it is chosen.
-    async fn catalog(&self, of: &EnvironmentFingerprint, chosen: &Chosen) -> Result<Catalog, Error> {
+    async fn catalog(&self, of: &EnvironmentFingerprint, chosen: &Selection) -> Result<Catalog, Error> {
         let environment = Environment::parse(&of.definition)?;
         let mut catalog = Catalog { server_major: environment.major(), environment, ..Catalog::default() };
         let mut after = None;
@@ -119,7 +104,7 @@ impl Drift {
             let object = Object::parse(&key, row.fingerprint, &row.definition)?;
             catalog.objects.insert(key, object);
         }
-        if chosen.is_everything() {
+        if chosen.is_whole_database() {
             return Ok(catalog);
         }
         let named = catalog.tables.keys().cloned().collect();
@@ -146,24 +131,5 @@ impl Pair {
     /// What would bring this node up to date with the other.
     pub fn plan(&self) -> Plan {
         plan::plan(&self.other.catalog, &self.own.catalog)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tables_are_chosen_by_name_or_schema_and_left_out_by_name() {
-        let table = |text: &str| {
-            let (schema, name) = text.split_once('.').expect("two parts");
-            TableName::new(schema, name)
-        };
-        let chosen = Chosen { tables: vec![table("a.one")], schemas: vec!["b".into()], exclude: vec![table("b.not")] };
-        let cases = [("a.one", true), ("a.two", false), ("b.any", true), ("b.not", false), ("c.one", false)];
-        for (name, expected) in cases {
-            assert_eq!(chosen.holds(&table(name)), expected, "{name}");
-        }
-        assert!(Chosen::default().holds(&table("c.one")));
     }
 }

@@ -17,10 +17,10 @@ use steep_protocol::{
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use super::{Chosen, Drift};
+use super::Drift;
 use crate::{
     metrics::Metrics,
-    postgres::{self, Purpose, Session, publications, slots, subscriptions},
+    postgres::{self, Purpose, Session, publications, selection::Selection, slots, subscriptions},
     schema::compare::{Comparison, Verdict},
     telemetry,
 };
@@ -130,7 +130,7 @@ impl Watcher<'_> {
             self.count(peer, &Comparison::default());
             return Ok(());
         }
-        let chosen = Chosen { tables: basis.tables.clone(), ..Chosen::default() };
+        let chosen = Selection { tables: basis.tables.clone(), ..Selection::default() };
         let mut pair = self.drift.pair(peer, &chosen, false).await?;
         let comparison = pair.compare(self.drift).await?;
         let mut found = BTreeMap::new();

@@ -14,12 +14,14 @@ use steep_protocol::{
 
 use super::{direct::Direct, findings::Findings, messages::table_name, preflight::Wanted};
 use crate::{
-    drift::{Chosen, apply},
+    drift::apply,
     operations::{Context, Milestone},
+    postgres::selection::Selection,
     rooms::Rooms,
     schema::{
         compare::{Comparison, TableComparison, Verdict},
         diff::{Aspect, Difference},
+        plan::Hazard,
     },
 };
 
@@ -63,7 +65,7 @@ pub(super) async fn check(
     if existing.is_empty() {
         return Ok(());
     }
-    let chosen = Chosen { tables: existing, ..Chosen::default() };
+    let chosen = Selection { tables: existing, ..Selection::default() };
     let mut pair = match rooms.drift.pair(source, &chosen, false).await {
         Ok(pair) => pair,
         // What the source says for the copy has been compared; it keeps the rest to itself.
@@ -83,7 +85,13 @@ pub(super) async fn check(
         SchemaSync::Auto => {
             findings.forget(Code::SchemaDiffers);
             let plan = pair.plan();
-            for hazard in plan.hazards.iter().filter(|hazard| hazard.is_blocking) {
+            let is_own = |hazard: &Hazard| {
+                // There the source is on the left, here on the right.
+                let difference = hazard.difference.clone();
+                let turned = difference.map(|one| Difference { left: one.right, right: one.left, ..one });
+                turned.is_some_and(|one| is_own(&one, wanted.one_way))
+            };
+            for hazard in plan.hazards.iter().filter(|hazard| hazard.is_blocking && !is_own(hazard)) {
                 findings.error(Code::SchemaDiffers, hazard.headline(), &hazard.by_hand);
             }
             for step in &plan.steps {
@@ -132,8 +140,8 @@ fn words(compared: &TableComparison, me: &NodeId, source: &NodeId) -> String {
 impl Direct {
     /// Brings the tables that are here already up to date. Only adds; what it did stays, whatever comes after it.
     pub(super) async fn sync_schema(&mut self, context: &Context) -> Result<(), Failure> {
-        let chosen = Chosen { tables: self.here.existing.keys().cloned().collect(), ..Chosen::default() };
-        if !chosen.is_everything() {
+        let chosen = Selection { tables: self.here.existing.keys().cloned().collect(), ..Selection::default() };
+        if !chosen.is_whole_database() {
             let source = &self.plan.source;
             let mut pair = self.rooms.drift.pair(source, &chosen, false).await?;
             pair.compare(&self.rooms.drift).await?;
@@ -150,8 +158,8 @@ impl Direct {
     /// The tables of the copy, compared as they are now on both nodes; none where the source keeps that to itself.
     async fn misfits(&self, counts: fn(&TableComparison, bool) -> bool) -> Result<Vec<(TableName, String)>, Failure> {
         let names = self.facts.tables.iter().filter_map(|table| table.table.as_ref().map(table_name));
-        let chosen = Chosen { tables: names.collect(), ..Chosen::default() };
-        if chosen.is_everything() {
+        let chosen = Selection { tables: names.collect(), ..Selection::default() };
+        if chosen.is_whole_database() {
             return Ok(Vec::new());
         }
         let source = &self.plan.source;

@@ -169,15 +169,16 @@ pub async fn examine_target(
     let existing: BTreeMap<_, _> = existing.into_iter().map(|table| (table.name.clone(), table)).collect();
     let pair = Pair { source, one_way: wanted.one_way, target: server.version };
     pair.check(&mut findings, facts, &existing);
+    let names = existing.keys().cloned().collect();
+    Box::pin(drifted::check(rooms, &peer, &mut findings, names, wanted)).await?;
+    // After what a plan may settle: it makes no partitions.
     let partitioned = existing.values().filter(|table| table.kind == TableKind::Partitioned);
     let partitioned =
         Selection { tables: partitioned.map(|table| table.name.clone()).collect(), ..Selection::default() };
     if !partitioned.is_whole_database() {
         let made_of = tables::select(&session, &partitioned).await.map_err(explain)?;
-        pair.check_partitions(&mut findings, facts, &made_of.tables);
+        pair.check_partitions(&mut findings, facts, &existing, &made_of.tables);
     }
-    let names = existing.keys().cloned().collect();
-    Box::pin(drifted::check(rooms, &peer, &mut findings, names, wanted)).await?;
     check_triggers(&session, &mut findings, existing.values()).await?;
     let rows = check_empty(&session, &mut findings, &existing, wanted).await?;
     if existing.len() < facts.tables.len() {

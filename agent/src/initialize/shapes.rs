@@ -64,11 +64,7 @@ impl Pair<'_> {
         for theirs in &facts.tables {
             let Some(name) = theirs.table.as_ref().map(table_name) else { continue };
             let ours = existing.get(&name);
-            if ours.is_none()
-                && let Some(root) = theirs.root.as_ref().map(table_name).filter(|root| existing.contains_key(root))
-            {
-                let text = format!("table {root} differs: partition {name} is missing here");
-                findings.error(Code::SchemaDiffers, text, Code::SchemaDiffers.hint());
+            if missing_of(theirs, existing).is_some() {
                 continue;
             }
             let differences = ours.map(|ours| self.differences(theirs, ours)).unwrap_or_default();
@@ -88,9 +84,22 @@ impl Pair<'_> {
         }
     }
 
-    /// Adds what speaks against `ours`, all that the partitioned tables here are made of: a partition that the source
-    /// does not have takes rows nobody sends, and gives rows nobody takes.
-    pub(super) fn check_partitions(&self, findings: &mut Findings, facts: &v1::ExamineReply, ours: &[Table]) {
+    /// Adds partitions of tables here, of which `existing` are there already, that only one node has. `ours` is all that
+    /// the partitioned ones are made of: a partition that the source does not have takes rows nobody sends, and gives rows
+    /// nobody takes.
+    pub(super) fn check_partitions(
+        &self,
+        findings: &mut Findings,
+        facts: &v1::ExamineReply,
+        existing: &BTreeMap<TableName, Table>,
+        ours: &[Table],
+    ) {
+        for theirs in &facts.tables {
+            if let Some((root, name)) = missing_of(theirs, existing) {
+                let text = format!("table {root} differs: partition {name} is missing here");
+                findings.error(Code::SchemaDiffers, text, Code::SchemaDiffers.hint());
+            }
+        }
         let is_theirs =
             |name: &TableName| facts.tables.iter().any(|t| t.table.as_ref().map(table_name).as_ref() == Some(name));
         for own in ours.iter().filter(|own| own.is_partition && !is_theirs(&own.name)) {
@@ -161,6 +170,13 @@ impl Pair<'_> {
             }
         }
     }
+}
+
+/// The root and the name of a partition that the source has and this node, which has the root, has not.
+fn missing_of(theirs: &v1::SourceTable, existing: &BTreeMap<TableName, Table>) -> Option<(TableName, TableName)> {
+    let name = theirs.table.as_ref().map(table_name).filter(|name| !existing.contains_key(name))?;
+    let root = theirs.root.as_ref().map(table_name).filter(|root| existing.contains_key(root))?;
+    Some((root, name))
 }
 
 fn fills_itself(own: &Column) -> bool {

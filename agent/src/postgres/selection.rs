@@ -58,6 +58,12 @@ impl Selection {
         self.tables.is_empty() && self.schemas.is_empty() && self.exclude.is_empty()
     }
 
+    /// Whether `table` is meant by its own name or schema; a partition is not looked at as part of another table.
+    pub fn holds(&self, table: &TableName) -> bool {
+        let is_named = self.tables.contains(table) || self.schemas.contains(&table.schema);
+        (is_named || (self.tables.is_empty() && self.schemas.is_empty())) && !self.exclude.contains(table)
+    }
+
     /// A partition follows the table at its top, unless it is named itself.
     pub(super) fn choose<'a>(&self, candidates: &'a [Candidate], schemas: &HashSet<String>) -> Selected<&'a Candidate> {
         let named: HashSet<&TableName> = self.tables.iter().collect();
@@ -129,6 +135,16 @@ mod tests {
             candidate(5, "public.notes", None),
             Candidate { is_extension_config: true, ..candidate(6, "public.spatial_ref_sys", None) },
         ]
+    }
+
+    #[test]
+    fn tables_are_held_by_name_or_schema_and_left_out_by_name() {
+        let chosen = selection(&["a.one"], &["b"], &["b.not"]);
+        let cases = [("a.one", true), ("a.two", false), ("b.any", true), ("b.not", false), ("c.one", false)];
+        for (name, expected) in cases {
+            assert_eq!(chosen.holds(&table(name)), expected, "{name}");
+        }
+        assert!(Selection::default().holds(&table("c.one")));
     }
 
     fn chosen(selection: &Selection) -> (Vec<u32>, Selected<&'static Candidate>) {

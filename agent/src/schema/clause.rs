@@ -5,6 +5,8 @@
 //! parentheses would begin another change of the same table, a comment would hide what follows. What such a text does
 //! within its place is tried and compared before anything is kept.
 
+use steep_protocol::names::redraws;
+
 /// A text that does not stay in its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("its text holds {0}")]
@@ -108,6 +110,41 @@ fn escaped(rest: &str) -> Option<usize> {
         }
     }
     None
+}
+
+/// A statement as it may be printed, and means the same: names and literals with characters that would redraw a terminal
+/// are written with their numbers. None: such a character stands where it cannot be written so.
+pub(super) fn printable(statement: &str) -> Option<String> {
+    if !statement.contains(redraws) {
+        return Some(statement.to_owned());
+    }
+    let tokens = tokens(statement).ok()?;
+    let (mut text, mut end) = (String::new(), 0);
+    for (at, token) in tokens.iter().enumerate() {
+        text.push_str(&statement[end..token.at]);
+        end = token.at + token.text.len();
+        let is_plain = at == 0 || tokens[at - 1].kind != Kind::Word || tokens[at - 1].at + 1 != token.at;
+        match token.kind {
+            Kind::Quoted | Kind::Literal if token.text.contains(redraws) => {
+                // E'…' has other rules.
+                (is_plain || token.kind == Kind::Quoted).then_some(())?;
+                text.push_str(&numbered(token.text));
+            }
+            _ => text.push_str(token.text),
+        }
+    }
+    text.push_str(&statement[end..]);
+    (!text.contains(redraws)).then_some(text)
+}
+
+/// A quoted name or literal in PostgreSQL's form `U&…`, in which `\+00001B` is a character's number.
+fn numbered(quoted: &str) -> String {
+    let written = quoted.chars().map(|c| match c {
+        '\\' => r"\\".to_owned(),
+        c if redraws(c) => format!("\\+{:06X}", u32::from(c)),
+        c => c.to_string(),
+    });
+    format!("U&{}", written.collect::<String>())
 }
 
 /// An expression, ready to stand between parentheses.

@@ -24,7 +24,7 @@ use steep_protocol::names::{TableName, escape_controls, quote_identifier};
 pub use self::{effect::Effect, hazards::Hazard};
 use super::{
     catalog::{Catalog, Object, ObjectKey},
-    clause::Unsafe,
+    clause::{self, Unsafe},
     diff::Aspect,
 };
 
@@ -164,9 +164,9 @@ impl Step {
         }
     }
 
-    /// Its statement, safe to print.
+    /// Its statement, safe to print; where `\u{…}` stands in it, it is only to be read.
     pub fn printable(&self) -> String {
-        format!("{};", escape_controls(&self.sql))
+        format!("{};", clause::printable(&self.sql).unwrap_or_else(|| escape_controls(&self.sql)))
     }
 }
 

@@ -150,3 +150,20 @@ fn types_are_read_and_nothing_else_is_taken_for_one() {
     let read = type_text("character varying(10)").expect("a type");
     assert_eq!((read.built_in.as_str(), read.modifiers.as_deref()), ("character varying", Some("10")));
 }
+
+#[test]
+fn a_statement_is_printed_so_that_it_means_the_same_and_redraws_no_terminal() {
+    for (sql, printed) in [
+        ("create table \"a\".\"b\" ()", Some("create table \"a\".\"b\" ()")),
+        ("drop table \"a\u{1b}[2J\\\"", Some(r#"drop table U&"a\+00001B[2J\\""#)),
+        (
+            "alter table t alter c set default 'x\ny'::text",
+            Some(r"alter table t alter c set default U&'x\+00000Ay'::text"),
+        ),
+        ("set default E'x\u{1b}'", None),
+        ("alter\u{202e} table t", None),
+        ("create table t ()\n", None),
+    ] {
+        assert_eq!(printable(sql).as_deref(), printed, "{sql:?}");
+    }
+}

@@ -53,6 +53,7 @@ pub async fn run(args: &ExportArgs, global: &Global, out: &Output) -> Result<Exi
     if environment.is_some_and(|environment| !environment.is_complete) {
         out.talk(&super::sides::incomplete(args.node.as_str(), out.glyphs()));
     }
+    out.via(pages.last().map(|page| page.served_by.as_str()).unwrap_or_default());
     Ok(Exit::Success)
 }
 
