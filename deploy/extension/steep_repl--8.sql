@@ -1059,10 +1059,14 @@ as $$
                                           order by k.contype, k.conname)
                            from pg_constraint k
                           where k.conrelid = c.oid
-                            and k.contype in ('p', 'u', 'f', 'c', 'x')
+                            and (k.contype in ('p', 'u', 'f', 'c', 'x')
+                                 -- From 18 on: no row to come may be null, and those that are there may be.
+                                 or k.contype = 'n' and not k.convalidated)
                             and k.conislocal
                             and k.conparentid = 0
-                            and not starts_with(k.conname::text, 'steep_')), '[]'),
+                            -- Steep's own checks: what a sync proves a column by, and the keys that a node may take.
+                            and not (k.contype = 'c'
+                                     and k.conname ~ '^steep_(not_null|range)_[0-9a-f]{12}$')), '[]'),
                'idx',
                coalesce((select jsonb_agg(jsonb_build_array(r.relname, pg_get_indexdef(i.indexrelid), i.indisvalid)
                                           order by r.relname)
@@ -1076,18 +1080,30 @@ as $$
                                                and k.conrelid = c.oid
                                                and k.contype in ('p', 'u', 'x'))), '[]'),
                'trg',
-               coalesce((select jsonb_agg(jsonb_build_array(t.tgname, pg_get_triggerdef(t.oid), t.tgenabled)
-                                          order by t.tgname)
-                           from pg_trigger t
-                          where t.tgrelid = c.oid
-                            and not t.tgisinternal
-                            and t.tgparentid = 0
-                            and not starts_with(t.tgname::text, 'steep_')
-                            and not exists (select
-                                              from pg_proc p
-                                              join pg_namespace n on n.oid = p.pronamespace
-                                             where p.oid = t.tgfoid
-                                               and n.nspname = 'steep_repl')), '[]'),
+               coalesce((select jsonb_agg(jsonb_build_array(g.name, g.definition, g.enabled)
+                                          order by g.name, g.definition)
+                           from (select t.tgname, pg_get_triggerdef(t.oid), t.tgenabled
+                                   from pg_trigger t
+                                  where t.tgrelid = c.oid
+                                    and not t.tgisinternal
+                                    -- A partition's part of a trigger, where it was switched on or off by itself.
+                                    and (t.tgparentid = 0
+                                         or t.tgenabled <> (select p.tgenabled
+                                                              from pg_trigger p
+                                                             where p.oid = t.tgparentid))
+                                    and not exists (select
+                                                      from pg_proc p
+                                                      join pg_namespace n on n.oid = p.pronamespace
+                                                     where p.oid = t.tgfoid
+                                                       and n.nspname = 'steep_repl')
+                                 union
+                                 -- What enforces a constraint, where that is switched off.
+                                 select k.conname, 'CONSTRAINT', t.tgenabled
+                                   from pg_trigger t
+                                   join pg_constraint k on k.oid = t.tgconstraint
+                                  where t.tgrelid = c.oid
+                                    and t.tgisinternal
+                                    and t.tgenabled <> 'O') g (name, definition, enabled)), '[]'),
                'pol',
                coalesce((select jsonb_agg(jsonb_build_array(p.polname, p.polcmd, p.polpermissive,
                                                             pg_get_expr(p.polqual, p.polrelid),
@@ -1216,6 +1232,8 @@ as $$
                                    and d.refclassid = 'pg_class'::regclass
                                    and d.deptype in ('a', 'i')
                                  limit 1))  as definition,
+               -- Where it begins and how much a session takes at once may differ from node to node.
+               jsonb_build_object('increment', s.seqincrement, 'min', s.seqmin, 'max', s.seqmax) as steps,
                jsonb_build_object('plan', jsonb_build_object('start', s.seqstart, 'increment', s.seqincrement,
                                                              'min', s.seqmin, 'max', s.seqmax,
                                                              'cache', s.seqcache)) as plan
@@ -1243,7 +1261,7 @@ as $$
     select 'sequence',
            s.object_schema,
            s.object_name,
-           encode(sha256(convert_to(s.definition::text, 'UTF8')), 'hex'),
+           encode(sha256(convert_to((s.definition || s.steps)::text, 'UTF8')), 'hex'),
            s.definition || s.plan
       from of_sequence s
 $$;
@@ -1867,8 +1885,8 @@ comment on function steep_repl.compare_fingerprints(text) is
     'This node''s tables as they are now beside those another node last told of: MATCH, MISMATCH, LOCAL_ONLY, REMOTE_ONLY.';
 $migration_8$;
         insert into steep_repl.migrations (version, name, checksum)
-        values (8, 'fingerprints', '3f7b3033812f94631320eb67ce346431371b2f280414532f592a7ffc8727f62d');
-    elsif (select m.checksum from steep_repl.migrations m where m.version = 8) <> '3f7b3033812f94631320eb67ce346431371b2f280414532f592a7ffc8727f62d' then
+        values (8, 'fingerprints', 'dcd91b911a4a26ae339aa222a15addd35a0a20b19ac81a83365fd686b7235b8c');
+    elsif (select m.checksum from steep_repl.migrations m where m.version = 8) <> 'dcd91b911a4a26ae339aa222a15addd35a0a20b19ac81a83365fd686b7235b8c' then
         raise exception 'migration 8 (fingerprints) of schema steep_repl is not the one of this extension'
             using hint = 'Take the extension that belongs to the agent which made the schema, or a later one.';
     end if;

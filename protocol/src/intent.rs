@@ -221,8 +221,12 @@ pub fn verify(identity: &Identity, signed: &v1::SignedIntent, now: Timestamp) ->
     let signer =
         signature::verify(identity, CONTEXT, &signed.intent, &signature, now).map_err(|error| match error {
             signature::Error::Chain(why) => {
-                let failure =
-                    Failure::new(Code::SignerRefused, "the certificate of whoever signed the request is refused");
+                let text = "the certificate of whoever signed the request is refused";
+                let failure = match why.code {
+                    // A new certificate does not help against a clock.
+                    Code::CertificateExpired => Failure::new(Code::SignerRefused, text).hint(why.hint),
+                    _ => Failure::new(Code::SignerRefused, text),
+                };
                 why.causes.into_iter().fold(failure.cause(why.message), Failure::cause)
             }
             error => invalid(format!("the signed request is not believed: {error}")),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use xtask::{
-    cluster::{self, Options, agent::Life},
+    cluster::{self, Host, Options, agent::Life},
     process,
     workspace::Binaries,
 };
@@ -29,6 +29,7 @@ pub struct Cluster {
     mesh_toml: String,
     agent_toml: String,
     agents: bool,
+    hosts: Vec<Host>,
 }
 
 impl Cluster {
@@ -43,6 +44,7 @@ impl Cluster {
             mesh_toml: String::new(),
             agent_toml: String::new(),
             agents: true,
+            hosts: Vec::new(),
         }
     }
 
@@ -77,6 +79,12 @@ impl Cluster {
         self
     }
 
+    /// The agents run on these hosts, one each.
+    pub fn on(mut self, hosts: Vec<Host>) -> Self {
+        self.hosts = hosts;
+        self
+    }
+
     /// No certificates and no agents: for specs about servers and the harness itself.
     pub fn servers_only(mut self) -> Self {
         self.agents = false;
@@ -107,6 +115,7 @@ impl Cluster {
         options.agent_toml = self.agent_toml;
         options.life = Life::WithUs;
         options.agents = self.agents;
+        options.hosts = self.hosts;
         Ok(Running { cluster: cluster::Cluster::up(&options)? })
     }
 }

@@ -1,5 +1,7 @@
 //! Drift: what agents tell of their schemas, how two nodes compare, and what is done about it, through any agent.
 
+use std::process::Stdio;
+
 use serde_json::Value;
 use steep_tests::{Cluster, Node, NodeState::*, PATIENCE, shop, until};
 
@@ -14,6 +16,21 @@ async fn tells(node: &Node, event: &str, table: &str) -> Value {
     .await
 }
 
+/// Waits until `node` has looked at schemas by itself once more.
+async fn looks_at_schemas(node: &Node) {
+    let looked = || {
+        let page = node.http("/metrics").1;
+        let line = page.lines().find_map(|line| line.strip_prefix("steep_schema_last_capture_timestamp_seconds "));
+        line.and_then(|value| value.parse::<f64>().ok()).unwrap_or_default()
+    };
+    let before = looked();
+    until(&format!("{} looks at schemas", node.id()), PATIENCE, async || match looked() {
+        now if now > before => Ok(()),
+        now => Err(now.to_string()),
+    })
+    .await;
+}
+
 fn verdict(compared: &Value, table: &str) -> (String, String) {
     let tables = compared["tables"].as_array().expect("a list of tables");
     let found =
@@ -26,8 +43,19 @@ fn verdict(compared: &Value, table: &str) -> (String, String) {
 async fn drift_between_nodes_that_replicate_is_noticed_by_both_and_its_end_too() {
     let [a, b] = Cluster::of(2).start().await;
     a.sql(&shop::orders(50)).await;
-    b.steepctl("node start node_b --from node_a").operation().completes().await;
+    b.hold_after("create tables");
+    let op = b.steepctl("node start node_b --from node_a").operation();
+    b.is_held().await;
+    for node in [&a, &b] {
+        looks_at_schemas(node).await;
+    }
+    b.let_go();
+    op.completes().await;
     b.becomes(Synchronized).await;
+    // While one was made of the other the two differed, and that was no drift.
+    for node in [&a, &b] {
+        assert!(!node.log().contains("schema.mismatch_detected"), "{} took an initialization for drift", node.id());
+    }
     // A table that does not replicate is nobody's trouble.
     a.sql("create table scratch (id int primary key)").await;
     b.sql("alter table orders add column note text, alter column total set default 7").await;
@@ -162,6 +190,23 @@ async fn what_no_plan_settles_keeps_an_automatic_start_from_touching_anything() 
         b.texts("select attname::text from pg_attribute where attrelid = 'notes'::regclass and attnum > 0").await;
     assert_eq!(columns, ["id", "n"], "nothing was changed");
     b.becomes(Uninitialized).await;
+
+    // A plan makes no partition of a table that is there, so it is told before anything is run.
+    let parted = "drop table notes;
+        create table parts (id int, at int, primary key (id, at)) partition by range (at);
+        create table parts_1 partition of parts for values from (0) to (10);";
+    a.sql(parted).await;
+    a.sql("create table parts_2 partition of parts for values from (10) to (20)").await;
+    b.sql(parted).await;
+    a.sql("create table more (id int primary key, note text); insert into more values (1, 'one')").await;
+    b.sql("create table more (id int primary key, own text)").await;
+    let refused = b.steepctl("node start node_b --from node_a --schema-sync auto").outcome();
+    assert!(refused.status == 3 && refused.stderr.contains("parts_2 is missing here"), "{refused}");
+    assert_eq!(b.count("pg_attribute where attrelid = 'more'::regclass and attnum > 0").await, 2);
+    // One way, a column of the target's own is nobody's trouble.
+    let one_way = "node start node_b --from node_a --one-way --tables public.more --schema-sync auto";
+    b.steepctl(one_way).operation().completes().await;
+    assert_eq!(b.texts("select concat(id, note, own) from more").await, ["1one"]);
 }
 
 #[tokio::test]
@@ -185,4 +230,134 @@ async fn a_start_by_hand_writes_the_ddl_into_a_file_and_goes_on_once_it_was_run(
     let started = start();
     assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
     b.holds_the_same_as(&a, "notes").await;
+}
+
+/// A transaction on `node` that sees things as they are now: an index built beside the work that goes on waits for its end.
+async fn old_snapshot(node: &Node) -> tokio_postgres::Client {
+    let holder = node.connect().await;
+    holder
+        .batch_execute("begin isolation level repeatable read; select pg_current_snapshot()")
+        .await
+        .expect("a transaction can begin");
+    holder
+}
+
+/// Waits until a sync on `node` builds an index; returns the process of the server that does.
+async fn builds_an_index(node: &Node) -> i32 {
+    until("an index is being built", PATIENCE, async || {
+        let building = "select pid from pg_stat_activity
+                         where query ilike 'create index concurrently%' and state = 'active'";
+        let found = node.connect().await.query_opt(building, &[]).await.map_err(|error| error.to_string())?;
+        found.map(|row| row.get(0)).ok_or_else(|| "nobody does".to_owned())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_sync_goes_on_without_its_caller_and_one_whose_agent_dies_is_ended_by_the_next() {
+    let [a, b] = Cluster::of(2).start().await;
+    for node in [&a, &b] {
+        node.sql("create table one (id int primary key); create table two (id int primary key, n int, m int)").await;
+    }
+    a.sql("alter table one add column note text; create index by_n on two (n)").await;
+    let sync = || {
+        let mut command = a.steepctl("schema sync node_a node_b --apply --confirm node_b").command();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("steepctl runs")
+    };
+    let matches = async || {
+        until("both look alike", PATIENCE, async || {
+            let compared = a.steepctl("schema compare node_a node_b --exit-code").outcome();
+            if compared.status == 0 { Ok(()) } else { Err(compared.to_string()) }
+        })
+        .await;
+    };
+    let holder = old_snapshot(&b).await;
+    let mut caller = sync();
+    builds_an_index(&b).await;
+    caller.kill().expect("steepctl runs");
+    caller.wait().expect("it ends");
+    holder.batch_execute("commit").await.expect("it can end");
+    matches().await;
+
+    a.sql("create index by_m on two (m)").await;
+    let holder = old_snapshot(&b).await;
+    let mut caller = sync();
+    let building = builds_an_index(&b).await;
+    b.kill_agent();
+    b.sql(&format!("select pg_terminate_backend({building}, 10000)")).await;
+    holder.batch_execute("commit").await.expect("it can end");
+    assert!(!caller.wait().expect("it ends").success(), "nobody says that it was done");
+    b.start_agent();
+    let invalid = "pg_index where indexrelid = 'by_m'::regclass and not indisvalid";
+    assert_eq!(b.count(invalid).await, 1, "the index was left half built");
+    a.steepctl("schema sync node_a node_b --apply --confirm node_b").succeeds();
+    assert_eq!(b.count(invalid).await, 0);
+    matches().await;
+}
+
+/// A user's own functions, which note when they are run with a superuser's rights; not even a rollback takes that back.
+const TRAP: &str = "
+    create role mallory login;
+    create schema mal authorization mallory;
+    set session authorization mallory;
+    create sequence mal.ran;
+    create function mal.notes(x int) returns int volatile language plpgsql as $$
+    begin
+        if current_setting('is_superuser') = 'on' then perform nextval('mal.ran'); end if;
+        return x;
+    end $$;
+    create function mal.g(x int) returns int immutable language plpgsql as
+        $$ begin perform mal.notes(x); return x; end $$;
+    create domain mal.odd as int check (mal.g(value) > 0);
+    create type mal.pair as (a mal.odd);
+    create table mal.wide (id int primary key, c varchar(10) check (mal.g(length(c)) > 0));
+    insert into mal.wide values (1, 'one');
+    create table mal.there (id int primary key, v int default 1);
+    create index there_g on mal.there (id) where mal.g(3) > 0;
+    insert into mal.there values (1);
+";
+
+/// What the source has that the target lacks, all of it made by the same user.
+const BAIT: &str = "
+    alter table mal.wide alter c type varchar(30);
+    alter table mal.there alter v set default 2;
+    alter table mal.there add column p mal.pair default '(5)';
+    alter table mal.there add constraint computed check (mal.g(id) > 0);
+    create table mal.fresh (id int primary key, n int generated always as (mal.g(id)) stored);
+    create index fresh_g on mal.fresh (mal.g(id)) where mal.g(3) > 0;
+    create table mal.parts (id int) partition by list (mal.g(id));
+    create table mal.sly (id int primary key,
+                          check (query_to_xml('select mal.notes(1)', true, true, '') is not null));
+";
+
+#[tokio::test]
+async fn nobody_elses_function_is_ever_run_with_the_agents_rights() {
+    for versions in [["18", "18"], ["16", "18"]] {
+        let [a, b] = Cluster::of(2).pg(&versions).start().await;
+        for node in [&a, &b] {
+            node.sql(TRAP).await;
+            node.sql("reset session authorization").await;
+        }
+        a.sql("set session authorization mallory").await;
+        a.sql(BAIT).await;
+        a.sql("reset session authorization").await;
+        for words in ["compare node_a node_b", "compare node_b node_a", "diff node_a node_b", "plan node_a node_b"] {
+            a.steepctl(&format!("schema {words}")).as_operator("vera").succeeds();
+        }
+        let synced = a.steepctl("schema sync node_a node_b --apply --confirm node_b").succeeds();
+        assert!(synced.stdout.contains("mal.g") && synced.stdout.contains("by hand"), "it says why: {synced}");
+        a.steepctl("schema compare node_a node_b").succeeds();
+        for node in [&a, &b] {
+            let ran: bool = node.value("select is_called from mal.ran").await;
+            assert!(!ran, "{versions:?}: a function of mallory's ran as a superuser on {}", node.id());
+        }
+        let default: String = b
+            .value(
+                "select pg_get_expr(adbin, adrelid) from pg_attrdef
+             where adrelid = 'mal.there'::regclass and adnum = 2",
+            )
+            .await;
+        assert_eq!(default, "2", "what runs nothing was done");
+    }
 }

@@ -87,7 +87,7 @@ const PAIRS: [(&str, &str, bool); 17] = [
 ];
 
 /// More that makes a difference and is easily missed.
-const MORE_PAIRS: [(&str, &str, bool); 12] = [
+const MORE_PAIRS: [(&str, &str, bool); 15] = [
     (
         "create table p.t (a int not null unique); alter table p.t replica identity using index t_a_key",
         "create table p.t (a int not null unique)",
@@ -127,13 +127,34 @@ const MORE_PAIRS: [(&str, &str, bool); 12] = [
         "create table p.t (a serial)",
         true,
     ),
+    // Named as if Steep had made it.
+    (
+        "create table p.t (a int, constraint steep_pkey primary key (a), constraint steep_check check (a > 0))",
+        "create table p.t (a int not null)",
+        false,
+    ),
+    // There, and not enforced.
+    (
+        "create table p.t (a int primary key, b int references p.t); alter table p.t disable trigger all",
+        "create table p.t (a int primary key, b int references p.t)",
+        false,
+    ),
+    (
+        "create table p.t (a int) partition by list (a); create table p.u partition of p.t default;
+         create trigger x before update on p.t for each row execute function suppress_redundant_updates_trigger();
+         alter table p.t disable trigger x; alter table p.u rename to w; alter table p.t rename to v; alter table p.w rename to t",
+        "create table p.t (a int) partition by list (a); create table p.u partition of p.t default;
+         create trigger x before update on p.t for each row execute function suppress_redundant_updates_trigger();
+         alter table only p.t disable trigger x; alter table p.u rename to w; alter table p.t rename to v; alter table p.w rename to t",
+        false,
+    ),
     // Text that looks like what we write for a column's own sequence.
     ("create table p.t (a text default 'nextval(owned)')", "create table p.t (a serial)", true),
     ("create table p.t (a float8 default 0.1)", "create table p.t (a float8 default 0.10000000000000002)", true),
 ];
 
 /// What only 18 knows.
-const PAIRS_OF_18: [(&str, &str, bool); 4] = [
+const PAIRS_OF_18: [(&str, &str, bool); 5] = [
     (
         "create table p.t (a int, b int generated always as (a) stored)",
         "create table p.t (a int, b int generated always as (a) virtual)",
@@ -143,6 +164,11 @@ const PAIRS_OF_18: [(&str, &str, bool); 4] = [
         "create table p.t (a int); alter table p.t add constraint n not null a not valid",
         "create table p.t (a int not null)",
         true,
+    ),
+    (
+        "create table p.t (a int); alter table p.t add constraint n not null a not valid",
+        "create table p.t (a int)",
+        false,
     ),
     (
         "create table p.t (a int, constraint c check (a > 0) not enforced)",
@@ -197,7 +223,7 @@ const ALIKE: [(&str, &str); 14] = [
         "create table p.t (a int)",
     ),
     (
-        "create table p.t (a int, constraint steep_range_a check (a > 5)); create trigger steep_fence before update on p.t for each row execute function suppress_redundant_updates_trigger()",
+        "create table p.t (a int, constraint steep_range_0123456789ab check (a > 5)); create trigger steep_fence before update on p.t for each row execute function steep_repl.refuse_illegal_move()",
         "create table p.t (a int)",
     ),
     (
@@ -235,7 +261,7 @@ async fn what_differs_shows_and_what_only_looks_different_does_not() {
     let nullable = made_by(new, "create table p.t (a int)").await;
     let unproven =
         made_by(new, "create table p.t (a int); alter table p.t add constraint n not null a not valid").await;
-    assert_eq!(nullable, unproven, "NOT NULL that is not valid lets nulls be");
+    assert_eq!(nullable.columns, unproven.columns, "NOT NULL that is not valid lets nulls be");
     let partition = made_by(new, ALIKE[9].0).await;
     assert!(
         partition.documents.contains("\"trg\": []"),
@@ -285,6 +311,8 @@ async fn types_and_sequences_are_told_apart(nodes: &[Node; 3]) {
         ("create type p.r as range (subtype = int)", "create type p.r as range (subtype = bigint)"),
         ("create sequence p.s as int", "create sequence p.s"),
         ("create sequence p.s cycle", "create sequence p.s"),
+        ("create sequence p.s increment 2", "create sequence p.s"),
+        ("create sequence p.s maxvalue 50", "create sequence p.s"),
         (
             "create table p.t (a int); create sequence p.s owned by p.t.a",
             "create table p.t (a int); create sequence p.s",
@@ -301,7 +329,7 @@ async fn types_and_sequences_are_told_apart(nodes: &[Node; 3]) {
     }
     for node in nodes {
         let plain = objects(node, "create sequence p.s").await;
-        assert_eq!(plain, objects(node, "create sequence p.s start 500 increment 2 cache 9").await, "plans may differ");
+        assert_eq!(plain, objects(node, "create sequence p.s start 500 cache 9").await, "where it begins may differ");
     }
 }
 

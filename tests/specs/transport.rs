@@ -24,7 +24,7 @@ fn times(node: &Node, what: &str) -> usize {
 }
 
 /// What `of` hears of `node`'s health, once it is `as_wanted`.
-async fn health_becomes(of: &Node, node: &Node, as_wanted: fn(&str) -> bool, within: Duration) {
+pub(crate) async fn health_becomes(of: &Node, node: &Node, as_wanted: fn(&str) -> bool, within: Duration) {
     until(&format!("{} thinks differently of {}", of.id(), node.id()), within, async || {
         let page = of.http("/healthz").1;
         let page: serde_json::Value = serde_json::from_str(&page).map_err(|error| format!("{error}: {page}"))?;

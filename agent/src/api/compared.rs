@@ -6,7 +6,7 @@ use crate::{
     drift::{Pair, Side, told},
     schema::{
         compare::{Comparison, TableComparison},
-        diff::{self, Difference},
+        diff::{self, Aspect, Difference},
         plan::{Hazard, Step},
     },
     store::fingerprints::TableChange,
@@ -22,6 +22,8 @@ pub fn comparison(pair: &Pair, comparison: &Comparison, with_rows: bool) -> v1::
             (None, Some(other)) if with_rows => diff::rows(&Default::default(), other),
             _ => Vec::new(),
         };
+        let of_types = compared.differences.iter().filter(|one| with_rows && one.aspect == Aspect::ValueType);
+        let rows = rows.into_iter().chain(of_types.cloned().map(diff::Row::differing)).collect();
         v1::TableComparison { table: Some(told::name(name)), ..table(compared, rows, left, right) }
     });
     let is_different = |verdict: &str| verdict != "MATCH";

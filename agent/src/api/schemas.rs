@@ -7,7 +7,7 @@ use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::NodeId,
     intent::Order,
-    names::TableName,
+    names::{TableName, readable_identifier},
     operation::Role,
     v1::{
         self, CaptureSchemaReply, CaptureSchemaRequest, CompareSchemasReply, CompareSchemasRequest,
@@ -17,7 +17,7 @@ use steep_protocol::{
     },
     wire::{
         identity::{PeerId, Who},
-        rpc::{MAX_MESSAGE_BYTES, PeerChannel, failure_of, status_of},
+        rpc::{MAX_SCHEMA_BYTES, PeerChannel, failure_of, status_of},
     },
 };
 use tonic::{Request, Response, Status};
@@ -44,7 +44,7 @@ const CHANGES: (u32, u32) = (50, 500);
 pub struct Service(pub Door);
 
 fn client(channel: PeerChannel) -> SchemasClient<PeerChannel> {
-    SchemasClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    SchemasClient::new(channel).max_decoding_message_size(MAX_SCHEMA_BYTES)
 }
 
 fn told(failure: Failure) -> Status {
@@ -104,7 +104,7 @@ impl Schemas for Service {
         are_there(&chosen, &pair)?;
         // Texts that only another version writes otherwise are no reason to change anything.
         pair.compare(&drift).await.map_err(told)?;
-        let plan = pair.plan();
+        let plan = pair.plan().await.map_err(told)?;
         Ok(Response::new(PlanSchemaReply {
             served_by: self.0.me(),
             source: request.source,
@@ -134,7 +134,7 @@ impl Schemas for Service {
         let chosen = chosen(request.selection);
         let mut pair = rooms.drift.pair(&source, &chosen, false).await.map_err(told)?;
         pair.compare(&rooms.drift).await.map_err(told)?;
-        let plan = pair.plan();
+        let plan = pair.plan().await.map_err(told)?;
         if (&plan.source_digest, &plan.target_digest) != (&request.source_digest, &request.target_digest) {
             let whose = if plan.source_digest == request.source_digest { rooms.me.clone() } else { source };
             return Err(told(Failure::new(
@@ -257,11 +257,24 @@ impl Service {
     }
 }
 
-/// Tables that were named and that neither node has are a mistake.
+/// Tables and schemas that were named and that neither node has are a mistake.
 fn are_there(chosen: &Selection, pair: &Pair) -> Result<(), Status> {
     let is_nowhere = |name: &&TableName| {
         !pair.own.catalog.tables.contains_key(*name) && !pair.other.catalog.tables.contains_key(*name)
     };
+    let (here, there) = (&pair.own.catalog, &pair.other.catalog);
+    let is_in = |schema: &String| {
+        let tables = here.tables.keys().chain(there.tables.keys());
+        let objects = here.objects.keys().chain(there.objects.keys()).map(|key| &key.name);
+        tables.chain(objects).any(|name| name.schema == *schema)
+    };
+    if let Some(schema) = chosen.schemas.iter().find(|schema| !is_in(schema)) {
+        let (own, other) = (&pair.own.environment.node_id, &pair.other.environment.node_id);
+        let text = format!("neither {own} nor {other} has a table in a schema {}", readable_identifier(schema));
+        return Err(told(
+            Failure::new(Code::BadRequest, text).hint("check the spelling; names are taken as psql takes them"),
+        ));
+    }
     match chosen.tables.iter().find(is_nowhere) {
         None => Ok(()),
         Some(name) => {

@@ -22,7 +22,7 @@ use crate::{
     postgres::{Purpose, Session, ddl, error::doing, shapes},
     schema::{
         Plan,
-        plan::{Step, StepKind},
+        plan::{Effect, Step, StepKind},
     },
     store::{Actor, Store, audit},
 };
@@ -103,7 +103,11 @@ pub async fn apply(store: &Store, plan: &Plan, order: &Order, limits: &Limits) -
     drop(shapes::unlock(&sync.session).await);
     sync.session.close().await;
     if applied > 0 {
-        tell(store, plan, order, applied, done.as_ref().err()).await?;
+        let told = tell(store, plan, order, applied, done.as_ref().err()).await;
+        // What stopped the plan says more than what kept it from being written down.
+        if let (Ok(()), Err(error)) = (&done, told) {
+            return Err(error);
+        }
     }
     done.map(|()| Applied { statements: applied, tables: plan.tables(), hazards: plan.hazards.len() })
 }
@@ -128,6 +132,13 @@ impl Sync<'_> {
         if self.plan.steps.is_empty() {
             return Ok(());
         }
+        // Written down first: whoever dies half-way has said what they were about to do.
+        let planned = json!({
+            "source": self.order.source.as_str(),
+            "statements": self.plan.steps.iter().map(Step::printable).collect::<Vec<_>>(),
+        });
+        audit::append(self.store, &self.order.actor, "schema.sync_began", node.as_str(), Some(self.order.op), &planned)
+            .await?;
         self.remove_helpers().await?;
         self.measure().await?;
         let labels = self.plan.steps.iter().take_while(|step| step.kind == StepKind::AddEnumValue).count();
@@ -162,9 +173,11 @@ impl Sync<'_> {
 
     /// The database is what the plan was made for.
     async fn check_target(&self, node: &NodeId) -> Result<(), Error> {
-        let found = look::catalog(&self.session, None).await?;
         let known = self.plan.target.tables.keys().chain(self.plan.source.tables.keys());
-        let found = found.about(&known.cloned().collect());
+        let known: BTreeSet<_> = known.cloned().collect();
+        // No other table is looked at: somebody may hold it locked.
+        let names: Vec<_> = known.iter().cloned().collect();
+        let found = look::catalog(&self.session, Some(&names)).await?;
         if found.digest() == self.plan.target_digest { Ok(()) } else { Err(Error::Stale { node: node.clone() }) }
     }
 
@@ -251,6 +264,14 @@ impl Sync<'_> {
     async fn alone(&mut self) -> Result<(), Error> {
         let plan = self.plan;
         let step = &plan.steps[self.applied];
+        for effect in &step.effects {
+            if let Effect::IndexGone(table, index) = effect
+                && !shapes::is_leftover(&self.session, &table.schema, index).await?
+            {
+                // Somebody builds it, or has: it is not ours to drop.
+                return Err(Error::Stale { node: self.store.owner().node.clone() });
+            }
+        }
         self.wait_at_most(self.limits.quiet_lock, self.limits.build).await?;
         let mut attempt = 1;
         let ran = loop {

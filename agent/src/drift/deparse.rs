@@ -5,7 +5,7 @@ use steep_protocol::names::TableName;
 
 use super::{Error, look};
 use crate::{
-    postgres::{Session, error::doing, shapes},
+    postgres::{Session, ddl, error::doing, shapes},
     schema::{
         Catalog,
         catalog::Table,
@@ -14,6 +14,9 @@ use crate::{
         respell,
     },
 };
+
+/// For each statement that makes a table in order to read it back.
+const LIMITS: [(&str, &str); 2] = [("lock_timeout", "5s"), ("statement_timeout", "10s")];
 
 /// Looks again at every table of `comparison` that differs, where the servers' versions do: texts of `remote` that this
 /// server writes otherwise are replaced by its own, and what is the same then is a match, `TEXT_ONLY`.
@@ -46,6 +49,10 @@ pub async fn settle(
         }
         let (Some(here), Some(there)) = (local.tables.get(name), remote.tables.get_mut(name)) else { continue };
         session.begin().await?;
+        // Nobody waits for long on a name that two sessions use, or on what a table turns out to be.
+        for (name, limit) in LIMITS {
+            session.run(&ddl::set_local(name, limit)).await?;
+        }
         let written = in_our_words(session, name, there, local).await;
         session.rollback().await?;
         let Some(written) = written? else { continue };
@@ -81,7 +88,7 @@ pub(super) async fn in_our_words(
     }
     let written = match made {
         Ok(()) => look::catalog(session, Some(std::slice::from_ref(&scratch))).await,
-        Err(error) if error.refusal().is_none() || error.is_cancelled() => return Err(error.into()),
+        Err(error) if error.refusal().is_none() => return Err(error.into()),
         // What cannot be made here is not the same.
         Err(_) => Ok(Catalog::default()),
     };

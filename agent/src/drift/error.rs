@@ -114,6 +114,7 @@ impl Error {
 impl Explain for Error {
     fn code(&self) -> Code {
         match self {
+            Self::Postgres(_) if self.is_lock_timeout() => Code::SchemaLocked,
             Self::Postgres(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Unreadable(_) => Code::SchemaUnreadable,
@@ -141,6 +142,13 @@ impl Explain for Error {
 
     fn explain(&self) -> Failure {
         let mut failure = match self {
+            Self::Postgres(error) if self.is_lock_timeout() => {
+                let cause = error.explain();
+                let text = format!("somebody holds a lock: {}; nothing was changed", cause.message);
+                let mut failure = Failure::new(Code::SchemaLocked, text);
+                (failure.sqlstate, failure.causes) = (cause.sqlstate, cause.causes);
+                failure
+            }
             Self::Postgres(error) => error.explain(),
             Self::Store(error) => error.explain(),
             Self::TrialFailed { source, .. } | Self::Locked { source, .. } => told_by(self, source.explain()),

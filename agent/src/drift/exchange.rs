@@ -12,7 +12,7 @@ use steep_protocol::{
     ids::NodeId,
     names::TableName,
     v1,
-    wire::rpc::failure_of,
+    wire::rpc::{MAX_MESSAGE_BYTES, MAX_SCHEMA_BYTES, failure_of},
 };
 use tokio::{
     sync::{Mutex, watch},
@@ -56,6 +56,9 @@ pub struct Noticed {
     /// Tables that replicate with each node and do not fit, as last noticed.
     pub misfits: BTreeMap<NodeId, Vec<TableName>>,
 }
+
+/// The largest request; the other end takes a little more.
+const MOST_ASKED: usize = MAX_MESSAGE_BYTES / 8 * 7;
 
 fn explain(error: store::Error) -> Failure {
     error.explain()
@@ -174,8 +177,13 @@ impl Drift {
     async fn fetch_from(&self, node: &NodeId) -> Result<EnvironmentFingerprint, Failure> {
         let known = fingerprints::hashes(&self.store, node).await.map_err(explain)?;
         let digest = self.environment(node).await?.map(|known| known.digest).unwrap_or_default();
-        let asked = v1::FetchSchemaRequest { digest, known: known.iter().map(told::hash).collect() };
-        let mut client = self.peers.client(node).await?;
+        let mut asked = v1::FetchSchemaRequest { digest, known: known.iter().map(told::hash).collect() };
+        if asked.encoded_len() > MOST_ASKED {
+            // What is known does not fit into a request any more: everything is told again.
+            fingerprints::forget(&self.store, node).await.map_err(explain)?;
+            asked = v1::FetchSchemaRequest::default();
+        }
+        let mut client = self.peers.client(node).await?.max_decoding_message_size(MAX_SCHEMA_BYTES);
         let mut pages = client.fetch_schema(asked).await.map_err(|status| failure_of(&status))?.into_inner();
         let (mut seen, mut bytes) = (0, 0);
         while let Some(page) = pages.message().await.map_err(|status| failure_of(&status))? {

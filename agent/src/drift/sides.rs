@@ -1,6 +1,8 @@
 //! Two nodes' schemas side by side: this one's as it is, the other's as it was just told or, where it cannot be asked, as it
 //! was last heard.
 
+use std::collections::BTreeSet;
+
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::NodeId,
@@ -10,7 +12,7 @@ use super::{Drift, Error};
 use crate::{
     postgres::{Purpose, selection::Selection},
     schema::{
-        Catalog,
+        Catalog, blame_types,
         catalog::{Environment, Object, ObjectKey, ObjectKind, Table},
         compare::{Comparison, compare},
         plan::{self, Plan},
@@ -39,6 +41,8 @@ pub struct Pair {
     pub own: Side,
     /// The other one.
     pub other: Side,
+    /// Which tables are meant; of everything else only what they use.
+    pub chosen: Selection,
 }
 
 impl Drift {
@@ -47,7 +51,7 @@ impl Drift {
     pub async fn pair(&self, other: &NodeId, chosen: &Selection, may_be_cached: bool) -> Result<Pair, Failure> {
         // Both captures at once: each is most of the work of its node.
         let (own, heard) = tokio::join!(self.own(chosen), self.heard(other, chosen, may_be_cached));
-        Ok(Pair { own: own?, other: heard? })
+        Ok(Pair { own: own?, other: heard?, chosen: chosen.clone() })
     }
 
     async fn own(&self, chosen: &Selection) -> Result<Side, Failure> {
@@ -78,7 +82,7 @@ impl Drift {
         Ok(Side { environment, cached, catalog })
     }
 
-    /// What is stored of a node, as far as it is chosen.
+    /// What is stored of a node: its tables as far as they are chosen, all of its types and sequences.
     async fn catalog(&self, of: &EnvironmentFingerprint, chosen: &Selection) -> Result<Catalog, Error> {
         let environment = Environment::parse(&of.definition)?;
         let mut catalog = Catalog { server_major: environment.major(), environment, ..Catalog::default() };
@@ -104,11 +108,7 @@ impl Drift {
             let object = Object::parse(&key, row.fingerprint, &row.definition)?;
             catalog.objects.insert(key, object);
         }
-        if chosen.is_whole_database() {
-            return Ok(catalog);
-        }
-        let named = catalog.tables.keys().cloned().collect();
-        Ok(catalog.about(&named))
+        Ok(catalog)
     }
 }
 
@@ -125,11 +125,40 @@ impl Pair {
             session.close().await;
             settled.map_err(|error| error.explain())?;
         }
+        blame_types(&mut comparison, &self.own.catalog, &self.other.catalog);
+        let concerns = self.concerned();
+        comparison.objects.retain(|key, _| concerns(key));
         Ok(comparison)
     }
 
-    /// What would bring this node up to date with the other.
-    pub fn plan(&self) -> Plan {
-        plan::plan(&self.other.catalog, &self.own.catalog)
+    /// What would bring this node up to date with the other. Takes seconds for thousands of tables, so not on a thread that
+    /// others wait for.
+    pub async fn plan(&self) -> Result<Plan, Failure> {
+        let pair = self.clone();
+        let planned = tokio::task::spawn_blocking(move || pair.plan_here()).await;
+        planned.map_err(|error| Failure::new(Code::Internal, "planning ended unexpectedly").caused_by(&error))
+    }
+
+    fn plan_here(&self) -> Plan {
+        let concerns = self.concerned();
+        let mut source = self.other.catalog.clone();
+        source.objects.retain(|key, _| concerns(key));
+        let mut plan = plan::plan(&source, &self.own.catalog);
+        let aside: BTreeSet<_> =
+            self.own.catalog.objects.keys().filter(|key| !concerns(key)).map(ToString::to_string).collect();
+        plan.hazards.retain(|hazard| hazard.table.is_some() || !aside.contains(&hazard.object));
+        plan
+    }
+
+    /// Which types and sequences are meant: all, or those that the tables chosen use and those of the schemas chosen.
+    fn concerned(&self) -> impl Fn(&ObjectKey) -> bool + use<> {
+        let is_everything = self.chosen.is_whole_database();
+        let schemas = self.chosen.schemas.clone();
+        let used = |side: &Side| side.catalog.used_by(&side.catalog.tables.keys().cloned().collect());
+        let used = match is_everything {
+            true => BTreeSet::new(),
+            false => &used(&self.own) | &used(&self.other),
+        };
+        move |key| is_everything || used.contains(key) || schemas.contains(&key.name.schema)
     }
 }

@@ -13,6 +13,8 @@ use steep_protocol::{
     failure::{Explain as _, Failure},
     ids::NodeId,
     names::TableName,
+    node::NodeState,
+    v1,
 };
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
@@ -22,6 +24,7 @@ use crate::{
     metrics::Metrics,
     postgres::{self, Purpose, Session, publications, selection::Selection, slots, subscriptions},
     schema::compare::{Comparison, Verdict},
+    store::nodes,
     telemetry,
 };
 
@@ -89,8 +92,14 @@ impl Watcher<'_> {
         self.metrics.schema_captured.of([]).set(seconds_since_1970());
         let relations = self.relations().await?;
         self.forget_others(&relations.peers);
-        for peer in &relations.peers {
+        // Tables of a node that is being made differ until they are done; who makes it looks for itself.
+        let own = nodes::own(self.drift.store()).await.map_err(|error| error.explain())?;
+        for peer in relations.peers.iter().filter(|_| !own.init_state.is_active()) {
             let heard = self.drift.peers().headlines().into_iter().find(|row| row.node_id == peer.as_str());
+            let is_being_made = |row: &v1::NodeHeadline| row.state.parse().is_ok_and(NodeState::is_active);
+            if heard.as_ref().is_some_and(is_being_made) {
+                continue;
+            }
             let theirs = heard.map(|row| row.schema_digest).unwrap_or_default();
             let basis = Basis { own: captured.digest.clone(), theirs, tables: relations.tables.clone() };
             // Nothing is known of a peer that was never heard; what it has heard of itself comes with its headline.

@@ -51,7 +51,7 @@ fn judged(compared: &TableComparison, counts: impl Fn(&Difference) -> bool) -> b
 }
 
 fn is_own(one: &Difference, one_way: bool) -> bool {
-    one_way && one.aspect == Aspect::Column && one.right.is_none()
+    one_way && matches!(one.aspect, Aspect::Column | Aspect::ValueType) && one.right.is_none()
 }
 
 /// Findings about the tables called `existing`, which this node and `source` have both.
@@ -84,7 +84,7 @@ pub(super) async fn check(
         SchemaSync::Strict => tell(findings, &comparison, &rooms.me, source, wanted.one_way),
         SchemaSync::Auto => {
             findings.forget(Code::SchemaDiffers);
-            let plan = pair.plan();
+            let plan = pair.plan().await?;
             let is_own = |hazard: &Hazard| {
                 // There the source is on the left, here on the right.
                 let difference = hazard.difference.clone();
@@ -145,7 +145,7 @@ impl Direct {
             let source = &self.plan.source;
             let mut pair = self.rooms.drift.pair(source, &chosen, false).await?;
             pair.compare(&self.rooms.drift).await?;
-            let plan = pair.plan();
+            let plan = pair.plan().await?;
             let order = apply::Order { op: context.op, source: source.clone(), actor: context.actor.clone() };
             let applied = apply::apply(&self.rooms.store, &plan, &order, &apply::Limits::default()).await;
             applied.map_err(|error| error.explain())?;

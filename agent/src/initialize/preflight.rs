@@ -183,6 +183,7 @@ pub async fn examine_target(
     let rows = check_empty(&session, &mut findings, &existing, wanted).await?;
     if existing.len() < facts.tables.len() {
         check_can_create(&session, &mut findings, facts).await?;
+        super::schema::check_programs(rooms, &session, &mut findings, facts).await;
     }
     disk::check(&session, &mut findings, facts).await?;
     Ok((findings.into_checks(), TargetTables { existing, rows }))

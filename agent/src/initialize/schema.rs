@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     direct::{Direct, unless_lost},
+    findings::Findings,
     messages::{table_message, table_name},
 };
 use crate::{
@@ -27,11 +28,31 @@ use crate::{
         rows,
         tables::TableKind,
     },
+    rooms::Rooms,
     snapshot::indexes::{Builder, Owned},
 };
 
 fn explain(error: postgres::Error) -> Failure {
     error.explain()
+}
+
+/// This node's pg_restore, which has to be as new as the source's pg_dump: an older one cannot read what that writes.
+async fn programs(rooms: &Rooms, session: &Session, facts: &v1::ExamineReply) -> Result<Programs, postgres::Error> {
+    let needed = session.version().major().max(u16::try_from(facts.pg_dump_major).unwrap_or(u16::MAX));
+    Programs::find(rooms.database.config(), needed).await
+}
+
+/// A finding where the source's schema could not be restored here.
+pub(super) async fn check_programs(
+    rooms: &Rooms,
+    session: &Session,
+    findings: &mut Findings,
+    facts: &v1::ExamineReply,
+) {
+    if let Err(error) = programs(rooms, session, facts).await {
+        let failure = error.explain();
+        findings.error(failure.code, failure.message, failure.hint);
+    }
 }
 
 impl Direct {
@@ -89,9 +110,7 @@ impl Direct {
             return Ok(());
         }
         let session = self.rooms.database.session(Purpose::Ddl(context.op)).await.map_err(explain)?;
-        // An older pg_restore cannot read what a newer pg_dump writes.
-        let needed = session.version().major().max(u16::try_from(self.facts.pg_dump_major).unwrap_or(u16::MAX));
-        let programs = Programs::find(self.rooms.database.config(), needed).await.map_err(explain)?;
+        let programs = programs(&self.rooms, &session, &self.facts).await.map_err(explain)?;
         let archive = self.rooms.config.node.state_dir.join(format!("{}.dump", context.op));
         self.archive = Some(archive.clone());
         self.fetch_archive(&archive, &missing).await?;

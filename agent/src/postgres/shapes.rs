@@ -108,6 +108,13 @@ pub async fn has_constraint(session: &Session, table: &TableName, name: &str) ->
     field(&row, "found")
 }
 
+/// Whether an index is the leftover of a build that failed, which nobody is at work on.
+pub async fn is_leftover(session: &Session, schema: &str, index: &str) -> Result<bool, Error> {
+    let asking = doing(format!("look at index {}", TableName::new(schema, index)));
+    let row = session.one(asking, sql!("fingerprint/find_leftover_index.sql"), &[&schema, &index]).await?;
+    field(&row, "found")
+}
+
 /// Takes the lock under which this node's schema is changed, unless somebody has it. Held until the session ends.
 pub async fn try_lock(session: &Session) -> Result<bool, Error> {
     let row = session.one(doing("lock the schema"), sql!("fingerprint/try_schema_lock.sql"), &[]).await?;

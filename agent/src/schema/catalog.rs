@@ -271,7 +271,7 @@ impl fmt::Display for ObjectKey {
 /// A type or sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object {
-    /// Of its definition, 64 hexadecimal digits; a sequence's numbers are left out of it.
+    /// Of its definition, 64 hexadecimal digits; where a sequence begins is left out of it.
     pub fingerprint: String,
     /// What it is.
     pub definition: Definition,
@@ -340,7 +340,7 @@ pub struct Sequence {
     pub cycle: bool,
     /// Schema, table and column it goes with.
     pub owned_by: Option<(TableName, String)>,
-    /// Its numbers, which differ from node to node by design.
+    /// Its numbers, some of which differ from node to node by design.
     pub plan: Option<SequencePlan>,
 }
 

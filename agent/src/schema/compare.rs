@@ -217,14 +217,17 @@ pub(super) fn counterpart<'a>(key: &ObjectKey, object: &Object, other: &'a Catal
     })
 }
 
-/// The same but for a sequence's numbers.
+/// The same but for where a sequence begins and how much a session takes of it.
 pub(super) fn are_same(left: &Object, right: &Object) -> bool {
     if !left.fingerprint.is_empty() && !right.fingerprint.is_empty() {
         return left.fingerprint == right.fingerprint;
     }
     match (&left.definition, &right.definition) {
         (Definition::Sequence(one), Definition::Sequence(other)) => {
+            let steps = |of: &Sequence| of.plan.map(|plan| (plan.increment, plan.min, plan.max));
+            let is_known = one.plan.is_some() && other.plan.is_some();
             Sequence { plan: None, ..one.clone() } == Sequence { plan: None, ..other.clone() }
+                && (!is_known || steps(one) == steps(other))
         }
         (one, other) => one == other,
     }
@@ -247,7 +250,8 @@ pub fn describe(definition: &Definition) -> String {
             let cycle = if sequence.cycle { " cycle" } else { "" };
             let owner = sequence.owned_by.as_ref();
             let owner = owner.map(|(table, column)| format!(" owned by {table}.{column}")).unwrap_or_default();
-            format!("sequence of {}{cycle}{owner}", sequence.type_name)
+            let steps = sequence.plan.map(|plan| format!(" by {} from {} to {}", plan.increment, plan.min, plan.max));
+            format!("sequence of {}{}{cycle}{owner}", sequence.type_name, steps.unwrap_or_default())
         }
     };
     escape_controls(&text)

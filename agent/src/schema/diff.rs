@@ -25,6 +25,8 @@ pub enum Aspect {
     Generated,
     /// A column's collation.
     Collation,
+    /// A type that values are of, directly or in parts.
+    ValueType,
     /// The order of columns, and nothing else of them.
     Order,
     /// It is a partitioned table on one side only.
@@ -45,6 +47,8 @@ pub enum Aspect {
     Unique,
     /// A foreign key.
     ForeignKey,
+    /// Nulls are taken no more, and may be there.
+    NotNull,
     /// A check.
     Check,
     /// An exclusion constraint.
@@ -74,6 +78,7 @@ impl Aspect {
             Self::Identity => "identity",
             Self::Generated => "generated",
             Self::Collation => "collation",
+            Self::ValueType => "value_type",
             Self::Order => "column_order",
             Self::Kind => "kind",
             Self::PartitionKey => "partition_key",
@@ -84,6 +89,7 @@ impl Aspect {
             Self::PrimaryKey => "primary_key",
             Self::Unique => "unique",
             Self::ForeignKey => "foreign_key",
+            Self::NotNull => "not_null",
             Self::Check => "check",
             Self::Exclusion => "exclusion",
             Self::Index => "index",
@@ -105,7 +111,13 @@ impl Aspect {
         self.is_of_column()
             || matches!(
                 self,
-                Self::Kind | Self::PartitionKey | Self::ReplicaIdentity | Self::PrimaryKey | Self::Unknown
+                Self::ValueType
+                    | Self::NotNull
+                    | Self::Kind
+                    | Self::PartitionKey
+                    | Self::ReplicaIdentity
+                    | Self::PrimaryKey
+                    | Self::Unknown
             )
     }
 
@@ -115,6 +127,7 @@ impl Aspect {
             "u" => Self::Unique,
             "f" => Self::ForeignKey,
             "x" => Self::Exclusion,
+            "n" => Self::NotNull,
             _ => Self::Check,
         }
     }
@@ -156,6 +169,10 @@ impl Difference {
         }
         let thing = if self.name.is_empty() { what } else { format!("{what} {name}") };
         match (self.aspect, &self.left, &self.right) {
+            // The name says what kind of type it is.
+            (Aspect::ValueType, Some(more), None) => format!("{} has more on {left}: {more}", self.name),
+            (Aspect::ValueType, None, Some(more)) => format!("{} has more on {right}: {more}", self.name),
+            (Aspect::ValueType, ..) => format!("{} differs", self.name),
             (Aspect::Order, ..) => "columns stand in another order".to_owned(),
             (Aspect::Persistence, Some(first), _) => {
                 format!("it is unlogged on {} only", if first == "unlogged" { left } else { right })
@@ -380,6 +397,14 @@ pub struct Row {
     pub left: Option<String>,
     /// The right side; none: not there.
     pub right: Option<String>,
+}
+
+impl Row {
+    /// A line about something beside the table's own.
+    pub fn differing(difference: Difference) -> Self {
+        let Difference { aspect, name, left, right } = difference;
+        Self { mark: Mark::Differs, aspect, name, left, right }
+    }
 }
 
 /// A table side by side: every column in the left's order, then what else differs.

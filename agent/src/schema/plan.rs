@@ -16,6 +16,7 @@ mod indexes;
 mod keys;
 mod objects;
 mod order;
+mod runs;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -53,6 +53,9 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(3);
 
 /// The largest message either side takes; rows never travel in messages.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
+/// The largest message that tells of schemas: a table's definition is as long as somebody made it, and so is a list of
+/// thousands. Taken by those who asked, one at a time.
+pub const MAX_SCHEMA_BYTES: usize = 32 << 20;
 /// The request that opens a bulk stream: names of tables and columns.
 pub const MAX_BULK_REQUEST_BYTES: u32 = 1 << 20;
 /// All headers of one request. A signed intent fits in it: [`crate::intent::MAX_BYTES`], a third more as text.

@@ -15,7 +15,7 @@ use tonic::{
     transport::{Channel, Endpoint as Target, Server, Uri},
 };
 
-pub use super::limits::MAX_MESSAGE_BYTES;
+pub use super::limits::{MAX_MESSAGE_BYTES, MAX_SCHEMA_BYTES};
 use super::{
     asking::AskingLayer,
     endpoint::{self, Calls, Connection, RPC_STREAM, dial_caller},

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use steep_protocol::names::{TableName, quote_identifier};
+use steep_protocol::names::{TableName, quote_identifier, readable_identifier};
 
-use super::{Planner, Step, StepKind, Trial, collation_sql, effect::Effect, keys, objects::checked_type};
+use super::{
+    Planner, Step, StepKind, Trial, collation_sql, effect::Effect, keys, objects::checked_type, runs::stands_on,
+};
 use crate::schema::{
-    catalog::{Column, OWNED_SEQUENCE, Table},
+    catalog::{Column, Constraint, OWNED_SEQUENCE, Table},
     clause,
     diff::Aspect,
 };
@@ -60,6 +62,12 @@ impl Planner<'_> {
         }
     }
 
+    /// Why the target's version cannot have the column.
+    pub(super) fn needs_newer_column(&self, column: &Column) -> Option<String> {
+        let is_virtual = column.generated.as_deref() == Some("v");
+        (is_virtual && self.target.server_major < 18).then(|| "virtual columns need PostgreSQL 18".to_owned())
+    }
+
     /// The statement, the column it makes, and a default to be set for rows to come; or why there is none.
     fn added_column(&self, name: &TableName, column: &Column) -> Result<(String, Column, Option<String>), String> {
         if self.model.tables.get(name).is_some_and(|table| table.shape.bound.is_some()) {
@@ -71,11 +79,17 @@ impl Planner<'_> {
         if column.generated.as_deref() == Some("s") {
             return Err("computing a stored column for the rows that are there would rewrite the table".to_owned());
         }
-        if column.generated.is_some() && self.target.server_major < 18 {
-            return Err("virtual columns need PostgreSQL 18".to_owned());
+        if let Some(why) = self.needs_newer_column(column) {
+            return Err(why);
         }
         if self.is_conditional(&column.type_name) {
             return Err("its type has conditions that every row there would be held against".to_owned());
+        }
+        if column.default.is_some() && !self.is_plain_type(&column.type_name) {
+            return Err("making a value of its type may run functions with the agent's rights".to_owned());
+        }
+        if let Some(why) = column.expression.as_deref().and_then(|text| self.runs(text)) {
+            return Err(why);
         }
         let is_constant = column.default.as_deref().is_none_or(clause::is_constant);
         if column.not_null && (column.default.is_none() || !is_constant) && column.generated.is_none() {
@@ -154,6 +168,11 @@ impl Planner<'_> {
                 if is_inherited || !is_wider(&own.type_name, &column.type_name) {
                     continue;
                 }
+                if let Some(what) = stands_on(there, &column.name) {
+                    let why = format!("{what} would be held against every row again, under a lock");
+                    self.refuse(&name, Aspect::Type, &column.name, why);
+                    continue;
+                }
                 let sql = alter_column(&name, &column.name, &format!("TYPE {}", column.type_name));
                 let effect = Effect::Type(name.clone(), column.name.clone(), column.type_name.clone());
                 self.step(StepKind::WidenType, &name, sql, effect);
@@ -224,13 +243,24 @@ impl Planner<'_> {
             let helper = keys::derived_name("steep_not_null", &[&name.schema, &name.name, column]);
             (helper, format!("CHECK ({quoted} IS NOT NULL)"))
         };
-        let (table, constraint) = (name.sql(), quote_identifier(&constraint));
-        let adding = format!("ALTER TABLE {table} ADD CONSTRAINT {constraint} {definition} NOT VALID");
-        self.step(StepKind::AddConstraint, name, adding, Effect::Nothing);
-        let proven = Effect::NotNull(name.clone(), column.to_owned(), true);
-        let effect = if is_native { proven } else { Effect::Nothing };
-        self.validate(name, &constraint, effect);
-        if !is_native {
+        let (table, own) = (name.sql(), quote_identifier(&constraint));
+        let adding = format!("ALTER TABLE {table} ADD CONSTRAINT {own} {definition} NOT VALID");
+        if is_native {
+            let unproven = Constraint {
+                kind: "n".to_owned(),
+                name: constraint.clone(),
+                definition: format!("NOT NULL {} NOT VALID", readable_identifier(column)),
+                validated: false,
+                enforced: true,
+            };
+            self.step(StepKind::AddConstraint, name, adding, Effect::Constraint(name.clone(), unproven));
+            self.validate(name, &own, Effect::NotNull(name.clone(), column.to_owned(), true));
+            if let Some(step) = self.validations.last_mut() {
+                step.effects.push(Effect::ConstraintGone(name.clone(), "n".to_owned(), constraint));
+            }
+        } else {
+            self.step(StepKind::AddConstraint, name, adding, Effect::Nothing);
+            self.validate(name, &own, Effect::Nothing);
             self.unfinished.push((name.clone(), column.to_owned()));
         }
     }

@@ -153,11 +153,18 @@ impl Planner<'_> {
         let mut parts = Vec::new();
         for column in &table.columns {
             let sequence = owned.iter().find(|(of, ..)| *of == column.name).map(|(_, key, object, _)| (key, object));
+            let runs = column.expression.as_deref().and_then(|text| self.runs(text));
+            if let Some(why) = self.needs_newer_column(column).or(runs) {
+                return Err(Refused { aspect: Aspect::Generated, name: column.name.clone(), why });
+            }
             parts.push(column_sql(column, sequence, is_partition)?);
         }
         let inherited = if is_partition { self.inherited_checks(parents) } else { Vec::new() };
         let own = table.shape.constraints.iter().filter(|constraint| is_made_with_its_table(constraint));
         for constraint in inherited.iter().chain(own) {
+            if let Some(why) = self.needs_newer(constraint).or_else(|| self.constraint_runs(constraint)) {
+                return Err(Refused { aspect: Aspect::Check, name: constraint.name.clone(), why });
+            }
             let text =
                 constraint_text(constraint).map_err(|error| Refused::text(Aspect::Check, &constraint.name, error))?;
             parts.push(format!("CONSTRAINT {} {text}", quote_identifier(&constraint.name)));
@@ -169,6 +176,9 @@ impl Planner<'_> {
             sql.push_str(&format!(" INHERITS ({})", parents.join(", ")));
         }
         if let Some(key) = &table.shape.partition_key {
+            if let Some(why) = self.runs(key) {
+                return Err(Refused { aspect: Aspect::PartitionKey, name: String::new(), why });
+            }
             let begins = ["RANGE", "LIST", "HASH"].iter().find_map(|word| clause::clause(key, word).ok());
             let error = Unsafe("another beginning than is expected");
             let key = begins.ok_or_else(|| Refused::text(Aspect::PartitionKey, "", error))?;
@@ -186,6 +196,9 @@ impl Planner<'_> {
         let (Some(bound), [parent]) = (&table.shape.bound, parents) else { return Ok(None) };
         let text = if bound == "DEFAULT" { Ok(bound.as_str()) } else { clause::clause(bound, "FOR VALUES") };
         let text = text.map_err(|error| Refused::text(Aspect::Bound, "", error))?;
+        if let Some(why) = self.check_runs(text.strip_prefix("FOR VALUES").unwrap_or_default()) {
+            return Err(Refused { aspect: Aspect::Bound, name: String::new(), why });
+        }
         let parent = parent.sql();
         Ok(Some(format!("ALTER TABLE {parent} ATTACH PARTITION {} {text}", name.sql())))
     }
@@ -245,6 +258,10 @@ impl Planner<'_> {
         for index in &table.shape.indexes {
             match clause::index(&index.definition, &index.name, &name.schema, &name.name) {
                 Ok(text) => {
+                    if let Some(why) = self.runs(text.rest) {
+                        self.refuse(name, Aspect::Index, &index.name, why);
+                        continue;
+                    }
                     let sql = index_sql(&index.name, name, &text, "", text.only);
                     self.step(StepKind::CreateIndex, name, sql, Effect::Index(name.clone(), valid(index)));
                 }

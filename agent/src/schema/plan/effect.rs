@@ -36,6 +36,8 @@ pub enum Effect {
     Default(TableName, String, Option<String>),
     /// A constraint is as given.
     Constraint(TableName, Constraint),
+    /// A constraint, of a kind and name, became something else.
+    ConstraintGone(TableName, String, String),
     /// An index is as given.
     Index(TableName, Index),
     /// An index became part of another.
@@ -83,6 +85,9 @@ impl Effect {
                 if constraint.kind == "u" {
                     table.shape.indexes.retain(|index| index.name != constraint.name);
                 }
+            }),
+            Self::ConstraintGone(name, kind, constraint) => change(model, name, |table| {
+                table.shape.constraints.retain(|other| (&other.kind, &other.name) != (kind, constraint));
             }),
             Self::Index(name, index) => change(model, name, |table| put_index(table, index)),
             Self::IndexGone(name, index) => change(model, name, |table| drop_index(table, index)),

@@ -117,7 +117,10 @@ fn extra_table(name: &TableName) -> Hazard {
         difference: None,
         what: "it exists only on the target".to_owned(),
         why: "nothing is ever dropped".to_owned(),
-        by_hand: format!("create it on the source, leave it out with --exclude '{name}', or drop table {name}"),
+        by_hand: format!(
+            "create it on the source, or leave it out; drop table {name} only if it was not renamed on the source and \
+             nobody needs its rows"
+        ),
         is_blocking: false,
     }
 }
@@ -142,7 +145,8 @@ fn why(difference: &Difference) -> &'static str {
         (Aspect::Type, _) => "only a wider type of the same kind can be set without rewriting or losing values",
         (Aspect::Collation, _) => "another collation would order and compare what is there differently",
         (Aspect::Identity | Aspect::Generated, _) => "how values come about is never changed",
-        (Aspect::PrimaryKey | Aspect::Exclusion, _) => "a key is never changed: rows are named by it",
+        (Aspect::PrimaryKey, _) => "a key is never changed: rows are named by it",
+        (Aspect::Exclusion, _) => "rows that are there may exclude each other: it is never added or changed",
         (Aspect::Kind | Aspect::PartitionKey | Aspect::Bound | Aspect::Parents, _) => {
             "partitioning and inheritance are never changed: rows would have to move"
         }
@@ -156,15 +160,24 @@ fn by_hand(table: &TableName, difference: &Difference) -> String {
     let left = difference.left.as_deref();
     let on_target = |what: String| format!("on the target: alter table {table} {what}");
     let added = |what: &str| match left {
-        Some(text) => on_target(format!("add constraint {name} {text}, after dropping the one that is there")),
+        Some(text) if difference.right.is_some() => {
+            on_target(format!("drop constraint {name}, add constraint {name} {text}"))
+        }
+        Some(text) => on_target(format!("add constraint {name} {text}")),
         None => on_target(format!("drop {what} {name}")),
     };
     match difference.aspect {
         Aspect::Column if left.is_none() => {
-            format!("add {name} on the source, or {}", on_target(format!("drop column {name}")))
+            format!(
+                "add {name} on the source; or, if nobody needs its values and it was not renamed on the source, {}",
+                on_target(format!("drop column {name}"))
+            )
         }
         Aspect::Column => on_target(format!("add column {name} {}", left.unwrap_or_default())),
-        Aspect::Type => on_target(format!("alter column {name} type {}", left.unwrap_or_default())),
+        Aspect::Type => on_target(format!(
+            "alter column {name} type {} (this reads, and may rewrite, every row, and fails where a value does not fit)",
+            left.unwrap_or_default()
+        )),
         Aspect::Default => match left {
             Some("nextval(owned)") | None => format!("give column {name} of {table} the same default on both nodes"),
             Some(text) => on_target(format!("alter column {name} set default {text}")),
@@ -175,13 +188,25 @@ fn by_hand(table: &TableName, difference: &Difference) -> String {
         Aspect::Identity | Aspect::Generated | Aspect::Collation => {
             format!("make column {name} of {table} anew on one of the two nodes, and fill it")
         }
+        Aspect::ValueType => format!("bring {} to the same on both nodes", difference.name),
         Aspect::Order => "nothing".to_owned(),
-        Aspect::PrimaryKey | Aspect::Unique | Aspect::ForeignKey | Aspect::Check | Aspect::Exclusion => {
-            added("constraint")
-        }
+        Aspect::PrimaryKey
+        | Aspect::Unique
+        | Aspect::ForeignKey
+        | Aspect::NotNull
+        | Aspect::Check
+        | Aspect::Exclusion => added("constraint"),
         Aspect::Index => match left {
-            Some(text) => format!("on the target: drop index if there is one of that name; {text}"),
-            None => format!("on the target: drop index concurrently {name}"),
+            Some(text) if difference.right.is_some() => {
+                format!(
+                    "on the target: drop index concurrently {}; {text}",
+                    TableName::new(&table.schema, &difference.name)
+                )
+            }
+            Some(text) => format!("on the target: {text}"),
+            None => {
+                format!("on the target: drop index concurrently {}", TableName::new(&table.schema, &difference.name))
+            }
         },
         Aspect::Persistence => {
             on_target(if left == Some("unlogged") { "set unlogged" } else { "set logged" }.to_owned())

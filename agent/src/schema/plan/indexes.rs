@@ -62,6 +62,9 @@ impl Planner<'_> {
         if let Some(column) = self.needs_unsettled(name, text.rest) {
             return self.refuse(name, Aspect::Index, &index.name, format!("it needs column {column} as on the source"));
         }
+        if let Some(why) = self.runs(text.rest) {
+            return self.refuse(name, Aspect::Index, &index.name, why);
+        }
         if !wanted.is_partitioned() {
             return self.concurrent_index(name, &index.name, &text, index.clone());
         }
@@ -211,9 +214,23 @@ impl Planner<'_> {
         }
     }
 
+    /// Why the target's version cannot have the constraint.
+    pub(super) fn needs_newer(&self, constraint: &Constraint) -> Option<String> {
+        if self.target.server_major >= 18 {
+            return None;
+        }
+        let is_of_periods = constraint.kind != "c"
+            && [" WITHOUT OVERLAPS", "(PERIOD ", ", PERIOD "].iter().any(|words| constraint.definition.contains(words));
+        match (constraint.enforced, is_of_periods) {
+            (false, _) => Some("constraints that are not enforced need PostgreSQL 18".to_owned()),
+            (_, true) => Some("keys over periods need PostgreSQL 18".to_owned()),
+            _ => None,
+        }
+    }
+
     fn reason_against(&self, name: &TableName, constraint: &Constraint) -> Option<String> {
-        if !constraint.enforced && self.target.server_major < 18 {
-            return Some("constraints that are not enforced need PostgreSQL 18".to_owned());
+        if let Some(why) = self.needs_newer(constraint).or_else(|| self.constraint_runs(constraint)) {
+            return Some(why);
         }
         let column = self.needs_unsettled(name, &constraint.definition)?;
         Some(format!("it needs column {column} as on the source"))
@@ -290,7 +307,9 @@ impl Planner<'_> {
                 (&own.kind, &own.name, own.validated) == (&constraint.kind, &constraint.name, false)
                     && own.definition.strip_suffix(" NOT VALID") == Some(&constraint.definition)
             });
-            if same {
+            if let (true, Some(why)) = (same, self.constraint_runs(constraint)) {
+                self.refuse(name, Aspect::Check, &constraint.name, why);
+            } else if same {
                 let effect = Effect::Constraint(name.clone(), constraint.clone());
                 self.validate(name, &quote_identifier(&constraint.name), effect);
                 // It was there before us and stays when the proof fails.

@@ -7,7 +7,7 @@ use steep_protocol::{
     ids::OperationId,
     intent::Order,
     v1::{self, schemas_client::SchemasClient},
-    wire::rpc::{self, MAX_MESSAGE_BYTES, PeerChannel},
+    wire::rpc::{self, MAX_SCHEMA_BYTES, PeerChannel},
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -76,5 +76,5 @@ impl Client<'_> {
 }
 
 fn schemas(channel: PeerChannel) -> SchemasClient<PeerChannel> {
-    SchemasClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    SchemasClient::new(channel).max_decoding_message_size(MAX_SCHEMA_BYTES)
 }

@@ -29,6 +29,9 @@ pub struct Agent {
     pub socket_dir: Option<PathBuf>,
     /// Where it writes its log; a restart appends.
     pub log: PathBuf,
+    /// Words before the program's own on its command line: how it comes into another network or time.
+    #[serde(default)]
+    pub launcher: Vec<String>,
     /// host:port for its peers and steepctl.
     pub address: String,
     /// host:port of /livez, /readyz and /healthz.
@@ -57,6 +60,7 @@ impl Agent {
             state_dir: home.join("state"),
             socket_dir: None,
             log: home.join("agent.log"),
+            launcher: Vec::new(),
             address: format!("127.0.0.1:{port}"),
             http: format!("127.0.0.1:{http_port}"),
             child: Mutex::new(None),
@@ -93,7 +97,7 @@ impl Agent {
             bail!("the agent of {} runs already (pid {pid})", self.node_id);
         }
         let log = File::options().create(true).append(true).open(&self.log)?;
-        let mut command = Command::new(&self.program);
+        let mut command = self.command(&self.program.to_string_lossy());
         command.args(["run", "--config"]).arg(&self.config).current_dir("/").stdin(Stdio::null());
         command.stdout(log.try_clone()?).stderr(log);
         if life == Life::OfItsOwn {
@@ -144,14 +148,31 @@ impl Agent {
         heard.with_context(|| format!("the agent of {} knows of: {last}", self.node_id))
     }
 
+    /// A program where the agent is: on its host, in its time.
+    fn command(&self, program: &str) -> Command {
+        let mut words = self.launcher.iter().map(String::as_str).chain([program]);
+        let mut command = Command::new(words.next().expect("the program is one"));
+        command.args(words);
+        command
+    }
+
     /// Status and body of one of its HTTP pages.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
         let address: SocketAddr = self.http.parse().context("the agent's HTTP address")?;
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.http)?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.http);
         let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
+        if self.launcher.is_empty() {
+            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(request.as_bytes())?;
+            stream.read_to_string(&mut answer)?;
+        } else {
+            // The page is on a loopback address, which may be another host's.
+            let script = r#"exec 3<>"/dev/tcp/$0/$1" && printf %s "$2" >&3 && cat <&3"#;
+            let (ip, port) = (address.ip().to_string(), address.port().to_string());
+            let mut bash = self.command("timeout");
+            answer = process::output(bash.args(["5", "bash", "-c", script, &ip, &port, &request]))?;
+        }
         let status = answer.split(' ').nth(1).and_then(|word| word.parse().ok()).context("no HTTP answer")?;
         let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned();
         Ok((status, body))

@@ -13,6 +13,7 @@ mod template;
 
 use std::{
     fs,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -54,6 +55,8 @@ pub struct Options {
     /// Lines at the end of every agent.toml: whole sections that [`Agent::configure`] does not write.
     pub agent_toml: String,
     pub life: Life,
+    /// Where the agents run, in the order of the nodes; those beyond run here.
+    pub hosts: Vec<Host>,
     /// Certificates and agents too, not only servers.
     pub agents: bool,
 }
@@ -71,6 +74,7 @@ impl Options {
             mesh_toml: String::new(),
             agent_toml: String::new(),
             life: Life::OfItsOwn,
+            hosts: Vec::new(),
             agents: true,
         }
     }
@@ -80,6 +84,15 @@ impl Options {
         self.settings.push((name.to_owned(), value.to_owned()));
         self
     }
+}
+
+/// Another host, or another time, for an agent.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// Words before a program's own on a command line.
+    pub launcher: Vec<String>,
+    /// Where the agent listens.
+    pub ip: IpAddr,
 }
 
 /// One node: a server and its agent.
@@ -153,6 +166,10 @@ impl Cluster {
             let (home, socket) = place.of_server(node_id);
             let (agent, home_of_agent) = (&options.binaries.agent, place.of_node(node_id));
             let mut agent = Agent::new(node_id, agent, &home_of_agent, ports[index * 2], ports[index * 2 + 1]);
+            if let Some(host) = options.hosts.get(index) {
+                agent.launcher.clone_from(&host.launcher);
+                agent.address = SocketAddr::new(host.ip, ports[index * 2]).to_string();
+            }
             agent.socket_dir = place.of_links(node_id);
             nodes.push(Node { node_id: node_id.clone(), server: Server::new(postgres, &home, &socket), agent });
         }

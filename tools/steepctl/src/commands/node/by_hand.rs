@@ -35,7 +35,8 @@ pub(super) async fn settle(
     };
     let plan = client.plan_schema(&request).await?;
     let file = PathBuf::from(format!("{}.{}.sql", args.target, jiff::Timestamp::now().as_second()));
-    schema::write(&file, schema::script::of(&plan, ""))?;
+    let names: String = differing.iter().map(|name| format!(" --tables {}", shell_word(&readable(name)))).collect();
+    schema::write(&file, schema::script::of(&plan, &names))?;
     let shown = shell_word(&file.display().to_string());
     out.say(&format!(
         "{} of {} differ from {}'s. What would bring them up to date was written to {shown}; nothing was changed.",

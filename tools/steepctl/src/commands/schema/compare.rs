@@ -47,7 +47,7 @@ pub struct CompareArgs {
     /// Also list the tables that are the same
     #[arg(long)]
     pub all: bool,
-    /// End with exit code 12 when anything differs
+    /// End with exit code 12 when anything differs but the order of columns
     #[arg(long)]
     pub exit_code: bool,
 }
@@ -153,11 +153,15 @@ fn count(reply: &v1::CompareSchemasReply, verdict: &str) -> u64 {
 
 fn counts(reply: &v1::CompareSchemasReply) -> String {
     let of = |verdict: &str| units::count(count(reply, verdict));
-    let blocking = reply.tables.iter().filter(|table| table.is_blocking).count() as u64;
-    let blocking = match blocking {
+    let blocking: Vec<_> = reply.tables.iter().filter(|table| table.is_blocking).collect();
+    let mut named: Vec<_> =
+        blocking.iter().take(NAMED).map(|table| super::name(table.table.as_ref()).to_string()).collect();
+    if blocking.len() > NAMED {
+        named.push(format!("{} more", units::count((blocking.len() - NAMED) as u64)));
+    }
+    let blocking = match named.len() {
         0 => String::new(),
-        1 => "; 1 table cannot be replicated as it is".into(),
-        many => format!("; {} tables cannot be replicated as they are", units::count(many)),
+        _ => format!("; cannot be replicated as on both nodes now: {}", named.join(", ")),
     };
     format!(
         "{} match, {} mismatch, {} local-only, {} remote-only{blocking}.",

@@ -19,6 +19,9 @@ pub(crate) fn of(plan: &v1::PlanSchemaReply, words: &str) -> String {
     ];
     if !plan.steps.is_empty() {
         lines.push(format!("-- To run it on {target}: steepctl schema sync {source} {target} --apply{words}"));
+        lines.push(format!(
+            "-- or, by hand on {target}: psql -v ON_ERROR_STOP=1 -f FILE, not as one transaction, with lock_timeout set."
+        ));
     }
     for hazard in &plan.hazards {
         lines.push(String::new());
@@ -91,6 +94,7 @@ mod tests {
 -- Changes node_b to look like node_a; node_a stays as it is. Nothing of this was run.
 -- 2 statements, 1 thing to do by hand.
 -- To run it on node_b: steepctl schema sync node_a node_b --apply --tables t
+-- or, by hand on node_b: psql -v ON_ERROR_STOP=1 -f FILE, not as one transaction, with lock_timeout set.
 
 -- by hand: column total of public.orders: type differs
 --   why: narrowing could lose values
