@@ -24,7 +24,7 @@ pub struct Clock {
 
 impl Clock {
     /// It goes right.
-    pub fn new() -> Self {
+    pub fn right() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("steep-clock-{}-{number}", std::process::id()));

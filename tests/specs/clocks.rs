@@ -21,7 +21,7 @@ async fn hears_freshly(asked: &Node, of: &Node) {
 
 #[tokio::test]
 async fn a_clock_that_is_wrong_breaks_nothing_that_runs_and_refuses_what_it_cannot_judge() {
-    let clock = Clock::new();
+    let clock = Clock::right();
     let [a, b] = Cluster::of(2).on(vec![right_here(), clock.host()]).start().await;
     let ledger = Ledger::on(&a, 500).await;
     a.sql(&shop::orders(20_000)).await;

@@ -92,7 +92,8 @@ async fn two_nodes_are_compared_planned_and_synced_through_a_third() {
          create table swapped (id int primary key, a int, b int);
          create table lacks (id int primary key, total numeric(10,2) default 0, m mood);
          create table only_a (id bigint generated always as identity primary key, \"odd, \"\" name\" text);
-         create index by_total on lacks (total);",
+         create index by_total on lacks (total);
+         create schema apart; create type apart.other as enum ('x');",
     )
     .await;
     b.sql(
@@ -119,6 +120,10 @@ async fn two_nodes_are_compared_planned_and_synced_through_a_third() {
     let shown = c.steepctl("schema diff node_a node_b public.lacks").succeeds();
     assert!(shown.stdout.contains("total") && shown.stdout.contains("by_total"), "{shown}");
 
+    let of_one = c.steepctl("schema plan node_a node_b --tables lacks").succeeds();
+    assert!(of_one.stdout.contains("mood") && !of_one.stdout.contains("apart"), "what it uses, and no more: {of_one}");
+    c.steepctl("schema compare node_a node_b --schemas typo --exit-code").fails_with("STP-5001");
+    c.steepctl("schema compare node_a node_b --tables typo --exit-code").fails_with("STP-5001");
     let planned = c.steepctl("schema plan node_a node_b").succeeds();
     assert!(planned.stdout.contains("ADD COLUMN") || planned.stdout.contains("add column"), "{planned}");
     let before =
@@ -159,14 +164,21 @@ async fn a_start_refuses_tables_that_differ_or_brings_them_up_to_date_first() {
     let [a, b] = Cluster::of(2).start().await;
     a.sql(&format!(
         "{} create table notes (id int primary key, body varchar(200) default 'none', at timestamptz default now());
-         insert into notes select n, 'note ' || n from generate_series(1, 20) n;",
+         insert into notes select n, 'note ' || n from generate_series(1, 20) n;
+         create type mood as enum ('sad', 'ok'); create table feels (id int primary key, m mood);
+         insert into feels values (1, 'ok');",
         shop::orders(50)
     ))
     .await;
-    b.sql("create table notes (id int primary key, body varchar(10))").await;
+    b.sql(
+        "create table notes (id int primary key, body varchar(10));
+         create type mood as enum ('sad'); create table feels (id int primary key, m mood)",
+    )
+    .await;
     let refused = b.steepctl("node start node_b --from node_a").outcome();
     assert!(refused.status == 3 && refused.stderr.contains("STP-2202"), "{refused}");
     assert!(refused.stderr.contains("public.notes") && refused.stderr.contains("schema"), "{refused}");
+    assert!(refused.stderr.contains("enum public.mood has more on node_a"), "a type is told too: {refused}");
     assert!(b.slots().await.is_empty() && a.slots().await.is_empty());
     let denied = b.steepctl("node start node_b --from node_a --schema-sync auto").as_operator("otto").outcome();
     assert_eq!(denied.status, 7, "{denied}");
@@ -175,6 +187,7 @@ async fn a_start_refuses_tables_that_differ_or_brings_them_up_to_date_first() {
     b.steepctl("node start node_b --from node_a --schema-sync auto").operation().completes().await;
     b.becomes(Synchronized).await;
     b.holds_the_same_as(&a, "notes").await;
+    b.holds_the_same_as(&a, "feels").await;
     let compared = b.steepctl("schema compare node_a node_b --exit-code").outcome();
     assert_eq!(compared.status, 0, "{compared}");
 }
