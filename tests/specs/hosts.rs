@@ -60,7 +60,7 @@ async fn a_copy_whose_network_breaks_in_one_direction_ends_without_a_row_lost_or
     a.sql(&shop::orders(20_000)).await;
     let before: [Inventory; 2] = [a.inventory().await, b.inventory().await];
     let on_a = ledger.writers(2, &a);
-    let op = b.steepctl("node start node_b --from node_a --max-rate 20kB").operation();
+    let op = b.steepctl("node start node_b --from node_a --max-rate 60kB").operation();
     op.reaches("copy tables").await;
     hosts.cut_from(0, 1);
     lose_each_other(&a, &b).await;
