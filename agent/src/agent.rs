@@ -253,7 +253,19 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
         store::operations::finish(&rooms.store, op, OperationStatus::Failed, Some(&why)).await.map_err(explain)?;
     }
     // What peers had this node make for them; their operations cannot go on without the lost session.
-    rooms.cleanup.sweep(|_| false).await
+    rooms.cleanup.sweep(|_| false).await?;
+    tell_standstill(rooms).await
+}
+
+/// What an undo finished late may have left tables that stand still: then the node has diverged.
+async fn tell_standstill(rooms: &Rooms) -> Result<(), Failure> {
+    let explain = |error: store::Error| error.explain();
+    let own = nodes::own(&rooms.store).await.map_err(explain)?;
+    if own.init_state != NodeState::Synchronized || held_tables(&rooms.database).await?.is_empty() {
+        return Ok(());
+    }
+    warn!(event = "init.state_change", previous_state = "synchronized", new_state = "diverged", "tables stand still");
+    nodes::advance(&rooms.store, NodeEvent::Diverged, None, &Actor::agent(&rooms.me)).await.map_err(explain).map(drop)
 }
 
 async fn watch_vitals(rooms: &Rooms, facts: &watch::Sender<Facts>, upkeep: &Upkeep) {
@@ -294,6 +306,9 @@ async fn janitor(rooms: &Rooms) {
         }
         let is_running = |op| rooms.sessions.serves(op) || rooms.operations.is_running(op);
         if let Err(failure) = rooms.cleanup.sweep(is_running).await {
+            warn!(event = "agent.cleanup", error = telemetry::failure(&failure), "the janitor could not look");
+        }
+        if let Err(failure) = tell_standstill(rooms).await {
             warn!(event = "agent.cleanup", error = telemetry::failure(&failure), "the janitor could not look");
         }
         look_after_links(&rooms.links, &rooms.database).await;
