@@ -116,7 +116,7 @@ impl Cleanup {
         let effect = Effect::Detour(detour.clone());
         let holding = async {
             let held = held_tables(&self.database).await?;
-            let seen = self.came_past(&detour.subscription, detour.snapshot).await?;
+            let seen = self.came_past(&detour.subscription, detour.snapshot, PASSING).await?;
             let still = self.stop(op, &detour.subscription).await?;
             // Tables that stood still before are somewhere nobody knows.
             let is_known = !detour.tables.iter().any(|table| held.contains(table));
@@ -177,6 +177,13 @@ impl Cleanup {
                 );
                 return Ok(());
             }
+            // The other slot has nothing from before the snapshot, for the other tables either.
+            let seen = self.came_past(&detour.subscription, detour.snapshot, patience).await?;
+            if seen < detour.snapshot {
+                let Detour { subscription, publisher, snapshot, .. } = &detour;
+                let text = format!("{subscription} does not come past {snapshot} of {publisher}, where the copy began");
+                return Err(Failure::new(Code::CatchUpStalled, text));
+            }
             let still = self.stop(op, &detour.subscription).await?;
             detour.stage = Stage::Turning;
             let session = self.begin(op).await?;
@@ -213,9 +220,9 @@ impl Cleanup {
     ///
     /// A worker that answers to a position has applied all that was committed before it, also where nothing was that
     /// concerned it and its origin stands where it stood.
-    async fn came_past(&self, subscription: &str, goal: Lsn) -> Result<Lsn, Failure> {
+    async fn came_past(&self, subscription: &str, goal: Lsn, patience: Duration) -> Result<Lsn, Failure> {
         let look = self.database.session(Purpose::Watch).await.map_err(explain)?;
-        let deadline = Instant::now() + PASSING;
+        let deadline = Instant::now() + patience;
         loop {
             let found = subscriptions::find(&look, subscription).await.map_err(explain)?;
             let works = found.as_ref().is_some_and(|found| found.is_enabled);
