@@ -116,7 +116,7 @@ impl Cleanup {
         let effect = Effect::Detour(detour.clone());
         let holding = async {
             let held = held_tables(&self.database).await?;
-            let seen = self.came_past(&detour.subscription, detour.snapshot, PASSING).await?;
+            let seen = self.came_past(&detour.subscription, detour.snapshot, PASSING, 1).await?;
             let still = self.stop(op, &detour.subscription).await?;
             // Tables that stood still before are somewhere nobody knows.
             let is_known = !detour.tables.iter().any(|table| held.contains(table));
@@ -178,7 +178,7 @@ impl Cleanup {
                 return Ok(());
             }
             // The other slot has nothing from before the snapshot, for the other tables either.
-            let seen = self.came_past(&detour.subscription, detour.snapshot, patience).await?;
+            let seen = self.came_past(&detour.subscription, detour.snapshot, patience, ERRORS_TOO_MANY).await?;
             if seen < detour.snapshot {
                 let Detour { subscription, publisher, snapshot, .. } = &detour;
                 let text = format!("{subscription} does not come past {snapshot} of {publisher}, where the copy began");
@@ -216,16 +216,26 @@ impl Cleanup {
         }
     }
 
-    /// How far a subscription has certainly come, once it is past `goal`; or after a while, where it does not get there.
+    /// How far a subscription has certainly come, once it is past `goal`; or after a while, where it does not get there, or
+    /// stops so many times with an error.
     ///
     /// A worker that answers to a position has applied all that was committed before it, also where nothing was that
     /// concerned it and its origin stands where it stood.
-    async fn came_past(&self, subscription: &str, goal: Lsn, patience: Duration) -> Result<Lsn, Failure> {
+    async fn came_past(
+        &self,
+        subscription: &str,
+        goal: Lsn,
+        patience: Duration,
+        most_errors: u64,
+    ) -> Result<Lsn, Failure> {
         let look = self.database.session(Purpose::Watch).await.map_err(explain)?;
         let deadline = Instant::now() + patience;
+        let mut errors = None;
         loop {
             let found = subscriptions::find(&look, subscription).await.map_err(explain)?;
-            let works = found.as_ref().is_some_and(|found| found.is_enabled);
+            let counted = found.as_ref().map_or(0, |found| found.apply_errors);
+            let is_failing = counted >= *errors.get_or_insert(counted) + most_errors;
+            let works = found.as_ref().is_some_and(|found| found.is_enabled) && !is_failing;
             let seen = found.and_then(|found| found.latest_end_lsn).unwrap_or_default();
             if seen >= goal || !works || Instant::now() >= deadline {
                 return Ok(seen);
