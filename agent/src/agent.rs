@@ -236,7 +236,10 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
                 // Its other tables have replicated all the time.
                 NodeState::Reinitializing => {
                     let was = unfinished.request["was"].as_str().and_then(|was| was.parse().ok());
-                    reinit::state_after(!held_tables(&rooms.database).await?.is_empty(), was.unwrap_or(NodeState::Failed))
+                    reinit::state_after(
+                        !held_tables(&rooms.database).await?.is_empty(),
+                        was.unwrap_or(NodeState::Failed),
+                    )
                 }
                 _ => NodeEvent::Failed,
             };

@@ -125,7 +125,8 @@ async fn a_pair_that_replicates_both_ways_loses_nothing_and_sends_nothing_back()
     on_a.write(50).await;
     // Whoever writes on node_b meanwhile is told why that cannot be; others can.
     let refused = b.try_sql("insert into ledger.entries values ('late', 1, null)").await;
-    let refused = refused.expect_err("the tables are fenced").as_db_error().expect("by PostgreSQL").message().to_owned();
+    let refused =
+        refused.expect_err("the tables are fenced").as_db_error().expect("by PostgreSQL").message().to_owned();
     assert!(refused.contains("ledger.entries is being copied again from node_a"), "{refused}");
     b.sql("insert into customers (id, name) values (1000000, 'from b')").await;
     op.completes().await;
@@ -142,6 +143,15 @@ async fn a_pair_that_replicates_both_ways_loses_nothing_and_sends_nothing_back()
         let errors: i64 = node.value("select sum(apply_error_count)::bigint from pg_stat_subscription_stats").await;
         assert_eq!(errors, 0, "{}: errors while applying", node.id());
     }
+
+    // All of it, from the beginning.
+    spoil(&b, "delete from customers where id = 1").await;
+    let shown = b.steepctl("node reinit node_b --full --dry-run").succeeds();
+    assert!(shown.stdout.contains("DELETES") && shown.stdout.contains("public.orders"), "{shown}");
+    b.steepctl("node reinit node_b --full --confirm node_b").succeeds();
+    assert_eq!(b.state().await, Ok(Synchronized));
+    b.sql("insert into customers (id, name) values (1000001, 'from b again')").await;
+    a.holds_the_same_as(&b, "customers").await;
 }
 
 #[tokio::test]
@@ -258,7 +268,8 @@ async fn in_place_and_in_a_mesh_of_three_it_is_as_exact() {
 
     // Tables that refer to one that is copied again are left alone, and what then refers to nothing is told.
     spoil(&c, "insert into customers (id, name) values (7000, 'only here'); insert into orders (customer_id, total) values (7000, 1)").await;
-    let op = c.steepctl("node reinit node_c --tables customers --source node_b --confirm node_c --in-place").operation();
+    let op =
+        c.steepctl("node reinit node_c --tables customers --source node_b --confirm node_c --in-place").operation();
     op.fails_with("STP-4302").await;
     c.holds_the_same_as(&a, "customers").await;
     assert_eq!((c.count("orders").await, a.count("orders").await), (1_001, 1_000));

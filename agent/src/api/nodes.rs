@@ -7,8 +7,8 @@ use steep_protocol::{
     time,
     v1::{
         CancelNodeReply, CancelNodeRequest, GetNodeReply, GetNodeRequest, ListNodesReply, ListNodesRequest,
-        NodeHeadline, ReinitNodeReply, ReinitNodeRequest, RemoveNodeReply, RemoveNodeRequest, StartNodeReply, StartNodeRequest, nodes_client::NodesClient,
-        nodes_server::Nodes,
+        NodeHeadline, ReinitNodeReply, ReinitNodeRequest, RemoveNodeReply, RemoveNodeRequest, StartNodeReply,
+        StartNodeRequest, nodes_client::NodesClient, nodes_server::Nodes,
     },
     wire::rpc::{failure_of, status_of},
 };

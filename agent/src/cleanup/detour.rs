@@ -312,8 +312,7 @@ impl Cleanup {
         loop {
             tries += 1;
             let deadline = Instant::now() + LONGEST;
-            let holding =
-                async { links::hold_still(&self.database, &watch, &link, deadline).await.map_err(explain) };
+            let holding = async { links::hold_still(&self.database, &watch, &link, deadline).await.map_err(explain) };
             match Box::pin(self.make(op, "stop subscription", &effect, holding)).await {
                 Err(failure) if failure.code == Code::StillInUse && tries < TRIES => {
                     // What it is amid gets time to end.

@@ -278,7 +278,13 @@ pub(super) fn check_may_subscribe(findings: &mut Findings, role: &RoleFacts) {
 }
 
 /// What a node needs that loads, and subscribes to its source and to `members` more nodes.
-pub(super) fn check_subscriber(findings: &mut Findings, server: &ServerFacts, role: &RoleFacts, wanted: &Wanted, members: u32) {
+pub(super) fn check_subscriber(
+    findings: &mut Findings,
+    server: &ServerFacts,
+    role: &RoleFacts,
+    wanted: &Wanted,
+    members: u32,
+) {
     check_workers(findings, server, members.saturating_add(1));
     // One for each load session, one for each subscription, one for emptying under an origin.
     let needed = wanted.parallel.saturating_add(members).saturating_add(2);
@@ -293,7 +299,13 @@ pub(super) fn check_subscriber(findings: &mut Findings, server: &ServerFacts, ro
     });
 }
 
-pub(super) fn check_pair(findings: &mut Findings, source: &str, server: &ServerFacts, facts: &v1::ExamineReply, wanted: &Wanted) {
+pub(super) fn check_pair(
+    findings: &mut Findings,
+    source: &str,
+    server: &ServerFacts,
+    facts: &v1::ExamineReply,
+    wanted: &Wanted,
+) {
     findings.must(server.encoding == facts.encoding, Code::EncodingDiffers, "encodings are the same", || {
         format!("this database is {}, that of {source} is {}", server.encoding, facts.encoding)
     });

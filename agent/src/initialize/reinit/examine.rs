@@ -40,6 +40,14 @@ pub(super) struct Found {
     pub(super) others: u64,
 }
 
+/// How to look.
+pub(super) struct Look {
+    /// The rows go before the new ones come.
+    pub(super) in_place: bool,
+    /// Somebody wants to know how many rows are there: that takes its time.
+    pub(super) counts: bool,
+}
+
 fn explain(error: postgres::Error) -> Failure {
     error.explain()
 }
@@ -50,7 +58,7 @@ pub(super) async fn examine(
     source: &str,
     facts: &v1::ExamineReply,
     wanted: &Wanted,
-    in_place: bool,
+    look: &Look,
 ) -> Result<Found, Failure> {
     let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
     let server = catalog::server_facts(&session).await.map_err(explain)?;
@@ -78,11 +86,11 @@ pub(super) async fn examine(
     findings.must(subscription.is_some(), Code::IllegalState, "the node replicates from the source", || {
         format!("{} does not replicate from {source}", rooms.me)
     });
-    let tenths = if in_place { disk::ONCE } else { disk::STAGED };
+    let tenths = if look.in_place { disk::ONCE } else { disk::STAGED };
     disk::check(&session, &mut findings, facts, tenths).await?;
     let plain: Vec<_> =
         existing.values().filter(|table| table.kind == TableKind::Plain).map(|table| table.name.clone()).collect();
-    let counts = rows::count(&session, &plain).await.map_err(explain)?;
+    let counts = if look.counts { rows::count(&session, &plain).await.map_err(explain)? } else { Vec::new() };
     let oids: Vec<u32> = existing.values().map(|table| table.oid).collect();
     let keys = keys::list(&session, &oids).await.map_err(explain)?;
     let chosen: BTreeSet<&TableName> = names.iter().collect();

@@ -60,12 +60,12 @@ fn recipe(plan: &ReinitPlan) -> Recipe<Reinit> {
     }
     if has_members {
         // Undo: each member drops its slot.
-        recipe = recipe
-            .step("join members", Phase::Snapshot, |reinit, context| reinit.direct.join_members(context).boxed());
+        recipe =
+            recipe.step("join members", Phase::Snapshot, |reinit, context| reinit.direct.join_members(context).boxed());
     }
     // Undo: the source drops slot, snapshot and locks.
-    recipe = recipe
-        .step("open session", Phase::Snapshot, |reinit, context| reinit.direct.open_session(context).boxed());
+    recipe =
+        recipe.step("open session", Phase::Snapshot, |reinit, context| reinit.direct.open_session(context).boxed());
     if plan.in_place {
         // From the emptying on there is no way back; undo leaves the tables held.
         recipe = recipe
@@ -155,6 +155,5 @@ pub fn state_after(holds_tables: bool, was: NodeState) -> NodeEvent {
 fn stand_still(node: &str, tables: &[steep_protocol::names::TableName]) -> Failure {
     let names: Vec<_> = tables.iter().map(ToString::to_string).collect();
     let text = format!("{} on {node}: changes were skipped that nobody has any more", names.join(", "));
-    Failure::new(Code::TablesStandStill, text)
-        .hint(format!("steepctl node reinit {node} --tables {}", names.join(",")))
+    Failure::new(Code::TablesStandStill, text).hint(format!("steepctl node reinit {node} --tables {}", names.join(",")))
 }

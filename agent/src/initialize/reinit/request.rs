@@ -13,7 +13,7 @@ use steep_protocol::{
 
 use super::{
     Reinit, ReinitPlan,
-    examine::{Found, examine},
+    examine::{Found, Look, examine},
     recipe,
 };
 use crate::{
@@ -67,6 +67,7 @@ pub async fn start(
     }
     refuse_unconfirmed(request, verified)?;
     refuse_second(rooms, op)?;
+    refuse_while_served(rooms)?;
     let own = nodes::own(&rooms.store).await.map_err(|error| error.explain())?;
     lifecycle::next(own.init_state, NodeEvent::ReinitBegan).map_err(|_| {
         let text = format!("no table of {} can be copied again: it is {}", rooms.me, own.init_state);
@@ -76,10 +77,10 @@ pub async fn start(
     let source = Source::new(rooms.peers.clone(), plan.direct.source.clone(), op);
     let link = rooms.config.replication.link.as_str();
     let (selection, wanted) = (plan.direct.selection.clone(), &plan.direct.wanted);
-    let facts =
-        source.examine(&plan.direct.signed, selection, wanted.one_way, wanted.parallel, link).await?;
+    let facts = source.examine(&plan.direct.signed, selection, wanted.one_way, wanted.parallel, link).await?;
+    let look = Look { in_place: plan.in_place, counts: request.dry_run };
     let Found { mut checks, here, keys, others } =
-        examine(rooms, plan.direct.source.as_str(), &facts, wanted, plan.in_place).await?;
+        examine(rooms, plan.direct.source.as_str(), &facts, wanted, &look).await?;
     checks.extend(mesh::examine_members(rooms, op, &plan.direct.source, &plan.direct.signed, &facts).await?);
     checks.extend(facts.checks.iter().cloned());
     let mut tables = planned_tables(rooms, &facts, &here);
@@ -120,6 +121,13 @@ pub async fn start(
     let work = Reinit::new(rooms.clone(), source, plan);
     rooms.operations.start(new, actor.clone(), workers, recipe, work).await?;
     Ok(Answer { op: Some(op), checks, tables, keys, others })
+}
+
+/// Whoever is initialized from this node would get tables as they are in the middle of it.
+fn refuse_while_served(rooms: &Rooms) -> Result<(), Failure> {
+    let Some(held) = rooms.sessions.list().into_iter().next() else { return Ok(()) };
+    let text = format!("{} holds a session for {}, which copies from it", rooms.me, held.target);
+    Err(Failure::new(Code::OperationRunning, text).hint(format!("steepctl op watch {} follows that", held.op)))
 }
 
 /// An operator destroys rows only with the node's name typed; an admin is taken at their word.

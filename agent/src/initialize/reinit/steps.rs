@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     Reinit,
-    examine::{Found, examine},
+    examine::{Found, Look, examine},
     stand_still,
 };
 use crate::{
@@ -62,7 +62,7 @@ impl Reinit {
         let examined = direct.source.examine(&plan.signed, selection, wanted.one_way, wanted.parallel, link);
         direct.facts = examined.await?;
         let source = plan.source.as_str();
-        let found = examine(&direct.rooms, source, &direct.facts, wanted, in_place).await?;
+        let found = examine(&direct.rooms, source, &direct.facts, wanted, &Look { in_place, counts: false }).await?;
         let Found { mut checks, here, .. } = found;
         direct.here = here;
         direct.same_members()?;
@@ -197,10 +197,10 @@ impl Reinit {
         self.direct.check_unchanged().await?;
         let look = self.rooms().database.session(Purpose::Watch).await.map_err(explain)?;
         let reply = &self.direct.session().reply;
-        let lsn = |text: &str| {
-            text.parse::<Lsn>().map_err(|error: BadLsn| Failure::new(Code::BadRequest, error.to_string()))
-        };
-        let source = (self.direct.source.node().clone(), self.direct.session().id, reply.slot.clone(), lsn(&reply.lsn)?);
+        let lsn =
+            |text: &str| text.parse::<Lsn>().map_err(|error: BadLsn| Failure::new(Code::BadRequest, error.to_string()));
+        let source =
+            (self.direct.source.node().clone(), self.direct.session().id, reply.slot.clone(), lsn(&reply.lsn)?);
         let mut ways = vec![source];
         for member in &self.direct.members {
             let begin = member.begin.expect("the source told it when its session was opened");
@@ -308,8 +308,9 @@ impl Reinit {
         let keys = keys::list(session, &oids).await?;
         for staged in &self.tables {
             let from_elsewhere = keys.iter().any(|key| key.references == staged.table && key.table != staged.table);
-            // TRUNCATE would want the tables that refer to it too, which nobody named.
-            if from_elsewhere {
+            let is_partition = self.direct.here.existing.get(&staged.table).is_some_and(|table| table.is_partition);
+            // TRUNCATE would want the tables that refer to it too, which nobody named; a partition is referred to as its table.
+            if from_elsewhere || is_partition {
                 session.run(&switch::delete_rows(&staged.table)).await?;
             } else {
                 let table = ddl::TableRef { name: staged.table.clone(), is_partitioned: false };
@@ -339,9 +340,10 @@ impl Reinit {
     }
 
     /// Holds the rows against the foreign keys that nothing was held against while they were copied and replicated.
-    pub(super) async fn verify(&mut self, _: &Context) -> Result<(), Failure> {
+    pub(super) async fn verify(&mut self, context: &Context) -> Result<(), Failure> {
         let rooms = self.rooms();
-        let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+        // Cancelled with the operation, however long it takes.
+        let session = rooms.database.session(Purpose::Ddl(context.op)).await.map_err(explain)?;
         session.run(&switch::vacuum(&self.names())).await.map_err(explain)?;
         let oids: Vec<u32> = self.direct.here.existing.values().map(|table| table.oid).collect();
         let mut failure: Option<Failure> = None;
@@ -350,7 +352,8 @@ impl Reinit {
             if rows == 0 {
                 continue;
             }
-            let text = format!("{rows} rows of {} refer by {} to rows that {} has not", key.table, key.name, key.references);
+            let text =
+                format!("{rows} rows of {} refer by {} to rows that {} has not", key.table, key.name, key.references);
             let shown = keys::query(&key);
             failure = Some(match failure {
                 None => Failure::new(Code::RowsWithoutParent, format!("the tables are copied, but {text}"))

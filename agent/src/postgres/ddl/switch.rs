@@ -27,10 +27,7 @@ pub fn drop_stages(stages: &[TableName]) -> Statement {
 
 /// Keeps everybody from changing tables until the transaction ends; they can be read.
 pub fn lock_against_writers(names: &[TableName]) -> Statement {
-    let sql = format!(
-        "lock table {} in share row exclusive mode",
-        list(names, |name| format!("only {}", name.sql()))
-    );
+    let sql = format!("lock table {} in share row exclusive mode", list(names, |name| format!("only {}", name.sql())));
     Statement::new(sql, doing(format!("lock {}", tables(names))).or(Code::SwitchBlocked))
 }
 
@@ -96,11 +93,7 @@ pub fn put_fence(fence: &str, table: &TableName) -> Statement {
 
 /// Takes a fence away from all tables, if it is there.
 pub fn drop_fence(fence: &str) -> Statement {
-    let sql = format!(
-        "drop function if exists {}.{}() cascade",
-        quote_identifier(OWN_SCHEMA),
-        quote_identifier(fence)
-    );
+    let sql = format!("drop function if exists {}.{}() cascade", quote_identifier(OWN_SCHEMA), quote_identifier(fence));
     Statement::new(sql, doing("take the fence for writers away").or(Code::SwitchBlocked))
 }
 

@@ -1,5 +1,7 @@
 //! `steepctl node reinit`
 
+mod full;
+
 use std::time::Duration;
 
 use clap::Args;
@@ -42,7 +44,8 @@ Examples:
   steepctl node reinit node_b --tables sales.orders,sales.items --dry-run
   steepctl node reinit node_b --tables sales.orders,sales.items
   steepctl node reinit node_b --schema sales --source node_a --confirm node_b
-  steepctl node reinit node_b --tables events --in-place     no room for both";
+  steepctl node reinit node_b --tables events --in-place     no room for both
+  steepctl node reinit node_b --full                         all of it, from the beginning";
 
 /// Arguments of `node reinit`.
 #[derive(Debug, Args)]
@@ -51,11 +54,14 @@ pub struct ReinitArgs {
     /// The node whose tables are copied again
     pub node: NodeId,
     /// These tables, as schema.table; commas between them
-    #[arg(long, value_name = "TABLES", value_parser = tables, required_unless_present = "schema")]
+    #[arg(long, value_name = "TABLES", value_parser = tables, required_unless_present_any = ["schema", "full"])]
     pub tables: Vec<Tables>,
     /// All tables of these schemas; commas between them
     #[arg(long, value_name = "SCHEMA", visible_alias = "schemas", value_parser = schemas)]
     pub schema: Vec<Schemas>,
+    /// Everything: the node leaves replication, which waits until the others have what it wrote, and is initialized again
+    #[arg(long, conflicts_with_all = ["tables", "schema", "in_place"])]
+    pub full: bool,
     /// The node to copy from; auto takes the one it is least behind of, with the same schema
     #[arg(long, value_name = "SOURCE", default_value = "auto")]
     pub source: String,
@@ -102,6 +108,9 @@ struct Chosen {
 pub async fn run(args: &ReinitArgs, global: &Global, out: &Output) -> Result<Exit, Failure> {
     let mut client = global.client(out)?;
     let chosen = choose(args, &mut client).await?;
+    if args.full {
+        return full::run(args, &chosen, &mut client, global, out).await;
+    }
     let asked = request(args, &chosen, OperationId::generate().to_string(), true);
     let plan = client.reinit_node(&asked, false, PLAN_LIMIT).await?;
     if args.dry_run && out.is_json() {
@@ -122,7 +131,7 @@ pub async fn run(args: &ReinitArgs, global: &Global, out: &Output) -> Result<Exi
     if args.dry_run {
         return Ok(Exit::Success);
     }
-    confirm(args, &plan, &chosen, global, out)?;
+    confirm(args, &replaced(&plan, args, &chosen), global, out)?;
     start(args, &chosen, &mut client, global, out).await
 }
 
@@ -155,8 +164,7 @@ async fn start(
     out.talk(&format!("op {} runs in the agents; Ctrl-C detaches, it does not stop it", safe(&reply.op_id)));
     out.talk(&source_line(args, chosen));
     out.via(&reply.served_by);
-    let subject =
-        Subject { op_id: reply.op_id, target: args.node.to_string(), source: chosen.source.to_string() };
+    let subject = Subject { op_id: reply.op_id, target: args.node.to_string(), source: chosen.source.to_string() };
     let followed = follow::until_ended(client, out, &subject, args.follow, !global.no_input).await?;
     ending::conclude(out, followed, ending::Wanted::Completion)
 }
@@ -240,14 +248,8 @@ fn replaced(plan: &v1::ReinitNodeReply, args: &ReinitArgs, chosen: &Chosen) -> S
     lines.join("\n")
 }
 
-/// Goes on only if it is confirmed with the node's name.
-fn confirm(
-    args: &ReinitArgs,
-    plan: &v1::ReinitNodeReply,
-    chosen: &Chosen,
-    global: &Global,
-    out: &Output,
-) -> Result<(), Failure> {
+/// Goes on only if what is `shown` is confirmed with the node's name.
+fn confirm(args: &ReinitArgs, shown: &str, global: &Global, out: &Output) -> Result<(), Failure> {
     let node = &args.node;
     let refused = |message: String| {
         let hint = format!("--dry-run shows what is there; then add --confirm {node}");
@@ -262,7 +264,7 @@ fn confirm(
         }
         _ => {}
     }
-    out.say(&replaced(plan, args, chosen));
+    out.say(shown);
     if args.confirm.is_some() {
         return Ok(());
     }
@@ -316,7 +318,7 @@ mod tests {
 
     #[test]
     fn tables_or_a_schema_have_to_be_named() {
-        for bad in ["node_b", "node_b --source node_a", "node_b --tables a,,b", "node_b --tables a --parallel 0"] {
+        for bad in ["node_b", "node_b --source node_a", "node_b --tables a,,b", "node_b --full --tables a"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
         let args = parse("node_b --schema sales --tables a --in-place").expect("a good line");
