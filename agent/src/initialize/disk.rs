@@ -1,4 +1,4 @@
-//! Whether the target's disk is large enough, as far as that can be seen from here.
+//! Whether the target's disk is large enough, and the source may keep WAL for long enough, as far as that can be seen from here.
 
 use std::path::Path;
 
@@ -31,6 +31,16 @@ pub(super) async fn check(
         format!("{free} bytes are free, {needed} are needed ({size} on the source x {}.{})", tenths / 10, tenths % 10)
     });
     Ok(())
+}
+
+/// WAL written while the tables are copied must be kept until they are; nobody knows how much that will be, but a
+/// limit below the data's own size is a gamble.
+pub(super) fn check_wal_kept(findings: &mut Findings, source: &str, facts: &v1::ExamineReply) {
+    let size: u64 = facts.tables.iter().map(|table| table.bytes).sum();
+    if let Some(limit) = facts.max_slot_wal_keep_bytes.filter(|limit| *limit < size) {
+        let text = format!("{source} keeps at most {limit} bytes of WAL for a slot, the data are {size} bytes");
+        findings.warn(Code::SlotWalLimit, text, Code::SlotWalLimit.hint());
+    }
 }
 
 #[cfg(unix)]

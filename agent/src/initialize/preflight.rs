@@ -18,7 +18,7 @@ use super::{
     findings::Findings,
     mesh,
     messages::{source_table, table_name},
-    reach,
+    reach, reinit,
     shapes::{self, Pair},
     subscribe,
 };
@@ -30,7 +30,7 @@ use crate::{
         dump::Programs,
         rows,
         selection::{Selected, Selection},
-        slots, subscriptions,
+        subscriptions,
         tables::{self, Table, TableKind},
         version::Version,
     },
@@ -93,7 +93,7 @@ pub async fn examine_source(
     check_tables(&mut findings, &selected.tables, &role, server.version);
     check_triggers(&session, &mut findings, &selected.tables).await?;
     if wanted.again {
-        check_slots_alive(&session, &mut findings, target).await?;
+        reinit::check_slots_alive(&session, &mut findings, target).await?;
     } else {
         check_references(&session, &mut findings, &selected).await?;
     }
@@ -162,7 +162,7 @@ pub async fn examine_target(
         check_publisher(&mut findings, &server, &role, 1 + members);
     }
     mesh::check_target(rooms, &session, &mut findings, source, wanted).await?;
-    check_wal_kept(&mut findings, source, facts);
+    disk::check_wal_kept(&mut findings, source, facts);
     let peer = source.parse().map_err(|_| rooms.peers.unknown(source))?;
     reach::check(rooms, &session, &mut findings, &peer, &facts.link).await?;
     let name = subscribe::name_for(source);
@@ -324,16 +324,6 @@ pub(super) fn check_pair(
     }
 }
 
-/// WAL written while the tables are copied must be kept until they are; nobody knows how much that will be, but a
-/// limit below the data's own size is a gamble.
-pub(super) fn check_wal_kept(findings: &mut Findings, source: &str, facts: &v1::ExamineReply) {
-    let size: u64 = facts.tables.iter().map(|table| table.bytes).sum();
-    if let Some(limit) = facts.max_slot_wal_keep_bytes.filter(|limit| *limit < size) {
-        let text = format!("{source} keeps at most {limit} bytes of WAL for a slot, the data are {size} bytes");
-        findings.warn(Code::SlotWalLimit, text, Code::SlotWalLimit.hint());
-    }
-}
-
 fn check_selection(findings: &mut Findings, selection: &Selection, selected: &Selected<Table>) {
     for table in &selected.unknown {
         findings.error(Code::TableUnknown, format!("there is no table {table}"), Code::TableUnknown.hint());
@@ -414,16 +404,6 @@ fn check_tables(findings: &mut Findings, tables: &[Table], role: &RoleFacts, ver
             "mend these first",
         );
     }
-}
-
-/// A subscription that cannot go on has nothing to bring tables back to.
-async fn check_slots_alive(session: &Session, findings: &mut Findings, target: &NodeId) -> Result<(), Failure> {
-    let slots = slots::list(session).await.map_err(explain)?;
-    let lost = slots.iter().find(|slot| slot.is_kept_for(target) && slot.progress.is_lost());
-    findings.must(lost.is_none(), Code::SlotLost, "the target's slot has all it needs", || {
-        format!("slot {} lost WAL that {target} still needs", lost.map(|slot| slot.name.clone()).unwrap_or_default())
-    });
-    Ok(())
 }
 
 /// Triggers that are told apart from what fires for applications only.

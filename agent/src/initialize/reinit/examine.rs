@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
+    ids::NodeId,
     names::TableName,
     v1,
 };
@@ -19,9 +20,9 @@ use crate::{
         subscribe::name_for,
     },
     postgres::{
-        self, Purpose, catalog,
+        self, Purpose, Session, catalog,
         detours::{self, Carried},
-        keys, rows, subscriptions,
+        keys, rows, slots, subscriptions,
         tables::{self, TableKind},
     },
     rooms::Rooms,
@@ -67,7 +68,7 @@ pub(super) async fn examine(
     preflight::check_server(&mut findings, &server, wanted);
     preflight::check_pair(&mut findings, source, &server, facts, wanted);
     preflight::check_subscriber(&mut findings, &server, &role, wanted, 0);
-    preflight::check_wal_kept(&mut findings, source, facts);
+    disk::check_wal_kept(&mut findings, source, facts);
     preflight::check_blockers(&session, &mut findings).await?;
     let names = mesh::with_rows(facts);
     let all: Vec<TableName> = facts.tables.iter().filter_map(|table| table.table.as_ref().map(table_name)).collect();
@@ -102,6 +103,20 @@ pub(super) async fn examine(
         keys: keys.iter().map(|key| format!("{} {} to {}", key.table, key.name, key.references)).collect(),
         here: TargetTables { rows: plain.into_iter().zip(counts).collect(), existing },
     })
+}
+
+/// A subscription that cannot go on has nothing to bring tables back to.
+pub(in crate::initialize) async fn check_slots_alive(
+    session: &Session,
+    findings: &mut Findings,
+    target: &NodeId,
+) -> Result<(), Failure> {
+    let slots = slots::list(session).await.map_err(explain)?;
+    let lost = slots.iter().find(|slot| slot.is_kept_for(target) && slot.progress.is_lost());
+    findings.must(lost.is_none(), Code::SlotLost, "the target's slot has all it needs", || {
+        format!("slot {} lost WAL that {target} still needs", lost.map(|slot| slot.name.clone()).unwrap_or_default())
+    });
+    Ok(())
 }
 
 /// Every table comes by the subscriptions to the source and to the others of its mesh, and by none besides.

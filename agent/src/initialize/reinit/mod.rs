@@ -10,6 +10,8 @@ mod examine;
 pub mod request;
 mod steps;
 
+pub(super) use examine::check_slots_alive;
+
 use async_trait::async_trait;
 use futures::FutureExt as _;
 use steep_protocol::{
