@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
+    node::NodeState,
     operation::OperationStatus,
     wire::{
         endpoint::{Arrivals, Endpoint},
@@ -25,10 +26,11 @@ use crate::{
         http::{self, Web},
     },
     breakpoint::Breakpoints,
-    cleanup::Cleanup,
+    cleanup::{Cleanup, held_tables},
     config::Config,
     drift::{Drift, watch as drift_watch},
     identity::Certificates,
+    initialize::reinit,
     lifecycle::NodeEvent,
     link::{self, Links, Publisher},
     mesh::{Facts, Peers, Revocations},
@@ -218,17 +220,30 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
         let op = unfinished.op_id;
         warn!(event = "init.interrupted", op_id = %op, "an operation was cut off by the end of the agent; cleaning up");
         let is_init = unfinished.kind == "init";
-        let hint = match is_init {
-            true => format!("steepctl node start {} --from {}", unfinished.target, unfinished.source),
-            false => format!("steepctl node {} {}", unfinished.kind, unfinished.target),
+        let hint = match unfinished.kind.as_str() {
+            "init" => format!("steepctl node start {} --from {}", unfinished.target, unfinished.source),
+            "reinit" => format!("steepctl node reinit {} --source {} …", unfinished.target, unfinished.source),
+            kind => format!("steepctl node {kind} {}", unfinished.target),
         };
         let mut why = Failure::new(Code::Interrupted, "the agent ended while the operation ran").hint(hint);
         if let Err(failure) = rooms.cleanup.undo(op).await {
             why = why
                 .cause(format!("not everything could be cleaned up yet, it will be tried again: {}", failure.message));
         }
-        if nodes::own(&rooms.store).await.map_err(explain)?.init_state.is_active() {
-            nodes::advance(&rooms.store, NodeEvent::Failed, Some(op), &actor).await.map_err(explain)?;
+        let own = nodes::own(&rooms.store).await.map_err(explain)?;
+        if own.init_state.is_active() {
+            let event = match own.init_state {
+                // Its other tables have replicated all the time.
+                NodeState::Reinitializing => {
+                    let was = unfinished.request["was"].as_str().and_then(|was| was.parse().ok());
+                    reinit::state_after(
+                        !held_tables(&rooms.database).await?.is_empty(),
+                        was.unwrap_or(NodeState::Failed),
+                    )
+                }
+                _ => NodeEvent::Failed,
+            };
+            nodes::advance(&rooms.store, event, Some(op), &actor).await.map_err(explain)?;
         }
         if is_init {
             nodes::set_source(&rooms.store, None).await.map_err(explain)?;
@@ -241,7 +256,19 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
         store::operations::finish(&rooms.store, op, OperationStatus::Failed, Some(&why)).await.map_err(explain)?;
     }
     // What peers had this node make for them; their operations cannot go on without the lost session.
-    rooms.cleanup.sweep(|_| false).await
+    rooms.cleanup.sweep(|_| false).await?;
+    tell_standstill(rooms).await
+}
+
+/// What an undo finished late may have left tables that stand still: then the node has diverged.
+async fn tell_standstill(rooms: &Rooms) -> Result<(), Failure> {
+    let explain = |error: store::Error| error.explain();
+    let own = nodes::own(&rooms.store).await.map_err(explain)?;
+    if own.init_state != NodeState::Synchronized || held_tables(&rooms.database).await?.is_empty() {
+        return Ok(());
+    }
+    warn!(event = "init.state_change", previous_state = "synchronized", new_state = "diverged", "tables stand still");
+    nodes::advance(&rooms.store, NodeEvent::Diverged, None, &Actor::agent(&rooms.me)).await.map_err(explain).map(drop)
 }
 
 async fn watch_vitals(rooms: &Rooms, facts: &watch::Sender<Facts>, upkeep: &Upkeep) {
@@ -282,6 +309,9 @@ async fn janitor(rooms: &Rooms) {
         }
         let is_running = |op| rooms.sessions.serves(op) || rooms.operations.is_running(op);
         if let Err(failure) = rooms.cleanup.sweep(is_running).await {
+            warn!(event = "agent.cleanup", error = telemetry::failure(&failure), "the janitor could not look");
+        }
+        if let Err(failure) = tell_standstill(rooms).await {
             warn!(event = "agent.cleanup", error = telemetry::failure(&failure), "the janitor could not look");
         }
         look_after_links(&rooms.links, &rooms.database).await;

@@ -4,6 +4,8 @@
 //! Undoing walks the rows backwards and touches nothing they do not name. It may be repeated: what is gone
 //! already counts as undone. Rows that could not be undone stay, and the janitor tries them again.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
@@ -18,7 +20,7 @@ use crate::{
     postgres::{
         self, Database, Purpose, Session, activity, ddl, inventory,
         inventory::{CreatedObject, Inventory},
-        origins, publications, slots, subscriptions, tables,
+        origins, publications, slots, staging, subscriptions, tables,
     },
     store::{
         Store,
@@ -26,6 +28,15 @@ use crate::{
     },
     telemetry,
 };
+
+mod detour;
+
+pub use detour::{Contents, Detour, Stage, held_tables};
+
+/// How long what a detour brings back may stand still, where it is finished because the rest was given up.
+const DETOUR_PATIENCE: Duration = Duration::from_secs(60);
+/// How long taking a fence away may wait for whoever uses its table, until it is tried again.
+const FENCE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A table in a publication.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,6 +112,18 @@ pub enum Effect {
         /// The tables.
         tables: Vec<Member>,
     },
+    /// A subscription that skips tables, or reads another slot, until these are where the others are.
+    Detour(Detour),
+    /// Tables of ours that rows are copied into first.
+    Staged {
+        /// The tables.
+        tables: Vec<TableName>,
+    },
+    /// Tables that applications may not change.
+    Fence {
+        /// The name of its triggers and their function.
+        name: String,
+    },
     /// What a peer holds and makes for this operation.
     PeerSession {
         /// The peer.
@@ -119,6 +142,9 @@ impl Effect {
             Self::Schema { .. } => ("schema", String::new()),
             Self::Objects { created } => ("objects", format!("{} objects", created.len())),
             Self::Rows { tables } => ("rows", format!("{} tables", tables.len())),
+            Self::Detour(detour) => ("detour", detour.subscription.clone()),
+            Self::Staged { tables } => ("staged", format!("{} tables", tables.len())),
+            Self::Fence { name } => ("fence", name.clone()),
             Self::PeerSession { node } => ("peer_session", node.to_string()),
         }
     }
@@ -205,6 +231,9 @@ impl Cleanup {
         pending.sort_by_key(|intent| intent.kind != "peer_session");
         let session = self.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
         activity::terminate(&session, op).await.map_err(|error| error.explain())?;
+        // What a subscription needs to come back from its detour is the operation's; nothing of that may go before.
+        self.finish_detours(op, DETOUR_PATIENCE).await?;
+        pending.retain(|intent| intent.kind != "detour");
         self.undo_all(&session, op, &pending).await
     }
 
@@ -270,11 +299,23 @@ impl Cleanup {
             }
             Effect::Objects { created } => drop_objects(session, &created).await,
             Effect::Rows { tables } => self.empty(op, &tables).await,
+            Effect::Detour(_) => Box::pin(self.finish_detours(op, DETOUR_PATIENCE)).await,
+            Effect::Staged { tables } => staging::drop(session, &tables).await.map_err(explain),
+            Effect::Fence { name } => self.take_fence_away(op, &name).await,
             Effect::PeerSession { node } => {
                 let source = Source::new(self.peers.clone(), node, op);
                 source.close_session(false, "the operation was undone").await
             }
         }
+    }
+
+    async fn take_fence_away(&self, op: OperationId, name: &str) -> Result<(), Failure> {
+        let explain = |error: postgres::Error| error.explain();
+        let session = self.database.session(Purpose::Ddl(op)).await.map_err(explain)?;
+        session.begin().await.map_err(explain)?;
+        staging::be_patient(&session, FENCE_PATIENCE).await.map_err(explain)?;
+        session.run(&ddl::switch::drop_fence(name)).await.map_err(explain)?;
+        session.commit().await.map_err(explain)
     }
 
     async fn undo_publication(
@@ -348,6 +389,8 @@ async fn drop_objects(session: &Session, created: &[CreatedObject]) -> Result<()
 
 #[cfg(test)]
 mod tests {
+    use steep_protocol::{ids::SessionId, lsn::Lsn};
+
     use super::*;
 
     #[test]
@@ -355,6 +398,18 @@ mod tests {
         let table = TableName::new("public", "orders");
         let members = vec![Member { table: table.clone(), partitioned: true }];
         let before: Inventory = vec![(1259, [16384, 16390].into()), (2618, [17].into())].into();
+        let detour = Detour {
+            subscription: "steep_from_node_a".into(),
+            publisher: "node_a".parse().expect("a node"),
+            session: SessionId::generate(),
+            own_slot: "s".into(),
+            slot: "x".into(),
+            snapshot: Lsn(7),
+            tables: vec![table.clone()],
+            stands_at: Lsn(8),
+            contents: Contents::Old,
+            stage: Stage::Held,
+        };
         let created = CreatedObject { class_id: 1259, object_id: 16400, kind: "table".into(), identity: "a.b".into() };
         let effects = [
             Effect::Slot { name: "s".into(), peer: Some("node_b".parse().expect("a node")) },
@@ -365,6 +420,9 @@ mod tests {
             Effect::Schema { before, markers: vec![table] },
             Effect::Objects { created: vec![created] },
             Effect::Rows { tables: members },
+            Effect::Detour(detour),
+            Effect::Staged { tables: vec![TableName::new("steep_repl", "stage_0_0")] },
+            Effect::Fence { name: "f".into() },
             Effect::PeerSession { node: "node_a".parse().expect("a node") },
         ];
         for effect in effects {

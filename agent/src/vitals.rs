@@ -1,5 +1,7 @@
 //! How the node fares, measured once a second: what its headline tells the other agents.
 
+use std::collections::BTreeSet;
+
 use steep_protocol::{
     failure::{Code, Explain as _},
     ids::NodeId,
@@ -10,7 +12,7 @@ use steep_protocol::{
 use crate::{
     drift::watch::DIGITS,
     identity,
-    postgres::{Purpose, Session, slots, subscriptions},
+    postgres::{Purpose, Session, detours, slots, subscriptions},
     rooms::Rooms,
     store::nodes,
 };
@@ -94,6 +96,17 @@ async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadli
     }
     if own.init_state == NodeState::Failed && at_rest {
         complain(headline, "the last operation failed: steepctl op list".into());
+    }
+    if own.init_state == NodeState::Diverged && at_rest {
+        let carried = detours::carried(session).await.map_err(|error| error.to_string())?;
+        let held: BTreeSet<String> =
+            carried.iter().filter(|one| one.is_held).map(|one| one.table.to_string()).collect();
+        let names: Vec<_> = held.into_iter().collect();
+        if !names.is_empty() {
+            let (me, names) = (&rooms.me, names.join(","));
+            let code = Code::TablesStandStill;
+            complain(headline, format!("{code} {names} stand still: steepctl node reinit {me} --tables {names}"));
+        }
     }
     let noticed = rooms.drift.noticed();
     headline.schema_digest = noticed.digest.chars().take(DIGITS).collect();

@@ -145,7 +145,7 @@ impl fmt::Display for OperationId {
 }
 
 /// Names what a source holds open for one operation of a peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SessionId(Uuid);
 
 impl SessionId {

@@ -107,6 +107,27 @@ impl Order {
         })
     }
 
+    /// What a request to copy tables of a node again, or to plan that, amounts to. Rows go: that is signed as force.
+    ///
+    /// Fails on a request that names no nodes or no operation.
+    pub fn to_reinit(request: &v1::ReinitNodeRequest, confirmed: bool) -> Result<Self, Failure> {
+        let bad = |error: &dyn std::error::Error| Failure::new(Code::BadRequest, error.to_string());
+        let action = if request.dry_run { Action::NodePlanReinit } else { Action::NodeReinit };
+        Ok(Self {
+            source: Some(request.source.parse().map_err(|error| bad(&error))?),
+            selection: request.selection.clone().unwrap_or_default(),
+            method: if request.in_place { "in-place".into() } else { "staged".into() },
+            one_way: request.one_way,
+            force: !request.dry_run,
+            confirmed,
+            ..Self::new(
+                action,
+                request.op_id.parse().map_err(|error| bad(&error))?,
+                request.target.parse().map_err(|error| bad(&error))?,
+            )
+        })
+    }
+
     /// What a request to remove a node amounts to. That what is not sent may be lost is signed as force.
     ///
     /// Fails on a request that names no node or no operation.

@@ -135,6 +135,10 @@ words! {
         NodePlan = "node.plan",
         /// Initialize a node from another.
         NodeStart = "node.start",
+        /// Check whether tables of a node can be copied again; change nothing.
+        NodePlanReinit = "node.plan_reinit",
+        /// Copy tables of a node again.
+        NodeReinit = "node.reinit",
         /// Cancel what runs on a node.
         NodeCancel = "node.cancel",
         /// Take a node out of replication.
@@ -162,6 +166,8 @@ impl Action {
         match self {
             Self::NodePlan
             | Self::NodeStart
+            | Self::NodePlanReinit
+            | Self::NodeReinit
             | Self::NodeCancel
             | Self::NodeRemove
             | Self::OperationCancel

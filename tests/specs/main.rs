@@ -25,6 +25,7 @@ mod names;
 mod operations;
 mod random_tables;
 mod refusals;
+mod reinit;
 mod removal;
 mod roles;
 mod rows;

@@ -3,6 +3,10 @@
 select s.oid                                                   as oid,
        s.subname::text                                         as name,
        s.subenabled                                            as is_enabled,
+       -- Before 16 there is no such column: then it is the one found outside.
+       (select suborigin = 'none'
+          from pg_catalog.pg_subscription i
+         where i.oid = s.oid)                                  as is_mutual,
        s.subslotname::text                                     as slot,
        s.subpublications                                       as publications,
        w.pid                                                   as worker_pid,
@@ -23,6 +27,7 @@ select s.oid                                                   as oid,
                             count(*) filter (where t.srsubstate = 'r')      as tables_ready
                        from pg_catalog.pg_subscription_rel t
                       where t.srsubid = s.oid) r on true
+ cross join (select 'any'::text as suborigin) before_16
  where s.subdbid = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
    and ($1::text is null or s.subname = $1::text)
  order by s.subname;

@@ -7,8 +7,8 @@ use steep_protocol::{
     time,
     v1::{
         CancelNodeReply, CancelNodeRequest, GetNodeReply, GetNodeRequest, ListNodesReply, ListNodesRequest,
-        NodeHeadline, RemoveNodeReply, RemoveNodeRequest, StartNodeReply, StartNodeRequest, nodes_client::NodesClient,
-        nodes_server::Nodes,
+        NodeHeadline, ReinitNodeReply, ReinitNodeRequest, RemoveNodeReply, RemoveNodeRequest, StartNodeReply,
+        StartNodeRequest, nodes_client::NodesClient, nodes_server::Nodes,
     },
     wire::rpc::{failure_of, status_of},
 };
@@ -22,7 +22,7 @@ use super::{
     reply,
 };
 use crate::{
-    initialize::start,
+    initialize::{reinit, start},
     postgres::{Purpose, slots, subscriptions},
     removal::operation,
     rooms::Rooms,
@@ -65,7 +65,7 @@ impl Nodes for Service {
         self.0.heed(&caller, &order).await?;
         let rooms = self.0.rooms()?;
         let actor = caller.actor();
-        let answered = match self.takes_work(&rooms, &request) {
+        let answered = match self.takes_work(&rooms, &request.op_id, request.dry_run) {
             Ok(()) => Box::pin(start::start(&rooms, &request, &actor, caller.signed())).await,
             Err(drained) => Err(drained),
         };
@@ -164,6 +164,44 @@ impl Nodes for Service {
         let op = started.map_err(|failure| status_of(&failure))?;
         Ok(Response::new(RemoveNodeReply { served_by: self.0.me(), op_id: op.to_string() }))
     }
+
+    async fn reinit(&self, request: Request<ReinitNodeRequest>) -> Result<Response<ReinitNodeReply>, Status> {
+        let caller = self.0.admit(&request, Rpc::NodesReinit).await?;
+        let request = request.into_inner();
+        if let Owner::Peer(node, channel) = self.0.owner(&request.target, &caller).await? {
+            let asked = self.0.on_behalf_of(&caller, request);
+            return answer(&node, NodesClient::new(channel).reinit(asked)).await;
+        }
+        let order = Order::to_reinit(&request, false).map_err(|failure| status_of(&failure))?;
+        self.0.heed(&caller, &order).await?;
+        let rooms = self.0.rooms()?;
+        let actor = caller.actor();
+        let answered = match self.takes_work(&rooms, &request.op_id, request.dry_run) {
+            Ok(()) => Box::pin(reinit::request::start(&rooms, &request, &actor, caller.signed())).await,
+            Err(drained) => Err(drained),
+        };
+        let detail = serde_json::json!({
+            "source": request.source, "dry_run": request.dry_run, "in_place": request.in_place,
+            "through": caller.through.as_ref().map(ToString::to_string),
+            "refused": answered.as_ref().err().map(ToString::to_string),
+        });
+        let op = answered.as_ref().ok().and_then(|answered| answered.op);
+        audit::append(&rooms.store, &actor, "node.reinit", &request.target, op, &detail)
+            .await
+            .map_err(|error| status_of(&error.explain()))?;
+        let answered = match answered {
+            Ok(answered) => answered,
+            Err(failure) => return Err(self.0.refuse(&caller, failure).await),
+        };
+        Ok(Response::new(ReinitNodeReply {
+            served_by: self.0.me(),
+            op_id: answered.op.map(|op| op.to_string()).unwrap_or_default(),
+            checks: answered.checks,
+            tables: answered.tables,
+            foreign_keys: answered.keys,
+            other_tables: answered.others,
+        }))
+    }
 }
 
 /// Nobody said no: the agent, or the PostgreSQL beside it, could not be asked.
@@ -174,9 +212,9 @@ fn is_out_of_reach(status: &Status) -> bool {
 
 impl Service {
     /// A drained agent starts nothing; it still plans, and knows what it has started.
-    fn takes_work(&self, rooms: &Rooms, request: &StartNodeRequest) -> Result<(), Failure> {
-        let runs_already = request.op_id.parse().is_ok_and(|op| rooms.operations.is_running(op));
-        if request.dry_run || runs_already {
+    fn takes_work(&self, rooms: &Rooms, op_id: &str, dry_run: bool) -> Result<(), Failure> {
+        let runs_already = op_id.parse().is_ok_and(|op| rooms.operations.is_running(op));
+        if dry_run || runs_already {
             return Ok(());
         }
         self.0.upkeep.drain.refuse(&rooms.me, "starts no operation")

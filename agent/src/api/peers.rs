@@ -118,6 +118,7 @@ impl Peers for Service {
             parallel: request.parallel,
             force: false,
             schema_sync: SchemaSync::Strict,
+            again: scope::is_again(caller.signed()),
         };
         reply(preflight::examine_source(&rooms, caller.node(), &wanted, &request.link).await)
     }
@@ -280,7 +281,7 @@ impl Peers for Service {
         let rooms = self.0.rooms()?;
         let judged = scope::check_examine_member(caller.node(), caller.signed(), request);
         self.allowed(&caller, judged).await?;
-        reply(mesh::examine_member(&rooms, caller.node(), request).await)
+        reply(mesh::examine_member(&rooms, caller.node(), request, scope::is_again(caller.signed())).await)
     }
 
     async fn join_member(&self, request: Request<v1::JoinMemberRequest>) -> Answer<v1::JoinMemberReply> {

@@ -75,6 +75,7 @@ pub fn subscription(found: &Subscription) -> v1::SubscriptionView {
         enabled: found.is_enabled,
         lag_bytes: found.lag_bytes(),
         apply_errors: found.apply_errors,
+        mutual: found.is_mutual,
     }
 }
 

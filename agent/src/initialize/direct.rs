@@ -44,6 +44,8 @@ pub struct DirectPlan {
     pub source: NodeId,
     /// Tables, directions, width.
     pub wanted: Wanted,
+    /// The publication of the whole database serves; otherwise one of the target's own.
+    pub shared_publication: bool,
     /// The same selection, as messages carry it.
     pub selection: v1::Selection,
     /// What an operator has signed: the source opens to nothing else.

@@ -27,9 +27,9 @@ pub(super) struct Joined {
     pub(super) session: SessionId,
     /// The subscription to it, once it is made.
     pub(super) subscription: String,
-    reply: v1::JoinMemberReply,
+    pub(super) reply: v1::JoinMemberReply,
     /// What it committed before this is in the source's snapshot.
-    begin: Option<Lsn>,
+    pub(super) begin: Option<Lsn>,
     _renewing: Renewing,
 }
 
@@ -56,9 +56,8 @@ impl Direct {
         let source = self.plan.source.clone();
         let published = self.facts.tables.iter().filter_map(|table| table.table.clone());
         let tables: Vec<v1::TableName> = published.collect();
-        let mesh: Vec<String> = std::iter::once(source.to_string())
-            .chain(self.plan.members.iter().map(|member| member.node.clone()))
-            .collect();
+        let others = self.plan.members.iter().map(|member| member.node.clone());
+        let mesh = self.with_me_if_again(std::iter::once(source.to_string()).chain(others));
         for member in self.plan.members.clone() {
             let node: NodeId = member.node.parse().map_err(|_| self.rooms.peers.unknown(&member.node))?;
             let request = v1::JoinMemberRequest {
@@ -66,7 +65,7 @@ impl Direct {
                 source: source.to_string(),
                 mesh: mesh.clone(),
                 tables: tables.clone(),
-                whole_database: self.plan.wanted.selection.is_whole_database(),
+                whole_database: self.plan.shared_publication,
                 source_slot: member.slot.clone(),
             };
             let effect = Effect::PeerSession { node: node.clone() };

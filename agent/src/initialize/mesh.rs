@@ -57,12 +57,13 @@ pub(super) async fn check_source(
     findings: &mut Findings,
     target: &NodeId,
     tables: &[TableName],
+    again: bool,
 ) -> Result<Vec<v1::MeshMember>, Failure> {
     check_quiet(rooms, findings, target).await?;
     let links = links::list(session).await.map_err(explain)?;
     let mut members = Vec::new();
     for link in &links {
-        if let Some(node) = judge(rooms, findings, link, target, tables) {
+        if let Some(node) = judge(rooms, findings, link, target, tables, again) {
             members.push(v1::MeshMember { node: node.to_string(), slot: link.slot.clone() });
         }
     }
@@ -74,6 +75,7 @@ pub async fn examine_member(
     rooms: &Rooms,
     target: &NodeId,
     request: &v1::ExamineMemberRequest,
+    again: bool,
 ) -> Result<v1::ExamineMemberReply, Failure> {
     let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
     let server = catalog::server_facts(&session).await.map_err(explain)?;
@@ -86,6 +88,7 @@ pub async fn examine_member(
         parallel: 0,
         force: false,
         schema_sync: SchemaSync::Strict,
+        again,
     };
     preflight::check_state(rooms, &mut findings).await?;
     preflight::check_server(&mut findings, &server, &wanted);
@@ -97,7 +100,7 @@ pub async fn examine_member(
     let tables = with_rows(&facts);
     let found = links::list(&session).await.map_err(explain)?;
     let with: BTreeSet<NodeId> =
-        found.iter().filter_map(|link| judge(rooms, &mut findings, link, target, &tables)).collect();
+        found.iter().filter_map(|link| judge(rooms, &mut findings, link, target, &tables, again)).collect();
     let others: BTreeSet<&str> = request.members.iter().map(String::as_str).chain([request.source.as_str()]).collect();
     for other in others.iter().filter(|other| **other != rooms.me.as_str()) {
         let is_told = found.iter().any(|link| link.name == name_for(other));
@@ -240,10 +243,20 @@ async fn check_quiet(rooms: &Rooms, findings: &mut Findings, target: &NodeId) ->
 }
 
 /// The node behind `link`, if all is well with it.
-fn judge(rooms: &Rooms, findings: &mut Findings, link: &Link, target: &NodeId, tables: &[TableName]) -> Option<NodeId> {
+fn judge(
+    rooms: &Rooms,
+    findings: &mut Findings,
+    link: &Link,
+    target: &NodeId,
+    tables: &[TableName],
+    again: bool,
+) -> Option<NodeId> {
     let name = &link.name;
     let me = &rooms.me;
     if *name == name_for(target.as_str()) {
+        if again {
+            return None;
+        }
         let text = format!("a subscription {name} from {target} exists already");
         findings.error(Code::IllegalState, text, format!("steepctl node remove {target} takes it away"));
         return None;
@@ -269,7 +282,8 @@ fn judge(rooms: &Rooms, findings: &mut Findings, link: &Link, target: &NodeId, t
         let text = format!("{me} does not get {table} from {node}, though it is selected");
         findings.error(Code::MeshTablesDiffer, text, Code::MeshTablesDiffer.hint());
     }
-    if let Some(table) = carried.difference(&selected).next() {
+    // Of what is copied again, others go on as they are.
+    if let Some(table) = carried.difference(&selected).next().filter(|_| !again) {
         let text = format!("{me} gets {table} from {node}, though it is not selected");
         findings.error(Code::MeshTablesDiffer, text, Code::MeshTablesDiffer.hint());
     }

@@ -4,7 +4,8 @@
 //! for the room they need; [`direct`] is the recipe, read top to bottom; [`steps`] its longer steps, [`schema`] the one
 //! that makes tables; [`subscribe`] makes subscriptions on either end, over what [`reach`] says; [`start`] is the door, and [`scope`] the source's,
 //! where what a peer asks for is held against what an operator has signed. Where the source already replicates both ways
-//! with others, [`mesh`] looks at all of them and [`members`] has the steps they take part in.
+//! with others, [`mesh`] looks at all of them and [`members`] has the steps they take part in. [`reinit`] copies some tables of
+//! a node again that was initialized before.
 
 pub mod direct;
 mod disk;
@@ -15,6 +16,7 @@ pub mod mesh;
 pub mod messages;
 pub mod preflight;
 pub mod reach;
+pub mod reinit;
 pub mod schema;
 pub mod scope;
 mod shapes;

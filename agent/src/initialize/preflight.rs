@@ -18,7 +18,7 @@ use super::{
     findings::Findings,
     mesh,
     messages::{source_table, table_name},
-    reach,
+    reach, reinit,
     shapes::{self, Pair},
     subscribe,
 };
@@ -55,6 +55,8 @@ pub struct Wanted {
     pub force: bool,
     /// What is done about tables that differ.
     pub schema_sync: SchemaSync,
+    /// The target replicates from the source already; tables of it are copied again.
+    pub again: bool,
 }
 
 fn explain(error: postgres::Error) -> Failure {
@@ -84,13 +86,17 @@ pub async fn examine_source(
         false => {
             mesh::check_joined(&mut findings, &server, &role);
             let tables = mesh::that_hold_rows(&selected.tables);
-            mesh::check_source(rooms, &session, &mut findings, target, &tables).await?
+            mesh::check_source(rooms, &session, &mut findings, target, &tables, wanted.again).await?
         }
     };
     check_selection(&mut findings, &wanted.selection, &selected);
     check_tables(&mut findings, &selected.tables, &role, server.version);
     check_triggers(&session, &mut findings, &selected.tables).await?;
-    check_references(&session, &mut findings, &selected).await?;
+    if wanted.again {
+        reinit::check_slots_alive(&session, &mut findings, target).await?;
+    } else {
+        check_references(&session, &mut findings, &selected).await?;
+    }
     check_blockers(&session, &mut findings).await?;
     if wanted.selection.is_whole_database() {
         let objects = catalog::large_objects(&session).await.map_err(explain)?;
@@ -156,7 +162,7 @@ pub async fn examine_target(
         check_publisher(&mut findings, &server, &role, 1 + members);
     }
     mesh::check_target(rooms, &session, &mut findings, source, wanted).await?;
-    check_wal_kept(&mut findings, source, facts);
+    disk::check_wal_kept(&mut findings, source, facts);
     let peer = source.parse().map_err(|_| rooms.peers.unknown(source))?;
     reach::check(rooms, &session, &mut findings, &peer, &facts.link).await?;
     let name = subscribe::name_for(source);
@@ -185,7 +191,7 @@ pub async fn examine_target(
         check_can_create(&session, &mut findings, facts).await?;
         super::schema::check_programs(rooms, &session, &mut findings, facts).await;
     }
-    disk::check(&session, &mut findings, facts).await?;
+    disk::check(&session, &mut findings, facts, disk::ONCE).await?;
     Ok((findings.into_checks(), TargetTables { existing, rows }))
 }
 
@@ -273,7 +279,13 @@ pub(super) fn check_may_subscribe(findings: &mut Findings, role: &RoleFacts) {
 }
 
 /// What a node needs that loads, and subscribes to its source and to `members` more nodes.
-fn check_subscriber(findings: &mut Findings, server: &ServerFacts, role: &RoleFacts, wanted: &Wanted, members: u32) {
+pub(super) fn check_subscriber(
+    findings: &mut Findings,
+    server: &ServerFacts,
+    role: &RoleFacts,
+    wanted: &Wanted,
+    members: u32,
+) {
     check_workers(findings, server, members.saturating_add(1));
     // One for each load session, one for each subscription, one for emptying under an origin.
     let needed = wanted.parallel.saturating_add(members).saturating_add(2);
@@ -288,7 +300,13 @@ fn check_subscriber(findings: &mut Findings, server: &ServerFacts, role: &RoleFa
     });
 }
 
-fn check_pair(findings: &mut Findings, source: &str, server: &ServerFacts, facts: &v1::ExamineReply, wanted: &Wanted) {
+pub(super) fn check_pair(
+    findings: &mut Findings,
+    source: &str,
+    server: &ServerFacts,
+    facts: &v1::ExamineReply,
+    wanted: &Wanted,
+) {
     findings.must(server.encoding == facts.encoding, Code::EncodingDiffers, "encodings are the same", || {
         format!("this database is {}, that of {source} is {}", server.encoding, facts.encoding)
     });
@@ -304,16 +322,6 @@ fn check_pair(findings: &mut Findings, source: &str, server: &ServerFacts, facts
             "both ways need wal_level = logical on the target too",
             "or start it with --one-way",
         );
-    }
-}
-
-/// WAL written while the tables are copied must be kept until they are; nobody knows how much that will be, but a
-/// limit below the data's own size is a gamble.
-fn check_wal_kept(findings: &mut Findings, source: &str, facts: &v1::ExamineReply) {
-    let size: u64 = facts.tables.iter().map(|table| table.bytes).sum();
-    if let Some(limit) = facts.max_slot_wal_keep_bytes.filter(|limit| *limit < size) {
-        let text = format!("{source} keeps at most {limit} bytes of WAL for a slot, the data are {size} bytes");
-        findings.warn(Code::SlotWalLimit, text, Code::SlotWalLimit.hint());
     }
 }
 
@@ -400,7 +408,7 @@ fn check_tables(findings: &mut Findings, tables: &[Table], role: &RoleFacts, ver
 }
 
 /// Triggers that are told apart from what fires for applications only.
-async fn check_triggers(
+pub(super) async fn check_triggers(
     session: &Session,
     findings: &mut Findings,
     tables: impl IntoIterator<Item = &Table>,

@@ -27,6 +27,16 @@ use crate::{
     },
 };
 
+/// Orders by which a node may be examined.
+const EXAMINE: [Action; 4] = [Action::NodePlan, Action::NodeStart, Action::NodePlanReinit, Action::NodeReinit];
+/// Orders by which rows may leave a node.
+const OPEN: [Action; 2] = [Action::NodeStart, Action::NodeReinit];
+
+/// Whether the order is to copy tables again: its target replicates with this node already.
+pub fn is_again(verified: &Verified) -> bool {
+    matches!(verified.order.action, Action::NodePlanReinit | Action::NodeReinit)
+}
+
 fn explain(error: store::Error) -> Failure {
     error.explain()
 }
@@ -38,7 +48,7 @@ pub async fn check_examine(
     verified: &Verified,
     request: &v1::ExamineRequest,
 ) -> Result<(), Failure> {
-    check_parties(&rooms.me, caller, verified, &request.op_id, &[Action::NodePlan, Action::NodeStart])?;
+    check_parties(&rooms.me, caller, verified, &request.op_id, &EXAMINE)?;
     check_direction(verified, request.one_way)?;
     if request.selection.clone().unwrap_or_default() != verified.order.selection {
         return Err(exceeded(verified, "another selection of tables"));
@@ -58,10 +68,11 @@ pub async fn open(
     verified: &Verified,
     request: &v1::OpenSessionRequest,
 ) -> Result<Scope, Failure> {
-    check_parties(&rooms.me, caller, verified, &request.op_id, &[Action::NodeStart])?;
+    check_parties(&rooms.me, caller, verified, &request.op_id, &OPEN)?;
     check_direction(verified, request.one_way)?;
     let selection = selection_of(&verified.order.selection);
-    if request.whole_database && !selection.is_whole_database() {
+    // What is copied again is in a publication already, whichever that is.
+    if request.whole_database && !selection.is_whole_database() && !is_again(verified) {
         return Err(exceeded(verified, "the whole database"));
     }
     let session = rooms.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
@@ -85,7 +96,7 @@ pub fn check_examine_member(
     verified: &Verified,
     request: &v1::ExamineMemberRequest,
 ) -> Result<(), Failure> {
-    check_parties(&named(&request.source)?, caller, verified, &request.op_id, &[Action::NodePlan, Action::NodeStart])?;
+    check_parties(&named(&request.source)?, caller, verified, &request.op_id, &EXAMINE)?;
     check_direction(verified, false)
 }
 
@@ -97,10 +108,10 @@ pub async fn join(
     verified: &Verified,
     request: &v1::JoinMemberRequest,
 ) -> Result<Scope, Failure> {
-    check_parties(&named(&request.source)?, caller, verified, &request.op_id, &[Action::NodeStart])?;
+    check_parties(&named(&request.source)?, caller, verified, &request.op_id, &OPEN)?;
     check_direction(verified, false)?;
     let selection = selection_of(&verified.order.selection);
-    if request.whole_database && !selection.is_whole_database() {
+    if request.whole_database && !selection.is_whole_database() && !is_again(verified) {
         return Err(exceeded(verified, "the whole database"));
     }
     let session = rooms.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;

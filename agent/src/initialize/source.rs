@@ -48,9 +48,9 @@ pub async fn count_rows(held: &Held) -> Result<Vec<v1::TableRows>, Failure> {
 pub async fn read_sequences(rooms: &Rooms, held: &Held) -> Result<Vec<v1::SequencePosition>, Failure> {
     let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
     let oids: Vec<u32> = held.tables.iter().map(|(table, _)| table.oid).collect();
-    let scope = match held.publication.as_str() {
-        "steep" => SequenceScope::WholeDatabase,
-        _ => SequenceScope::OfTables(&oids),
+    let scope = match held.scope.selection.is_whole_database() {
+        true => SequenceScope::WholeDatabase,
+        false => SequenceScope::OfTables(&oids),
     };
     let found = sequences::read(&session, scope).await.map_err(explain)?;
     let position = |sequence: sequences::Sequence| v1::SequencePosition {

@@ -117,7 +117,7 @@ pub async fn start(
 }
 
 /// Whether this very order began its operation before.
-async fn was_started(rooms: &Rooms, op: OperationId, verified: &Verified) -> Result<bool, Failure> {
+pub(super) async fn was_started(rooms: &Rooms, op: OperationId, verified: &Verified) -> Result<bool, Failure> {
     let explain = |error: store::Error| error.explain();
     match signed_intents::find(&rooms.store, op).await.map_err(explain)? {
         None => Ok(false),
@@ -136,7 +136,7 @@ fn refuse_unconfirmed(request: &v1::StartNodeRequest, verified: &Verified) -> Re
     Err(Failure::new(Code::ConfirmationNeeded, text))
 }
 
-fn refuse_second(rooms: &Rooms, op: OperationId) -> Result<(), Failure> {
+pub(super) fn refuse_second(rooms: &Rooms, op: OperationId) -> Result<(), Failure> {
     match rooms.operations.current() {
         Some((running, _)) if running != op => {
             let text = format!("operation {running} already runs on {}", rooms.me);
@@ -180,10 +180,12 @@ fn plan_of(
         parallel,
         force: request.force,
         schema_sync,
+        again: false,
     };
     may_sync(rooms, &wanted, &verified.signer.who)?;
     let plan = DirectPlan {
         source,
+        shared_publication: wanted.selection.is_whole_database(),
         wanted,
         selection,
         signed: verified.signed.clone(),
@@ -204,7 +206,7 @@ pub fn selection_of(selection: &v1::Selection) -> Selection {
     }
 }
 
-fn planned_tables(rooms: &Rooms, facts: &v1::ExamineReply, here: &TargetTables) -> Vec<v1::PlannedTable> {
+pub(super) fn planned_tables(rooms: &Rooms, facts: &v1::ExamineReply, here: &TargetTables) -> Vec<v1::PlannedTable> {
     let planned = |table: &v1::SourceTable| {
         let pages = u32::try_from(table.bytes / PAGE_BYTES).unwrap_or(u32::MAX);
         let name = table.table.as_ref().map(table_name)?;

@@ -73,9 +73,9 @@ impl Direct {
             tables: self.facts.tables.clone(),
             one_way: self.plan.wanted.one_way,
             part_bytes: 0,
-            whole_database: self.plan.wanted.selection.is_whole_database(),
+            whole_database: self.plan.shared_publication,
             parallel: self.plan.wanted.parallel,
-            members: self.plan.members.iter().map(|member| member.node.clone()).collect(),
+            members: self.with_me_if_again(self.plan.members.iter().map(|member| member.node.clone())),
         };
         let effect = Effect::PeerSession { node: self.plan.source.clone() };
         let opened = self.source.open_session(&self.plan.signed, request);
@@ -84,6 +84,13 @@ impl Direct {
         self.take_positions(&reply)?;
         self.hold_session(context, id, reply);
         Ok(())
+    }
+
+    /// The others of a mesh; those that this node is one of already must hear its name too.
+    pub(super) fn with_me_if_again(&self, others: impl Iterator<Item = String>) -> Vec<String> {
+        let wanted = &self.plan.wanted;
+        let me = (wanted.again && !wanted.one_way).then(|| self.rooms.me.to_string());
+        others.chain(me).collect()
     }
 
     /// For each node that gets this one's changes: the publication with the tables that are here, and the slot for the way
@@ -108,8 +115,7 @@ impl Direct {
     }
 
     pub(super) fn publication_for(&self, node: &NodeId) -> String {
-        let whole = self.plan.wanted.selection.is_whole_database();
-        if whole { "steep".to_owned() } else { format!("steep_only_{node}") }
+        if self.plan.shared_publication { "steep".to_owned() } else { format!("steep_only_{node}") }
     }
 
     pub(super) async fn copy_tables(&mut self, context: &Context) -> Result<(), Failure> {
@@ -221,7 +227,7 @@ impl Direct {
     }
 
     /// No DDL may have slipped in since the snapshot: rows of another shape would stop the subscription.
-    async fn check_unchanged(&self) -> Result<(), Failure> {
+    pub(super) async fn check_unchanged(&self) -> Result<(), Failure> {
         let now = self.source.describe_tables(self.session().id).await?;
         for then in &self.facts.tables {
             let name = then.table.as_ref().map(table_name).expect("a table has its name");
@@ -307,7 +313,7 @@ impl Direct {
 
     /// Rows counted on the source inside the snapshot, against rows committed here part by part: both stand at
     /// the slot's own LSN, whatever has been written since.
-    pub(super) async fn verify(&mut self, context: &Context) -> Result<(), Failure> {
+    pub(super) async fn check_counts(&self, context: &Context) -> Result<(), Failure> {
         let parts = ledger::parts(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
         let mut landed = BTreeMap::<&TableName, u64>::new();
         for part in &parts {
@@ -325,6 +331,11 @@ impl Direct {
                 return Err(Failure::new(Code::CountsDiffer, text));
             }
         }
+        Ok(())
+    }
+
+    pub(super) async fn verify(&mut self, context: &Context) -> Result<(), Failure> {
+        self.check_counts(context).await?;
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
         let of_members = self.members.iter().map(|member| &member.subscription);
         for subscription in of_members.chain([&self.subscription]) {
@@ -366,7 +377,7 @@ impl Waiting {
 }
 
 /// The tables to copy, largest first.
-fn table_jobs(tables: &[v1::SourceTable], planned: &[v1::SessionTable]) -> Result<Vec<TableJob>, Failure> {
+pub(super) fn table_jobs(tables: &[v1::SourceTable], planned: &[v1::SessionTable]) -> Result<Vec<TableJob>, Failure> {
     let mut jobs = Vec::new();
     for table in tables.iter().filter(|table| table.kind != "p") {
         let name = table.table.as_ref().map(table_name).expect("a table has its name");
@@ -376,6 +387,7 @@ fn table_jobs(tables: &[v1::SourceTable], planned: &[v1::SessionTable]) -> Resul
         let stored = || table.columns.iter().filter(|column| column.generated.is_empty());
         jobs.push(TableJob {
             oid: table.oid,
+            into: name.clone(),
             name,
             columns: stored().map(|column| column.name.clone()).collect(),
             binary: stored().all(|column| column.binary_safe),

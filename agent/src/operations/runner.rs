@@ -50,8 +50,10 @@ const UNDO_LIMIT: Duration = Duration::from_secs(30);
 /// Progress goes to watchers this often, and to the database every fourth time.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
-/// The kind of operation that copies rows.
-const INIT: &str = "init";
+/// Whether operations of this kind copy rows: their progress is told, and their phases.
+fn copies_rows(kind: &str) -> bool {
+    matches!(kind, "init" | "reinit")
+}
 
 /// Whether a request began an operation or found the one it had begun before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +137,7 @@ impl Operations {
             let reporter = tokio_util::task::AbortOnDropHandle::new(operations.tasks.spawn(operations.clone().report(
                 context.clone(),
                 gauges.clone(),
-                new.kind == INIT,
+                copies_rows(&new.kind),
             )));
             let status = operations.run(&new, &context, &running, recipe, work).await;
             drop(reporter);
@@ -279,7 +281,7 @@ impl Operations {
                 (status, told, Some(why))
             }
         };
-        self.finish(context, status, failure.as_ref(), new.kind == INIT).await;
+        self.finish(context, status, failure.as_ref(), copies_rows(&new.kind)).await;
         context.announce(milestone.took(took)).await;
         status
     }
@@ -296,7 +298,7 @@ impl Operations {
         work.begin(context).await?;
         let mut phase: Option<(Phase, Instant)> = None;
         for step in &recipe.steps {
-            if running.kind != INIT {
+            if !copies_rows(&running.kind) {
                 context.feed.progress(|progress| progress.enter(step.phase));
                 context.announce(Milestone::new(&format!("{}.step", running.kind), step.name)).await;
             } else if phase.is_none_or(|(current, _)| current != step.phase) {

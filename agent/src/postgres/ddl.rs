@@ -4,6 +4,8 @@
 
 use std::fmt::Write as _;
 
+pub mod switch;
+
 pub use steep_protocol::names::quote_literal;
 use steep_protocol::{
     failure::Code,

@@ -26,11 +26,14 @@ pub mod sequences;
 pub mod shapes;
 pub mod tables;
 
+pub mod detours;
+pub mod keys;
 pub mod links;
 pub mod origins;
 pub mod publications;
 pub mod replication;
 pub mod slots;
+pub mod staging;
 pub mod subscriptions;
 mod unseen;
 pub mod walsender;

@@ -31,6 +31,8 @@ pub struct Subscription {
     pub name: String,
     /// Its worker runs, or will be started again when it ends.
     pub is_enabled: bool,
+    /// It asks only for what was written on its publisher; never before 16.
+    pub is_mutual: bool,
     /// The slot it reads; none: detached.
     pub slot: Option<String>,
     /// The publications it asked for.
@@ -63,6 +65,7 @@ impl Subscription {
             oid: field(row, "oid")?,
             name: field(row, "name")?,
             is_enabled: field(row, "is_enabled")?,
+            is_mutual: field(row, "is_mutual")?,
             slot: field(row, "slot")?,
             publications: field(row, "publications")?,
             worker_pid: field(row, "worker_pid")?,

@@ -46,6 +46,8 @@ pub struct TableJob {
     pub oid: u32,
     /// Its name, the same on both ends.
     pub name: TableName,
+    /// Where its rows go: the table itself, or one beside it.
+    pub into: TableName,
     /// The columns both ends store.
     pub columns: Vec<String>,
     /// Every column is safe in PostgreSQL's binary format.
@@ -217,7 +219,7 @@ async fn receive_part(
     let mut blocks = job.source.fetch(want).await?;
     session.begin().await.map_err(explain)?;
     let format = if table.binary { CopyFormat::Binary } else { CopyFormat::Text };
-    let mut sink = copy::copy_in(session, &ddl::copy_in(&table.name, &table.columns, format)).await.map_err(explain)?;
+    let mut sink = copy::copy_in(session, &ddl::copy_in(&table.into, &table.columns, format)).await.map_err(explain)?;
     let mut bytes = 0;
     while let Some(block) = blocks.next().await.map_err(|error| job.source.explain(error))? {
         shared.pace.wait(block.len() as u64).await;

@@ -8,8 +8,8 @@ use serde_json::Value;
 use steep_protocol::ids::OperationId;
 use tokio_postgres::Row;
 
-use super::{Error, Store, row::operation};
-use crate::postgres::{connect::field, sql};
+use super::{Error, Store, control::doing, row::operation};
+use crate::postgres::{self, Session, connect::field, sql};
 
 /// Something an operation has made, or may have.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,6 +59,24 @@ pub async fn undone(store: &Store, id: i64) -> Result<(), Error> {
 async fn mark(store: &Store, id: i64, state: &str) -> Result<bool, Error> {
     let marked = store.execute("mark an intent", sql!("store/mark_intent.sql"), &[&id, &state]).await?;
     Ok(marked == 1)
+}
+
+/// Writes down anew what the pending intent of this kind and name is about, in the transaction open on `session`.
+pub async fn revise(
+    session: &Session,
+    op: OperationId,
+    kind: &str,
+    name: &str,
+    detail: &Value,
+) -> Result<(), postgres::Error> {
+    let sql = sql!("store/revise_intent.sql");
+    session.execute(doing("write down what is done"), sql, &[&op.uuid(), &kind, &name, &detail]).await.map(drop)
+}
+
+/// Says what the tables of `op`'s detours hold from the commit of the transaction open on `session` on.
+pub async fn tell_contents(session: &Session, op: OperationId, contents: &str) -> Result<(), postgres::Error> {
+    let sql = sql!("store/tell_contents.sql");
+    session.execute(doing("write down what tables hold"), sql, &[&op.uuid(), &contents]).await.map(drop)
 }
 
 /// Something that operations of the past made, and that was kept, is gone.

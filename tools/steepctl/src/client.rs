@@ -137,6 +137,18 @@ impl<'a> Client<'a> {
         self.ask(ANSWER_LIMIT, async |channel| nodes(channel).cancel(with(&signed, &request)).await).await
     }
 
+    /// Copies tables of a node again, or plans that; the answer may take as long as `limit`. `confirmed`: the operator has
+    /// confirmed with the node's name that rows are replaced.
+    pub async fn reinit_node(
+        &mut self,
+        request: &v1::ReinitNodeRequest,
+        confirmed: bool,
+        limit: Duration,
+    ) -> Result<v1::ReinitNodeReply, Failure> {
+        let signed = self.sign(&Order::to_reinit(request, confirmed)?)?;
+        self.ask(limit, async |channel| nodes(channel).reinit(with(&signed, request)).await).await
+    }
+
     /// Takes a node out of replication; the answer may take as long as `limit`.
     pub async fn remove_node(
         &mut self,

@@ -78,6 +78,7 @@ fn summary(operation: &v1::Operation) -> String {
     }
     let state = match operation.kind.as_str() {
         "init" => Tone::Good.paint("SYNCHRONIZED"),
+        "reinit" => Tone::Good.paint("REINITIALIZED"),
         "remove" => return format!("{target} {}{in_time}; its data stays", Tone::Good.paint("removed")),
         kind => Tone::Good.paint(&format!("{} completed", safe(kind))),
     };

@@ -360,6 +360,7 @@ impl Nodes for Played {
                 enabled: true,
                 lag_bytes: Some(0),
                 apply_errors: 0,
+                mutual: true,
             }],
             slots: vec![v1::SlotView {
                 name: "steep_node_a".into(),
@@ -405,6 +406,21 @@ impl Nodes for Played {
 
     async fn remove(&self, _: Request<v1::RemoveNodeRequest>) -> Result<Response<v1::RemoveNodeReply>, Status> {
         Ok(Response::new(v1::RemoveNodeReply { served_by: "node_b".into(), op_id: OP.into() }))
+    }
+
+    async fn reinit(&self, request: Request<v1::ReinitNodeRequest>) -> Result<Response<v1::ReinitNodeReply>, Status> {
+        let mut reply = v1::ReinitNodeReply {
+            served_by: "node_b".into(),
+            checks: self.0.script.checks.clone(),
+            ..Default::default()
+        };
+        if request.into_inner().dry_run {
+            reply.tables = self.0.script.planned.clone();
+        } else {
+            reply.op_id = OP.into();
+            *self.0.began.lock().expect("no panic") = Some(tokio::time::Instant::now());
+        }
+        Ok(Response::new(reply))
     }
 }
 

@@ -5,6 +5,7 @@ pub mod cancel;
 pub mod list;
 pub mod plan;
 pub mod progress;
+pub mod reinit;
 pub mod remove;
 pub mod show;
 pub mod start;
@@ -29,6 +30,8 @@ pub enum NodeCommand {
     Start(Box<start::StartArgs>),
     /// Cancel what runs on a node, and wait until all is cleaned up
     Cancel(cancel::CancelArgs),
+    /// Copy some tables of a node again from another, while all others replicate
+    Reinit(Box<reinit::ReinitArgs>),
     /// Take a node out of replication, on itself and on all others
     Remove(remove::RemoveArgs),
     /// Show how far the operation on a node has come
@@ -42,6 +45,7 @@ pub async fn run(command: NodeCommand, global: &Global, out: &Output) -> Result<
         NodeCommand::Show(args) => show::run(&args, global, out).await,
         NodeCommand::Start(args) => start::run(&args, global, out).await,
         NodeCommand::Cancel(args) => cancel::run(&args, global, out).await,
+        NodeCommand::Reinit(args) => Box::pin(reinit::run(&args, global, out)).await,
         NodeCommand::Remove(args) => remove::run(&args, global, out).await,
         NodeCommand::Progress(args) => progress::run(&args, global, out).await,
     }

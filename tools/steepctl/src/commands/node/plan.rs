@@ -39,12 +39,12 @@ pub(super) fn checks(checks: &[v1::Check], all: bool, glyphs: &Glyphs) -> String
 }
 
 /// The failure that the failed checks amount to; the first of them decides its code.
-pub(super) fn failed(reply: &v1::StartNodeReply, target: &str, source: &str) -> Option<Failure> {
-    let failed: Vec<_> = reply.checks.iter().filter(|check| check.severity == "error").collect();
+pub(super) fn failed(checks: &[v1::Check], what: &str) -> Option<Failure> {
+    let failed: Vec<_> = checks.iter().filter(|check| check.severity == "error").collect();
     let first = failed.first()?;
     let code = first.code.parse().unwrap_or(Code::Internal);
     let number = units::counted(failed.len() as u64, "check");
-    let failure = Failure::new(code, format!("cannot start {target} from {source}: {number} failed"));
+    let failure = Failure::new(code, format!("{what}: {number} failed"));
     let failure = if first.hint.is_empty() { failure } else { failure.hint(first.hint.clone()) };
     Some(failed.iter().fold(failure, |failure, check| failure.cause(format!("{} {}", check.code, check.message))))
 }
@@ -151,14 +151,11 @@ mod tests {
 
     #[test]
     fn a_failed_check_makes_the_dry_run_fail_with_its_code() {
-        let reply = v1::StartNodeReply {
-            checks: vec![check("ok", "STP-2001"), check("error", "STP-2002")],
-            ..Default::default()
-        };
-        let failure = failed(&reply, "node_b", "node_a").expect("a check failed");
+        let checks = [check("ok", "STP-2001"), check("error", "STP-2002")];
+        let failure = failed(&checks, "cannot start node_b from node_a").expect("a check failed");
         assert_eq!(failure.code, Code::WalLevel);
         assert_eq!(failure.causes, ["STP-2002 wal_level is replica"]);
-        assert_eq!(failed(&v1::StartNodeReply::default(), "node_b", "node_a"), None);
+        assert_eq!(failed(&[], "cannot start node_b from node_a"), None);
     }
 
     #[test]

@@ -122,7 +122,7 @@ pub async fn run(args: &StartArgs, global: &Global, out: &Output) -> Result<Exit
             }
             _ => failure,
         })?;
-    if let Some(failure) = plan::failed(&reply, args.target.as_str(), args.from.as_str()) {
+    if let Some(failure) = plan::failed(&reply.checks, &cannot(args)) {
         out.talk(&plan::checks(&reply.checks, false, out.glyphs()));
         return Err(failure);
     }
@@ -143,6 +143,10 @@ pub async fn run(args: &StartArgs, global: &Global, out: &Output) -> Result<Exit
     let subject = Subject { op_id, target: args.target.to_string(), source: args.from.to_string() };
     let followed = follow::until_ended(&client, out, &subject, args.follow, !global.no_input).await?;
     ending::conclude(out, followed, ending::Wanted::Completion)
+}
+
+fn cannot(args: &StartArgs) -> String {
+    format!("cannot start {} from {}", args.target, args.from)
 }
 
 /// `init node_b <- node_a`, the method, and what the checks found.
@@ -188,7 +192,7 @@ async fn dry_run(args: &StartArgs, client: &mut Client<'_>, out: &Output) -> Res
         out.talk("nothing was changed");
         out.via(&reply.served_by);
     }
-    match plan::failed(&reply, args.target.as_str(), args.from.as_str()) {
+    match plan::failed(&reply.checks, &cannot(args)) {
         Some(failure) => Err(failure),
         None => Ok(Exit::Success),
     }
@@ -218,7 +222,7 @@ async fn confirm_destruction(
         _ => {}
     }
     let plan = client.start_node(&request(args, OperationId::generate().to_string(), true), false, PLAN_LIMIT).await?;
-    if let Some(failure) = plan::failed(&plan, target.as_str(), args.from.as_str()) {
+    if let Some(failure) = plan::failed(&plan.checks, &cannot(args)) {
         return Err(failure);
     }
     out.say(&plan::destruction(&plan.tables, target.as_str()));

@@ -1,0 +1,279 @@
+//! Tables that went wrong are copied again while everything is written to, and nothing else notices.
+
+use steep_tests::{Cluster, Ledger, Node, NodeState::*, PATIENCE, shop, until};
+
+/// Does something to `node`'s rows that no other node hears of, as no application could.
+async fn spoil(node: &Node, statements: &str) {
+    node.sql("select pg_replication_origin_create('spoil')").await;
+    node.sql("select pg_replication_origin_session_setup('spoil')").await;
+    node.sql(&format!("begin; set local session_replication_role = replica; {statements}; commit")).await;
+    node.sql("select pg_replication_origin_session_reset()").await;
+    node.sql("select pg_replication_origin_drop('spoil')").await;
+}
+
+/// Rows missing, wrong, and too many.
+const WRONG_ENTRIES: &str = "
+    delete from ledger.entries where key in (select key from ledger.entries where key like 'start/%' limit 300);
+    update ledger.entries set amount = -1
+     where key in (select key from ledger.entries where key like 'start/%' limit 200);
+    insert into ledger.entries select 'stray/' || n, n, 'nobody else has it' from generate_series(1, 50) n";
+
+/// Nothing of a reinitialization is left on `node`.
+async fn has_no_traces(node: &Node) {
+    let traces = "select 'table ' || relname from pg_class where relname like 'stage\\_%'
+                  union all select 'trigger ' || tgname from pg_trigger where tgname like 'steep%'
+                  union all select 'function ' || proname from pg_proc where proname like 'steep_fence%'
+                  union all select 'origin ' || roname from pg_replication_origin where roname like 'steep%'
+                  union all select 'held ' || srrelid::regclass from pg_subscription_rel where srsublsn > '7FFFFFFF/0'
+                  union all select 'disabled ' || subname from pg_subscription where not subenabled
+                  union all select kind || ' ' || name from steep_repl.intents where state in ('planned', 'live')";
+    until(&format!("nothing is left on {}", node.id()), PATIENCE, async || {
+        let left = node.texts(traces).await;
+        if left.is_empty() { Ok(()) } else { Err(left.join(", ")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tables_are_copied_again_under_writes_while_others_replicate_and_a_cancel_changes_nothing() {
+    let [a, b] = Cluster::of(2).start().await;
+    let ledger = Ledger::on(&a, 5_000).await;
+    a.sql(&shop::orders(1_000)).await;
+    a.sql("create table beats (n bigint generated always as identity primary key, at timestamptz default now())").await;
+    b.steepctl("node start node_b --from node_a --one-way").operation().completes().await;
+    let slots = a.slots().await;
+    spoil(&b, WRONG_ENTRIES).await;
+    let on_a = ledger.writers(4, &a);
+    on_a.write(100).await;
+    let wrong = b.value::<i64>("select count(*) from ledger.entries where key like 'stray/%'").await;
+    assert_eq!(wrong, 50);
+
+    // Nothing is done unasked, and what would be done is shown.
+    b.steepctl("node reinit node_b --tables ledger.entries").fails_with("STP-5009");
+    b.steepctl("node reinit node_b --tables ledger.entries --confirm node_a").fails_with("STP-5009");
+    b.steepctl("node reinit node_b --tables ledger.entries --source node_b --confirm node_b").fails_with("STP-3301");
+    b.steepctl("node reinit node_b --tables ledger.nothing --confirm node_b").fails_with("STP-2208");
+    let shown = a.steepctl("node reinit node_b --tables customers --dry-run").succeeds();
+    for word in ["node_a (auto", "public.customers", "5 more of its tables", "public.orders orders_customer_id_fkey"] {
+        assert!(shown.stdout.contains(word), "{word}: {shown}");
+    }
+
+    // A cancelled one leaves the table as it was, wrong rows and all, with every change since.
+    let op = b.steepctl("node reinit node_b --tables ledger.entries --confirm node_b --max-rate 200KB").operation();
+    op.reaches("copy tables").await;
+    on_a.write(100).await;
+    b.steepctl("node cancel node_b").succeeds();
+    b.becomes(Synchronized).await;
+    assert_eq!(b.value::<i64>("select count(*) from ledger.entries where key like 'stray/%'").await, 50);
+    has_no_traces(&b).await;
+    assert_eq!(a.slots().await, slots);
+
+    // While it runs, readers never see an empty table and others are not held up.
+    let op = a.steepctl("node reinit node_b --tables ledger.entries --confirm node_b --max-rate 600KB").operation();
+    op.reaches("copy tables").await;
+    a.sql("insert into beats default values").await;
+    b.holds_the_same_as(&a, "beats").await;
+    assert!(b.value::<i64>("select count(*) from ledger.entries").await > 4_000, "readers see the old rows");
+    assert_eq!(b.state().await, Ok(Reinitializing));
+    op.completes().await;
+    b.becomes(Synchronized).await;
+    on_a.write(100).await;
+    let account = on_a.stop().await;
+    ledger.agrees(&[&a, &b], &[account]).await;
+    for table in ["ledger.entries", "ledger.places", "ledger.journal", "orders", "customers", "beats"] {
+        b.holds_the_same_as(&a, table).await;
+    }
+    has_no_traces(&b).await;
+    assert_eq!(a.slots().await, slots, "the subscription reads its own slot again");
+}
+
+/// How many changes a peer that filters by origin, as all do that replicate both ways, would be sent from a slot of the
+/// spec's own.
+async fn sent_to_peers(node: &Node) -> i64 {
+    // What was applied may not be on disk yet, and only what is can be seen.
+    node.sql("select pg_logical_emit_message(true, 'spec', '')").await;
+    node.value(
+        "select count(*) from pg_logical_slot_peek_binary_changes('probe', null, null, 'proto_version', '4',
+                'publication_names', 'steep', 'origin', 'none') c
+          where get_byte(data, 0) in (ascii('I'), ascii('U'), ascii('D'), ascii('T'))",
+    )
+    .await
+}
+
+#[tokio::test]
+async fn a_pair_that_replicates_both_ways_loses_nothing_and_sends_nothing_back() {
+    let [a, b] = Cluster::of(2).start().await;
+    let ledger = Ledger::on(&a, 5_000).await;
+    a.sql(&shop::orders(2_000)).await;
+    b.steepctl("node start node_b --from node_a").operation().completes().await;
+
+    // Orders are written by nobody: whatever of them went out again would come from the copy.
+    spoil(&b, "delete from orders where id % 2 = 0").await;
+    b.sql("select pg_create_logical_replication_slot('probe', 'pgoutput')").await;
+    b.steepctl("node reinit node_b --tables orders,customers --confirm node_b").operation().completes().await;
+    b.holds_the_same_as(&a, "orders").await;
+    assert_eq!(sent_to_peers(&b).await, 0);
+    b.sql("select pg_drop_replication_slot('probe')").await;
+    assert_eq!(a.count("orders").await, 2_000);
+
+    spoil(&b, WRONG_ENTRIES).await;
+    let [on_a, on_b] = [&a, &b].map(|node| ledger.writers(3, node));
+    on_a.write(100).await;
+    on_b.write(100).await;
+    let op = b.steepctl("node reinit node_b --schema ledger --confirm node_b --max-rate 500KB").operation();
+    op.reaches("copy tables").await;
+    on_a.write(50).await;
+    // Whoever writes on node_b meanwhile is told why that cannot be; others can.
+    let refused = b.try_sql("insert into ledger.entries values ('late', 1, null)").await;
+    let refused =
+        refused.expect_err("the tables are fenced").as_db_error().expect("by PostgreSQL").message().to_owned();
+    assert!(refused.contains("ledger.entries is being copied again from node_a"), "{refused}");
+    b.sql("insert into customers (id, name) values (1000000, 'from b')").await;
+    op.completes().await;
+    on_a.write(50).await;
+    on_b.write(50).await;
+    let accounts = [on_a.stop().await, on_b.stop().await];
+    assert!(accounts[0].refusals.is_empty(), "node_a's applications saw errors: {:?}", accounts[0].refusals);
+    ledger.agrees(&[&a, &b], &accounts).await;
+    for table in ["orders", "customers"] {
+        b.holds_the_same_as(&a, table).await;
+    }
+    has_no_traces(&b).await;
+    for node in [&a, &b] {
+        let errors: i64 = node.value("select sum(apply_error_count)::bigint from pg_stat_subscription_stats").await;
+        assert_eq!(errors, 0, "{}: errors while applying", node.id());
+    }
+
+    // All of it, from the beginning.
+    spoil(&b, "delete from customers where id = 1").await;
+    let shown = b.steepctl("node reinit node_b --full --dry-run").succeeds();
+    assert!(shown.stdout.contains("DELETES") && shown.stdout.contains("public.orders"), "{shown}");
+    b.steepctl("node reinit node_b --full --confirm node_b").succeeds();
+    assert_eq!(b.state().await, Ok(Synchronized));
+    b.sql("insert into customers (id, name) values (1000001, 'from b again')").await;
+    a.holds_the_same_as(&b, "customers").await;
+}
+
+#[tokio::test]
+async fn whoever_dies_meanwhile_it_is_taken_back_or_finished_and_the_others_go_on() {
+    let [a, b] = Cluster::of(2).start().await;
+    let ledger = Ledger::on(&a, 1_000).await;
+    a.sql("create table beats (n bigint primary key)").await;
+    b.steepctl("node start node_b --from node_a --one-way").operation().completes().await;
+    let slots = a.slots().await;
+    let again = "node reinit node_b --tables ledger.entries,ledger.places --confirm node_b";
+    spoil(&b, WRONG_ENTRIES).await;
+    let stray = "select count(*) from ledger.entries where key like 'stray/%'";
+    let on_a = ledger.writers(3, &a);
+    on_a.write(50).await;
+
+    // The tables stand still, and hold their old rows: they get all they missed.
+    b.hold_after("hold tables");
+    let op = b.steepctl(again).operation();
+    b.is_held().await;
+    on_a.write(50).await;
+    a.sql("insert into ledger.entries values ('spec/1', 1, null); insert into beats values (1)").await;
+    b.holds_the_same_as(&a, "beats").await;
+    assert_eq!(b.value::<i64>("select count(*) from ledger.entries where key = 'spec/1'").await, 0);
+    b.kill_agent();
+    b.start_agent();
+    b.becomes(Synchronized).await;
+    op.fails_with("STP-4005").await;
+    until("the old rows have what they missed", PATIENCE, async || {
+        match b.value::<i64>("select count(*) from ledger.entries where key = 'spec/1'").await {
+            1 => Ok(()),
+            none => Err(none.to_string()),
+        }
+    })
+    .await;
+    assert_eq!(b.value::<i64>(stray).await, 50, "and they are the old ones");
+    a.sql("delete from ledger.entries where key = 'spec/1'").await;
+    has_no_traces(&b).await;
+    assert_eq!(a.slots().await, slots);
+
+    // The new rows are in place: they stay, and get all that came since.
+    b.hold_after("switch tables");
+    let op = b.steepctl(again).operation();
+    b.is_held().await;
+    on_a.write(50).await;
+    b.kill_agent();
+    b.start_agent();
+    b.becomes(Synchronized).await;
+    op.fails_with("STP-4005").await;
+    has_no_traces(&b).await;
+    assert_eq!(a.slots().await, slots);
+    on_a.write(50).await;
+    assert_eq!(b.value::<i64>(stray).await, 0);
+
+    // What the new rows still need is lost with the source's session: they stand still, and the node says so.
+    b.hold_after("switch tables");
+    let op = b.steepctl(again).operation();
+    b.is_held().await;
+    a.kill_agent();
+    a.start_agent();
+    b.let_go();
+    assert_eq!(op.ends().await, "failed");
+    b.becomes(Diverged).await;
+    until("node_b says what to do", PATIENCE, async || {
+        let shown = b.steepctl("node show node_b").succeeds();
+        let hint = "steepctl node reinit node_b --tables ledger.entries,ledger.places";
+        if shown.stdout.contains("STP-4301") && shown.stdout.contains(hint) { Ok(()) } else { Err(shown.to_string()) }
+    })
+    .await;
+    a.sql("insert into beats values (1000)").await;
+    b.holds_the_same_as(&a, "beats").await;
+
+    // From there, as from any table a subscription cannot get over.
+    b.sql("insert into beats values (2000)").await;
+    a.sql("insert into beats values (2000), (2001)").await;
+    until("node_b's subscription fails", PATIENCE, async || {
+        match b.value::<i64>("select sum(apply_error_count)::bigint from pg_stat_subscription_stats").await {
+            0 => Err("no error yet"),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    let again = "node reinit node_b --tables ledger.entries,ledger.places,beats --confirm node_b";
+    b.steepctl(again).operation().completes().await;
+    b.becomes(Synchronized).await;
+    let account = on_a.stop().await;
+    ledger.agrees(&[&a, &b], &[account]).await;
+    b.holds_the_same_as(&a, "beats").await;
+    has_no_traces(&b).await;
+}
+
+#[tokio::test]
+async fn in_place_and_in_a_mesh_of_three_it_is_as_exact() {
+    let [a, b, c] = Cluster::of(3).start().await;
+    let ledger = Ledger::on(&a, 1_000).await;
+    a.sql(&shop::orders(1_000)).await;
+    b.steepctl("node start node_b --from node_a").operation().completes().await;
+    c.steepctl("node start node_c --from node_a").operation().completes().await;
+    let slots = [a.slots().await, b.slots().await];
+    spoil(&c, WRONG_ENTRIES).await;
+    let [on_a, on_b] = [&a, &b].map(|node| ledger.writers(2, node));
+    on_a.write(30).await;
+    let again = "node reinit node_c --schema ledger --source node_a --confirm node_c";
+    c.steepctl(again).operation().completes().await;
+    on_b.write(30).await;
+    spoil(&c, WRONG_ENTRIES).await;
+    c.steepctl(again).arg("--in-place").operation().completes().await;
+    for writers in [&on_a, &on_b] {
+        writers.write(30).await;
+    }
+    let accounts = [on_a.stop().await, on_b.stop().await];
+    ledger.agrees(&[&a, &b, &c], &accounts).await;
+    has_no_traces(&c).await;
+    assert_eq!([a.slots().await, b.slots().await], slots);
+
+    // Tables that refer to one that is copied again are left alone, and what then refers to nothing is told.
+    spoil(&c, "insert into customers (id, name) values (7000, 'only here'); insert into orders (customer_id, total) values (7000, 1)").await;
+    let op =
+        c.steepctl("node reinit node_c --tables customers --source node_b --confirm node_c --in-place").operation();
+    op.fails_with("STP-4302").await;
+    c.holds_the_same_as(&a, "customers").await;
+    assert_eq!((c.count("orders").await, a.count("orders").await), (1_001, 1_000));
+    assert_eq!(c.state().await, Ok(Synchronized));
+    c.steepctl("node reinit node_c --tables orders --source node_b --confirm node_c").operation().completes().await;
+    c.holds_the_same_as(&a, "orders").await;
+}
