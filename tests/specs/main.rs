@@ -24,6 +24,7 @@ mod operations;
 mod random_tables;
 mod refusals;
 mod removal;
+mod resume;
 mod roles;
 mod rows;
 mod schema_plan;

@@ -6,6 +6,7 @@ pub mod list;
 pub mod plan;
 pub mod progress;
 pub mod remove;
+pub mod resume;
 pub mod show;
 pub mod start;
 
@@ -27,6 +28,8 @@ pub enum NodeCommand {
     /// Initialize a node from another, and follow it until it replicates
     #[command(alias = "init")]
     Start(Box<start::StartArgs>),
+    /// Go on with a node's last initialization: follow it, or start it anew
+    Resume(resume::ResumeArgs),
     /// Cancel what runs on a node, and wait until all is cleaned up
     Cancel(cancel::CancelArgs),
     /// Take a node out of replication, on itself and on all others
@@ -41,6 +44,7 @@ pub async fn run(command: NodeCommand, global: &Global, out: &Output) -> Result<
         NodeCommand::List => list::run(global, out).await,
         NodeCommand::Show(args) => show::run(&args, global, out).await,
         NodeCommand::Start(args) => start::run(&args, global, out).await,
+        NodeCommand::Resume(args) => resume::run(&args, global, out).await,
         NodeCommand::Cancel(args) => cancel::run(&args, global, out).await,
         NodeCommand::Remove(args) => remove::run(&args, global, out).await,
         NodeCommand::Progress(args) => progress::run(&args, global, out).await,
