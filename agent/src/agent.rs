@@ -217,7 +217,7 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
     let actor = Actor::agent(&rooms.me);
     for unfinished in store::operations::unfinished(&rooms.store).await.map_err(explain)? {
         let op = unfinished.op_id;
-        if resume::go_on(rooms, &unfinished).await? {
+        if Box::pin(resume::go_on(rooms, &unfinished)).await? {
             continue;
         }
         warn!(event = "init.interrupted", op_id = %op, "an operation was cut off by the end of the agent; cleaning up");

@@ -232,12 +232,13 @@ async fn a_source_whose_agent_dies_or_ends_has_lost_the_snapshot_and_both_are_cl
     let [a, b] = Cluster::of(2).start().await;
     furnish(&a, &b).await;
     let before = Before::of([&a, &b]).await;
-    let ends: [(&str, fn(&Node)); 2] = [("killed", Node::kill_agent), ("told to end", Node::stop_agent)];
-    for (how, end) in ends {
+    for how in ["killed", "told to end"] {
         let op = b.steepctl(START).arg("--max-rate").arg("5kB").operation();
         op.reaches("copy tables").await;
-        end(&a);
-        if how != "killed" {
+        if how == "killed" {
+            a.kill_agent();
+        } else {
+            a.stop_agent();
             assert_eq!(a.slots().await, Vec::<String>::new(), "nobody looks after this slot now");
         }
         a.start_agent();
