@@ -139,11 +139,55 @@ async fn a_target_agent_that_dies_at_any_crash_point_goes_on_where_it_was() {
     assert_eq!(b.count("steep_repl.operation_notes").await, 0, "what it had to know is forgotten");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newcomer_to_a_mesh_that_dies_at_a_crash_point_misses_nothing_of_any_node() {
+    let [a, b, c] = Cluster::of(3).setting("wal_retrieve_retry_interval", "200ms").start().await;
+    let ledger = Ledger::on(&a, 500).await;
+    b.steepctl(START).succeeds();
+    let [on_a, on_b, on_c] = [&a, &b, &c].map(|node| ledger.writers(2, node));
+    on_b.write(50).await;
+    c.stop_agent();
+    // The second subscription is the one to the member, which has to begin where the source's snapshot ends.
+    let points = [
+        "session opened",
+        "after a commit:2",
+        "subscribed:2",
+        "catching up",
+        "subscribed back:2",
+        "before synchronized",
+    ];
+    c.start_agent_to_die(points[0]);
+    let op = until("the agent takes an order", PATIENCE, async || {
+        let outcome = a.steepctl("node start node_c --from node_a --detach -o json").outcome();
+        if outcome.status == 0 { Ok(Operation::known(&c, &outcome)) } else { Err(outcome.to_string()) }
+    })
+    .await;
+    let mut parts = Vec::new();
+    for (index, point) in points.iter().enumerate() {
+        c.agent_dies(point).await;
+        parts = is_kept(&parts, &c, point).await;
+        on_a.write(20).await;
+        on_b.write(20).await;
+        match points.get(index + 1) {
+            Some(next) => c.start_agent_to_die(next),
+            None => c.start_agent(),
+        }
+    }
+    op.completes().await;
+    is_kept(&parts, &c, "at the end").await;
+    for writers in [&on_a, &on_b, &on_c] {
+        writers.write(30).await;
+    }
+    let accounts = [on_a.stop().await, on_b.stop().await, on_c.stop().await];
+    ledger.agrees(&[&a, &b, &c], &accounts).await;
+}
+
 #[tokio::test]
 async fn an_agent_that_is_told_to_end_leaves_its_operation_to_the_next_run() {
     let [a, b] = Cluster::of(2).agent_toml("[copy]\npart_size = \"1MiB\"").start().await;
     a.sql(WIDE).await;
     let op = b.steepctl(START).arg("--max-rate").arg("3MB").operation();
+    let mut watching = a.steepctl("op watch").arg(op.id()).arg("--progress").arg("plain").follows();
     let mut parts = parts_land(&b, 1).await;
     b.stop_agent();
     let status = "select status from steep_repl.operations order by started_at desc limit 1";
@@ -164,8 +208,8 @@ async fn an_agent_that_is_told_to_end_leaves_its_operation_to_the_next_run() {
     op.completes().await;
     is_kept(&parts, &b, "at the end").await;
     alike(&a, &b, &["wide", "bag"]).await;
-    let told = b.steepctl("op show").arg(op.id()).succeeds();
-    assert!(told.stdout.contains("completed"), "{told}");
+    assert_eq!(watching.ends().await, 0, "whoever watched saw it to its end: {}", watching.talk());
+    assert!(watching.lines().iter().any(|line| line.contains("init.resumed")), "{:#?}", watching.lines());
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ use crate::{
     operations::Context,
     postgres::{
         self, Purpose, Session, catalog, ddl,
-        dump::{Programs, RestoreRequest, Section},
+        dump::{Programs, RestoreRequest, Section, TocEntry},
         inventory::{self, CreatedObject},
         rows,
         tables::TableKind,
@@ -135,7 +135,7 @@ impl Direct {
         let created = inventory::created_since(&session, &before, &missing).await.map_err(explain)?;
         self.rooms.cleanup.make(context.op, "create tables", &Effect::Objects { created }, async { Ok(()) }).await?;
         session.close().await;
-        self.ready_builder(context).await
+        self.build_from(context, programs, entries).await
     }
 
     async fn programs(&self, session: &Session) -> Result<Programs, Failure> {
@@ -172,8 +172,18 @@ impl Direct {
         if !archive.exists() {
             self.fetch_archive(&archive, &missing).await?;
         }
-        self.archive = Some(archive.clone());
         let entries = programs.list(&archive).await.map_err(explain)?;
+        self.build_from(context, programs, entries).await
+    }
+
+    async fn build_from(
+        &mut self,
+        context: &Context,
+        programs: Programs,
+        entries: Vec<TocEntry>,
+    ) -> Result<(), Failure> {
+        let archive = self.archive_path(context);
+        self.archive = Some(archive.clone());
         let owned: Vec<_> = self.facts.tables.iter().filter_map(owned).collect();
         let memory = self.rooms.config.copy.maintenance_work_mem;
         let (database, store) = (self.rooms.database.clone(), self.rooms.store.clone());

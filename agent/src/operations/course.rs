@@ -209,6 +209,7 @@ impl<'a, W: Work> Course<'a, W> {
         let done = steps.into_iter().filter(|step| step.status == StepStatus::Done).map(|step| step.name);
         let done: Vec<_> = done.collect();
         let next = self.recipe.steps.iter().find(|step| !done.iter().any(|done| done == step.name));
+        self.at = next.map(|step| step.name);
         if let Some(next) = next.or(self.recipe.steps.last()) {
             context.feed.progress(|progress| progress.enter(next.phase));
         }
