@@ -13,6 +13,7 @@ use steep_protocol::{
 use tracing::{info, warn};
 
 use crate::{
+    breakpoint::crash_point,
     link::Links,
     mesh::{Peers, Source},
     postgres::{
@@ -152,6 +153,7 @@ impl Cleanup {
         let detail = serde_json::to_value(effect).expect("an effect is plain data");
         let id = intents::plan(&self.store, op, step, kind, &name, &detail).await.map_err(|error| error.explain())?;
         let made = make.await?;
+        crash_point!("made, not marked");
         if intents::live(&self.store, id).await.map_err(|error| error.explain())? {
             return Ok(made);
         }

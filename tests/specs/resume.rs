@@ -14,7 +14,8 @@ const START: &str = "node start node_b --from node_a";
 /// Where the target's agent dies, in the order an initialization comes there.
 const POINTS: [&str; 15] = [
     "session opened",
-    "tables restored",
+    // Of what is made the fourth is the tables.
+    "made, not marked:4",
     "amid a part:3",
     "before a commit:2",
     "after a commit:2",
@@ -285,19 +286,6 @@ async fn without_its_session_an_operation_ends_clean_and_says_what_next() {
     assert!(failure["hint"].as_str().is_some_and(|hint| hint.contains("node resume node_b")), "{failure}");
     b.becomes(NodeState::Failed).await;
     comes_back("the lease was over").await;
-
-    // The source's agent starts anew while both wait for each other; a cancel amid the wait undoes all of it.
-    let op = b.steepctl(&slow).operation();
-    op.reaches("copy tables").await;
-    a.kill_agent();
-    until("it waits", PATIENCE, async || match b.log().matches("init.interrupted").count() {
-        0 => Err("it does not"),
-        _ => Ok(()),
-    })
-    .await;
-    a.start_agent();
-    assert_eq!(op.ends().await, "failed");
-    comes_back("the source's agent was killed").await;
 
     // Left by an agent that was told to end, gone on with by the next, and cancelled at once.
     let op = b.steepctl(&slow).operation();

@@ -131,7 +131,6 @@ impl Direct {
         };
         let restored = async { programs.restore(&self.rooms.database, &request).await.map_err(explain) };
         self.rooms.cleanup.make(context.op, "create tables", &effect, restored).await?;
-        crash_point!("tables restored");
         let created = inventory::created_since(&session, &before, &missing).await.map_err(explain)?;
         self.rooms.cleanup.make(context.op, "create tables", &Effect::Objects { created }, async { Ok(()) }).await?;
         session.close().await;

@@ -310,3 +310,36 @@ fn resumed<'a, 'e>(error: &postgres::Error, entries: &'a [&'e TocEntry]) -> Opti
         _ => (error.sqlstate() == Some("40P01")).then_some(entries),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::error::Refusal;
+
+    #[test]
+    fn what_is_there_already_is_told_from_what_cannot_be_made() {
+        let denied = |sqlstate: &str| postgres::Error::Denied {
+            doing: "restore the schema".to_owned(),
+            code: Code::RestoreFailed,
+            source: Box::new(Refusal {
+                sqlstate: sqlstate.to_owned(),
+                message: "no".to_owned(),
+                detail: None,
+                hint: None,
+                context: None,
+                is_fatal: false,
+            }),
+        };
+        for (sqlstate, kind, expected) in [
+            ("42P07", "INDEX", true),
+            ("42710", "FK CONSTRAINT", true),
+            ("42710", "TRIGGER", true),
+            ("42P16", "CONSTRAINT", true),
+            ("42P16", "INDEX", false),
+            ("23505", "CONSTRAINT", false),
+            ("42P01", "INDEX", false),
+        ] {
+            assert_eq!(is_there(&denied(sqlstate), kind), expected, "{sqlstate} of {kind}");
+        }
+    }
+}

@@ -59,7 +59,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("drift", &["mesh", "schema", "postgres", "store"]),
     ("operations", &["breakpoint", "store"]),
     ("session", &["breakpoint", "cleanup", "parts", "postgres"]),
-    ("cleanup", &["link", "mesh", "postgres", "store"]),
+    ("cleanup", &["breakpoint", "link", "mesh", "postgres", "store"]),
     ("link", &["mesh", "postgres", "store"]),
     ("store", &["postgres", "lifecycle"]),
     ("identity", &["mesh"]),
