@@ -30,7 +30,7 @@ use crate::{
     config::Config,
     drift::{Drift, watch as drift_watch},
     identity::Certificates,
-    initialize::reinit,
+    initialize::{reinit, resume},
     lifecycle::NodeEvent,
     link::{self, Links, Publisher},
     mesh::{Facts, Peers, Revocations},
@@ -212,22 +212,29 @@ async fn reach_postgres(
     }
 }
 
-/// Ends what the run before left unfinished: marked failed, and everything it made undone.
+/// Goes on with what the run before left unfinished, or ends it: marked failed, and everything it made undone.
 async fn recover(rooms: &Rooms) -> Result<(), Failure> {
     let explain = |error: store::Error| error.explain();
     let actor = Actor::agent(&rooms.me);
     for unfinished in store::operations::unfinished(&rooms.store).await.map_err(explain)? {
         let op = unfinished.op_id;
+        if Box::pin(resume::go_on(rooms, &unfinished)).await? {
+            continue;
+        }
         warn!(event = "init.interrupted", op_id = %op, "an operation was cut off by the end of the agent; cleaning up");
+        let was_cancelled = unfinished.status == OperationStatus::Cancelling;
         let is_init = unfinished.kind == "init";
         let hint = match unfinished.kind.as_str() {
-            "init" => format!("steepctl node start {} --from {}", unfinished.target, unfinished.source),
+            "init" => format!("steepctl node resume {} starts it anew", unfinished.target),
             "reinit" => format!("steepctl node reinit {} --source {} …", unfinished.target, unfinished.source),
             kind => format!("steepctl node {kind} {}", unfinished.target),
         };
-        let mut why = Failure::new(Code::Interrupted, "the agent ended while the operation ran").hint(hint);
+        let mut why = match was_cancelled {
+            true => Failure::new(Code::Cancelled, "cancelled; the agent ended before all was undone"),
+            false => Failure::new(Code::Interrupted, "the agent ended while the operation ran").hint(hint),
+        };
         if let Err(failure) = rooms.cleanup.undo(op).await {
-            why = why
+            why = Failure { code: Code::Interrupted, ..why }
                 .cause(format!("not everything could be cleaned up yet, it will be tried again: {}", failure.message));
         }
         let own = nodes::own(&rooms.store).await.map_err(explain)?;
@@ -241,10 +248,12 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
                         was.unwrap_or(NodeState::Failed),
                     )
                 }
+                _ if why.code == Code::Cancelled => NodeEvent::Undone,
                 _ => NodeEvent::Failed,
             };
             nodes::advance(&rooms.store, event, Some(op), &actor).await.map_err(explain)?;
         }
+        store::notes::forget(&rooms.store, op).await.map_err(explain)?;
         if is_init {
             nodes::set_source(&rooms.store, None).await.map_err(explain)?;
         }
@@ -253,10 +262,11 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
                 store::steps::mark(&rooms.store, op, &step.name, StepStatus::Failed).await.map_err(explain)?;
             }
         }
-        store::operations::finish(&rooms.store, op, OperationStatus::Failed, Some(&why)).await.map_err(explain)?;
+        let status = if why.code == Code::Cancelled { OperationStatus::Cancelled } else { OperationStatus::Failed };
+        store::operations::finish(&rooms.store, op, status, Some(&why)).await.map_err(explain)?;
     }
     // What peers had this node make for them; their operations cannot go on without the lost session.
-    rooms.cleanup.sweep(|_| false).await?;
+    rooms.cleanup.sweep(|op| rooms.operations.is_running(op)).await?;
     tell_standstill(rooms).await
 }
 

@@ -15,6 +15,7 @@ use steep_protocol::{
 use tracing::{info, warn};
 
 use crate::{
+    breakpoint::crash_point,
     link::Links,
     mesh::{Peers, Source},
     postgres::{
@@ -166,7 +167,7 @@ impl Cleanup {
     }
 
     /// Writes `effect` down, does it, and marks it as there. After an error the row stays: nobody knows how
-    /// far the effect came.
+    /// far the effect came. Tried again, what has a name of its own keeps its first row, which tells how it was before.
     pub async fn make<T>(
         &self,
         op: OperationId,
@@ -178,6 +179,7 @@ impl Cleanup {
         let detail = serde_json::to_value(effect).expect("an effect is plain data");
         let id = intents::plan(&self.store, op, step, kind, &name, &detail).await.map_err(|error| error.explain())?;
         let made = make.await?;
+        crash_point!("made, not marked");
         if intents::live(&self.store, id).await.map_err(|error| error.explain())? {
             return Ok(made);
         }
@@ -185,6 +187,12 @@ impl Cleanup {
         let session = self.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
         self.undo_effect(&session, op, effect.clone()).await?;
         Err(Failure::new(Code::Cancelled, format!("operation {op} was undone while {kind} {name} was being made")))
+    }
+
+    /// What `op` has written down of one kind and not undone, newest first: it is there, or may be.
+    pub async fn pending(&self, op: OperationId, kind: &str) -> Result<Vec<Effect>, Failure> {
+        let pending = intents::pending(&self.store, op).await.map_err(|error| error.explain())?;
+        pending.iter().filter(|intent| intent.kind == kind).map(effect_of).collect()
     }
 
     /// What the operation made is there to stay.
@@ -272,11 +280,7 @@ impl Cleanup {
     }
 
     async fn undo_one(&self, session: &Session, op: OperationId, intent: &Intent) -> Result<(), Failure> {
-        let effect = serde_json::from_value(intent.detail.clone()).map_err(|error| {
-            let text = format!("intent {} of kind {} was written by another version", intent.id, intent.kind);
-            Failure::new(Code::Internal, text).caused_by(&error)
-        })?;
-        self.undo_effect(session, op, effect).await
+        self.undo_effect(session, op, effect_of(intent)?).await
     }
 
     async fn undo_effect(&self, session: &Session, op: OperationId, effect: Effect) -> Result<(), Failure> {
@@ -372,6 +376,13 @@ impl Cleanup {
         origins::drop(&session, &origin).await.map_err(explain)?;
         emptied
     }
+}
+
+fn effect_of(intent: &Intent) -> Result<Effect, Failure> {
+    serde_json::from_value(intent.detail.clone()).map_err(|error| {
+        let text = format!("intent {} of kind {} was written by another version", intent.id, intent.kind);
+        Failure::new(Code::Internal, text).caused_by(&error)
+    })
 }
 
 async fn drop_objects(session: &Session, created: &[CreatedObject]) -> Result<(), Failure> {

@@ -16,7 +16,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run until SIGTERM or SIGINT; the first drains, the second ends at once.
+    /// Run until SIGTERM or SIGINT; the first ends in order, the second at once.
     Run(ConfigFile),
     /// Look at the configuration.
     #[command(subcommand)]

@@ -33,6 +33,21 @@ impl Node {
         self.parts().agent.start(Life::WithUs).expect("the agent is down and can be started");
     }
 
+    /// The agent starts again, and dies as by `kill -9` at the crash point `at`: "NAME", or "NAME:TIMES".
+    pub fn start_agent_to_die(&self, at: &str) {
+        let agent = &self.parts().agent;
+        agent.start_with(Life::WithUs, &[("STEEP_CRASH", at)]).expect("the agent is down and can be started");
+    }
+
+    /// Waits until the agent has died by itself.
+    pub async fn agent_dies(&self, at: &str) {
+        until(&format!("the agent of {} dies {at}", self.id()), PATIENCE * 2, async || match self.agent_runs() {
+            true => Err("it runs"),
+            false => Ok(()),
+        })
+        .await;
+    }
+
     /// The agent's process is alive.
     pub fn agent_runs(&self) -> bool {
         self.parts().agent.pid().is_some()

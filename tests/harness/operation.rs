@@ -20,6 +20,12 @@ impl Operation {
         Self { node, id: id.to_owned() }
     }
 
+    /// The operation that `started` says it has begun on `node`.
+    pub fn known(node: &Node, started: &Outcome) -> Self {
+        let started = started.json();
+        Self::new(node.clone(), started["op_id"].as_str().expect("a start names its operation"))
+    }
+
     pub fn id(&self) -> &str {
         &self.id
     }

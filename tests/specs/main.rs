@@ -27,6 +27,7 @@ mod random_tables;
 mod refusals;
 mod reinit;
 mod removal;
+mod resume;
 mod roles;
 mod rows;
 mod schema_plan;

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use steep_tests::{Cluster, Inventory, Ledger, Line, Node, NodeState, PATIENCE, reached_at, shop, until};
+use steep_tests::{Cluster, Ledger, Line, Node, NodeState, PATIENCE, reached_at, shop, until};
 
 /// Where nobody listens.
 const NOWHERE: &str = "127.0.0.1:1";
@@ -135,50 +135,52 @@ async fn agents_that_start_where_udp_is_blocked_speak_over_tcp_at_once() {
     assert!(b.log().contains("STP-1230") || a.log().contains("STP-1230"), "it is told");
 }
 
-/// A partition during the copy; both ends notice, the operation fails, and once it heals all is cleaned up.
+/// A partition during the copy; both ends notice, and once it heals the copy goes on from what had landed.
 async fn partition_amid_a_copy(cut: fn(&Line, &Node, &Node), transport: &str) {
-    let [a, b] = Cluster::of(2).mesh_toml(&format!("transport = {transport:?}")).start().await;
-    a.sql(&shop::orders(20_000)).await;
+    let [a, b] = Cluster::of(2)
+        .mesh_toml(&format!("transport = {transport:?}"))
+        .agent_toml("[copy]\npart_size = \"1MiB\"")
+        .start()
+        .await;
+    a.sql(&shop::orders(60_000)).await;
     let line = Line::between(&a, &b).await;
-    let before: [Inventory; 2] = [a.inventory().await, b.inventory().await];
-    let op = b.steepctl(START).arg("--max-rate").arg("20kB").operation();
-    op.reaches("copy tables").await;
+    let op = b.steepctl(START).arg("--max-rate").arg("500kB").operation();
+    let landed = "select table_name || part || copied_at from steep_repl.copied_parts order by 1";
+    let before = until("a part lands", PATIENCE, async || {
+        let parts = b.texts(landed).await;
+        if parts.is_empty() { Err("none does") } else { Ok(parts) }
+    })
+    .await;
     cut(&line, &a, &b);
     let began = Instant::now();
     health_becomes(&b, &a, |health| health == "unknown", Duration::from_secs(30)).await;
     health_becomes(&a, &b, |health| health == "unknown", Duration::from_secs(30)).await;
-    assert_eq!(op.ends().await, "failed");
-    eprintln!("the operation failed {:.1} s after the cut", began.elapsed().as_secs_f64());
-    b.becomes(NodeState::Failed).await;
+    says(&b, "init.interrupted", Duration::from_secs(30)).await;
+    eprintln!("it waits {:.1} s after the cut", began.elapsed().as_secs_f64());
     line.heal();
-    for (node, before) in [(&a, &before[0]), (&b, &before[1])] {
-        until(&format!("{} holds what it held", node.id()), PATIENCE * 3, async || {
-            let left = node.inventory().await.since(before);
-            if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
-        })
-        .await;
-    }
-    b.steepctl(START).succeeds();
+    op.completes().await;
     b.holds_the_same_as(&a, "orders").await;
+    let after = b.texts(landed).await;
+    assert!(before.iter().all(|part| after.contains(part)), "a part was copied again: {before:?}, {after:?}");
 }
 
 #[tokio::test]
-async fn a_full_partition_amid_a_copy_fails_it_and_leaves_nothing_once_it_heals() {
+async fn a_full_partition_amid_a_copy_is_waited_out() {
     partition_amid_a_copy(|line, _, _| line.cut(), "quic").await;
 }
 
 #[tokio::test]
-async fn a_full_partition_amid_a_copy_over_tcp_fails_it_as_well() {
+async fn a_full_partition_amid_a_copy_over_tcp_is_waited_out_as_well() {
     partition_amid_a_copy(|line, _, _| line.cut(), "tcp").await;
 }
 
 #[tokio::test]
-async fn a_one_way_partition_from_the_source_is_noticed_by_both_and_leaves_nothing() {
+async fn a_one_way_partition_from_the_source_is_noticed_by_both_and_waited_out() {
     partition_amid_a_copy(|line, a, b| line.cut_from(a, b), "auto").await;
 }
 
 #[tokio::test]
-async fn a_one_way_partition_from_the_target_is_noticed_by_both_and_leaves_nothing() {
+async fn a_one_way_partition_from_the_target_is_noticed_by_both_and_waited_out() {
     partition_amid_a_copy(|line, a, b| line.cut_from(b, a), "auto").await;
 }
 

@@ -24,7 +24,8 @@ use super::{
     reply,
 };
 use crate::{
-    operations::runner::{self, Told},
+    initialize::resume::Asked,
+    operations::{Told, runner},
     store::{self, audit, operations, progress, steps},
 };
 
@@ -119,6 +120,7 @@ impl Operations for Service {
                     served_by: self.0.me(),
                     operation: Some(reply::operation(&row, progress)),
                     steps: steps.iter().map(reply::step).collect(),
+                    start: Asked::again(&row),
                 }))
             }
         }

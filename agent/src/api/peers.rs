@@ -238,11 +238,12 @@ impl Peers for Service {
         let op = operation(&request.op_id)?;
         let rooms = self.0.rooms()?;
         // Only as part of an initialization that this node takes part in, and only if both ways were signed.
-        if self.session_of(&caller, op).await?.scope.one_way {
+        let held = self.session_of(&caller, op).await?;
+        if held.scope.one_way {
             let text = format!("{} asks for the way back, and one way was signed", caller.node());
             return Err(self.0.refuse(&caller, Failure::new(Code::IntentExceeded, text)).await);
         }
-        let subscribed = source::subscribe_back(&rooms, caller.node(), op, &request).await;
+        let subscribed = source::subscribe_back(&rooms, &held, &request).await;
         reply(subscribed.map(|subscription| v1::SubscribeReply { subscription }))
     }
 

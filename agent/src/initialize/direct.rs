@@ -14,7 +14,10 @@ use steep_protocol::{
     operation::{Phase, SchemaSync},
     v1,
 };
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
@@ -23,12 +26,13 @@ use super::{
     preflight::{TargetTables, Wanted},
 };
 use crate::{
+    breakpoint::crash_point,
     lifecycle::NodeEvent,
     mesh::Source,
     operations::{Context, Milestone, Recipe, Work},
     rooms::Rooms,
     snapshot::indexes::Builder,
-    store::{ledger, nodes},
+    store::{ledger, nodes, notes},
     telemetry,
 };
 
@@ -85,6 +89,10 @@ pub struct Direct {
     pub(super) reverse_slots: Vec<(NodeId, String)>,
     pub(super) subscription: String,
     pub(super) members: Vec<Joined>,
+    /// How long the source holds the session without hearing from this node; none: there is no session yet.
+    pub(super) lease: Option<Duration>,
+    /// Steps may have been run before, and stopped half-way.
+    pub(super) goes_on: bool,
     /// Why a session was given up, by whichever node.
     lost: watch::Sender<Option<Failure>>,
 }
@@ -150,12 +158,21 @@ impl Direct {
             reverse_slots: Vec::new(),
             subscription: String::new(),
             members: Vec::new(),
+            lease: None,
+            goes_on: false,
             lost: watch::Sender::new(None),
         }
     }
 
-    /// Moves the node to its next state and tells it.
+    /// Moves the node to its next state and tells it; where it is there already, since this was run before, nothing
+    /// happens.
     pub(super) async fn advance(&self, context: &Context, event: NodeEvent) -> Result<(), Failure> {
+        if self.goes_on {
+            let own = nodes::own(&self.rooms.store).await.map_err(|error| error.explain())?;
+            if own.init_state == event.leads_to() {
+                return Ok(());
+            }
+        }
         let moved = nodes::advance(&self.rooms.store, event, Some(context.op), &context.actor).await;
         let moved = moved.map_err(|error| error.explain())?;
         let mut told = Milestone::new("init.state_change", format!("{} is {}", self.rooms.me, moved.to));
@@ -171,19 +188,24 @@ impl Direct {
 
     /// Keeps the session alive from now on; `lost` tells when the source has given it up.
     pub(super) fn hold_session(&mut self, context: &Context, id: SessionId, reply: v1::OpenSessionReply) {
-        let (lost, _renewing) = (self.lost.subscribe(), self.renewed(context, self.source.clone(), id));
+        let lease = Duration::from_secs(reply.lease_seconds);
+        self.lease = Some(lease);
+        let (lost, _renewing) = (self.lost.subscribe(), self.renewed(context, self.source.clone(), id, lease));
         self.session = Some(OpenedSession { id, reply, lost, _renewing });
     }
 
-    /// Renews the session `id` of `node` from now on; what the steps wait for is given up when the node gives it up.
-    pub(super) fn renewed(&self, context: &Context, node: Source, id: SessionId) -> Renewing {
+    /// Renews the session `id` of `node` from now on; what the steps wait for is given up when the node gives it up, or
+    /// has not been reached for its `lease`.
+    pub(super) fn renewed(&self, context: &Context, node: Source, id: SessionId, lease: Duration) -> Renewing {
         let is_source = node.node() == self.source.node();
         let (tell, context) = (self.lost.clone(), context.clone());
         AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut last = Instant::now();
             loop {
                 sleep(RENEW).await;
                 match node.renew(id).await {
                     Ok(renewed) => {
+                        last = Instant::now();
                         if is_source {
                             context.feed.progress(|progress| progress.retained(renewed.retained_wal_bytes));
                         }
@@ -193,6 +215,12 @@ impl Direct {
                     }
                     Err(failure) if failure.code == Code::SessionUnknown => {
                         tell.send_replace(Some(failure));
+                    }
+                    Err(failure) if last.elapsed() > lease => {
+                        let (node, seconds) = (node.node(), lease.as_secs());
+                        let text =
+                            format!("{node} could not be reached for {seconds} s, so that its session has ended");
+                        tell.send_replace(Some(Failure::new(Code::SessionExpired, text).cause(failure.message)));
                     }
                     Err(failure) => {
                         // The lease is long; what needs the source now will say so itself.
@@ -210,11 +238,24 @@ impl Direct {
     }
 
     fn forget_archive(&mut self) {
-        if let Some(path) = self.archive.take()
-            && let Err(error) = std::fs::remove_file(&path)
+        let Some(path) = self.archive.take() else { return };
+        // One that was not fetched to its end has another name.
+        drop(std::fs::remove_file(path.with_extension("part")));
+        if let Err(error) = std::fs::remove_file(&path)
+            && error.kind() != std::io::ErrorKind::NotFound
         {
             warn!(path = %path.display(), reason = %error, "a schema archive could not be removed");
         }
+    }
+}
+
+/// Whether what failed may be well again without anybody's help: a network, an agent or a server that is away.
+fn passes(failure: &Failure) -> bool {
+    match failure.code {
+        Code::PeerUnreachable | Code::PeerSilent | Code::StreamBroken => true,
+        // That PostgreSQL could not reach another one is for somebody to mend.
+        Code::PostgresUnreachable => !failure.sqlstate.as_deref().is_some_and(|state| state.starts_with("08")),
+        _ => false,
     }
 }
 
@@ -246,7 +287,20 @@ impl Work for Direct {
         nodes::set_source(&self.rooms.store, Some(&source)).await.map_err(|error| error.explain())
     }
 
+    async fn resume(&mut self, context: &Context, done: &[String]) -> Result<(), Failure> {
+        Box::pin(self.take_up(context, done)).await
+    }
+
+    fn goes_on_after(&self, failure: &Failure) -> Option<Duration> {
+        self.lease.filter(|_| passes(failure))
+    }
+
+    fn outlives_the_agent(&self) -> bool {
+        self.lease.is_some()
+    }
+
     async fn complete(&mut self, context: &Context) -> Result<u64, Failure> {
+        crash_point!("before close");
         // The others first: what they made must not end with its lease once we call this node synchronized.
         for node in self.members.iter().map(|member| &member.node).chain([&self.source]) {
             let mut tries = 0;
@@ -260,9 +314,12 @@ impl Work for Direct {
         }
         self.members.clear();
         self.session = None;
+        crash_point!("before synchronized");
         self.rooms.cleanup.keep(context.op).await?;
         self.advance(context, NodeEvent::CaughtUp).await?;
+        crash_point!("synchronized");
         self.forget_archive();
+        notes::forget(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
         let totals = ledger::totals(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
         Ok(totals.iter().map(|table| table.rows).sum())
     }
@@ -278,7 +335,7 @@ impl Work for Direct {
         self.members.clear();
         self.rooms.cleanup.undo(context.op).await?;
         self.forget_archive();
-        Ok(())
+        notes::forget(&self.rooms.store, context.op).await.map_err(|error| error.explain())
     }
 
     async fn abandon(&mut self, context: &Context, why: &Failure) -> Result<(), Failure> {
@@ -288,5 +345,28 @@ impl Work for Direct {
             self.advance(context, event).await?;
         }
         nodes::set_source(&self.rooms.store, None).await.map_err(|error| error.explain())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_away_is_waited_for_and_what_somebody_has_to_mend_is_not() {
+        let failed = |code, sqlstate: Option<&str>| Failure {
+            sqlstate: sqlstate.map(str::to_owned),
+            ..Failure::new(code, "it failed")
+        };
+        for code in [Code::PeerUnreachable, Code::PeerSilent, Code::StreamBroken, Code::PostgresUnreachable] {
+            assert!(passes(&failed(code, None)), "{code:?}");
+        }
+        // The server stops or starts.
+        assert!(passes(&failed(Code::PostgresUnreachable, Some("57P01"))));
+        // It cannot reach another one.
+        assert!(!passes(&failed(Code::PostgresUnreachable, Some("08006"))));
+        for code in [Code::SessionUnknown, Code::SessionExpired, Code::SnapshotLost, Code::SlotLost, Code::CopyFailed] {
+            assert!(!passes(&failed(code, None)), "{code:?}");
+        }
     }
 }

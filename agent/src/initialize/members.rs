@@ -4,6 +4,8 @@
 //! after that. So the member's slot is made first; then the source's snapshot, for which the source says what that LSN is;
 //! and the subscription to the member begins exactly there.
 
+use std::time::Duration;
+
 use steep_protocol::{
     failure::{Code, Failure},
     ids::{NodeId, SessionId},
@@ -33,6 +35,14 @@ pub(super) struct Joined {
     _renewing: Renewing,
 }
 
+impl Joined {
+    /// One whose session was opened by an earlier run of the agent.
+    pub(super) fn again(node: Source, session: SessionId, reply: v1::JoinMemberReply, renewing: Renewing) -> Self {
+        let subscription = subscribe::name_for(node.node().as_str());
+        Self { node, session, subscription, reply, begin: None, _renewing: renewing }
+    }
+}
+
 fn lsn(node: &NodeId, text: &str) -> Result<Lsn, Failure> {
     text.parse().map_err(|error: BadLsn| Failure::new(Code::BadRequest, format!("{node}: {error}")))
 }
@@ -60,6 +70,9 @@ impl Direct {
         let mesh = self.with_me_if_again(std::iter::once(source.to_string()).chain(others));
         for member in self.plan.members.clone() {
             let node: NodeId = member.node.parse().map_err(|_| self.rooms.peers.unknown(&member.node))?;
+            if self.members.iter().any(|joined| *joined.node.node() == node) {
+                continue;
+            }
             let request = v1::JoinMemberRequest {
                 op_id: context.op.to_string(),
                 source: source.to_string(),
@@ -74,7 +87,9 @@ impl Direct {
             let reply = self.rooms.cleanup.make(context.op, "join members", &effect, joining).await?;
             let session = reply.session_id.parse();
             let session = session.map_err(|error| Failure::new(Code::BadRequest, format!("{error}")))?;
-            let _renewing = self.renewed(context, member.clone(), session);
+            self.note_joined(context, member.node(), &reply).await?;
+            let lease = Duration::from_secs(reply.lease_seconds);
+            let _renewing = self.renewed(context, member.clone(), session, lease);
             let subscription = String::new();
             self.members.push(Joined { node: member, session, subscription, reply, begin: None, _renewing });
         }

@@ -19,11 +19,12 @@ use super::{
     messages::{table_message, table_name},
 };
 use crate::{
+    breakpoint::crash_point,
     cleanup::{Effect, Member},
     operations::Context,
     postgres::{
         self, Purpose, Session, catalog, ddl,
-        dump::{Programs, RestoreRequest, Section},
+        dump::{Programs, RestoreRequest, Section, TocEntry},
         inventory::{self, CreatedObject},
         rows,
         tables::TableKind,
@@ -58,8 +59,11 @@ pub(super) async fn check_programs(
 impl Direct {
     pub(super) async fn create_tables(&mut self, context: &Context) -> Result<(), Failure> {
         Box::pin(unless_lost(self.session().lost.clone(), self.create_missing_tables(context))).await?;
+        crash_point!("tables made");
         let kept = self.kept_tables();
-        if !kept.is_empty() {
+        // Emptied once, they are written to by others.
+        let was_emptied = !self.rooms.cleanup.pending(context.op, "rows").await?.is_empty();
+        if !kept.is_empty() && !was_emptied {
             self.empty_kept_tables(context, &kept).await?;
             let effect = Effect::Rows { tables: kept };
             self.rooms.cleanup.make(context.op, "create tables", &effect, async { Ok(()) }).await?;
@@ -111,7 +115,10 @@ impl Direct {
         }
         let session = self.rooms.database.session(Purpose::Ddl(context.op)).await.map_err(explain)?;
         let programs = programs(&self.rooms, &session, &self.facts).await.map_err(explain)?;
-        let archive = self.rooms.config.node.state_dir.join(format!("{}.dump", context.op));
+        let archive = self.archive_path(context);
+        if self.goes_on && self.made_before(context, &session).await? {
+            return self.ready_builder(context).await;
+        }
         self.archive = Some(archive.clone());
         self.fetch_archive(&archive, &missing).await?;
         let entries = programs.list(&archive).await.map_err(explain)?;
@@ -137,6 +144,7 @@ impl Direct {
             archive: &archive,
             entries: &wanted,
             single_transaction: true,
+            as_script: false,
             op: context.op,
             settings: &[],
             then: &published,
@@ -147,11 +155,55 @@ impl Direct {
         let created = inventory::created_since(&session, &before, &missing).await.map_err(explain)?;
         self.rooms.cleanup.make(context.op, "create tables", &Effect::Objects { created }, async { Ok(()) }).await?;
         session.close().await;
+        self.build_from(context, programs, entries).await
+    }
 
+    /// Whether the restore of an earlier try was committed; what it made is written down. If not, nothing of it is there.
+    async fn made_before(&self, context: &Context, session: &Session) -> Result<bool, Failure> {
+        let cleanup = &self.rooms.cleanup;
+        let restores = cleanup.pending(context.op, "schema").await?;
+        let Some(Effect::Schema { before, markers }) = restores.first() else { return Ok(false) };
+        let created = inventory::created_since(session, before, markers).await.map_err(explain)?;
+        if created.is_empty() {
+            cleanup.undo_kind(context.op, "schema").await?;
+            return Ok(false);
+        }
+        // Twice is no harm: what is gone already counts as dropped.
+        cleanup.make(context.op, "create tables", &Effect::Objects { created }, async { Ok(()) }).await?;
+        Ok(true)
+    }
+
+    /// Readies what builds indexes on tables that were made here, as far as an earlier run has not built them.
+    pub(super) async fn ready_builder(&mut self, context: &Context) -> Result<(), Failure> {
+        let names = self.facts.tables.iter().filter_map(|table| table.table.as_ref().map(table_name));
+        let missing: Vec<_> = names.filter(|name| !self.here.existing.contains_key(name)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let session = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+        let programs = programs(&self.rooms, &session, &self.facts).await.map_err(explain)?;
+        let archive = self.archive_path(context);
+        if !archive.exists() {
+            self.fetch_archive(&archive, &missing).await?;
+        }
+        let entries = programs.list(&archive).await.map_err(explain)?;
+        self.build_from(context, programs, entries).await
+    }
+
+    async fn build_from(
+        &mut self,
+        context: &Context,
+        programs: Programs,
+        entries: Vec<TocEntry>,
+    ) -> Result<(), Failure> {
+        let archive = self.archive_path(context);
+        self.archive = Some(archive.clone());
         let owned: Vec<_> = self.facts.tables.iter().filter_map(owned).collect();
         let memory = self.rooms.config.copy.maintenance_work_mem;
-        let database = self.rooms.database.clone();
-        self.builder = Some(Builder::new(programs, database, context, &archive, entries, &owned, memory));
+        let (database, store) = (self.rooms.database.clone(), self.rooms.store.clone());
+        let before = self.built_before(context).await?;
+        let builder = Builder::new(programs, database, store, context, &archive, entries, &owned, memory);
+        self.builder = Some(builder.going_on(before));
         Ok(())
     }
 
@@ -206,16 +258,20 @@ impl Direct {
             Failure::new(Code::StateDirUnwritable, format!("cannot write {}", archive.display())).caused_by(&error)
         };
         tokio::fs::create_dir_all(state_dir).await.map_err(unwritable)?;
+        // Under its own name only when it is whole: whoever goes on later relies on it.
+        let part = archive.with_extension("part");
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true);
         #[cfg(unix)]
         options.mode(0o600);
-        let mut file = options.open(archive).await.map_err(unwritable)?;
+        let mut file = options.open(&part).await.map_err(unwritable)?;
         let mut blocks = self.source.fetch(want).await?;
         while let Some(block) = blocks.next().await.map_err(|error| self.source.explain(error))? {
             file.write_all(&block).await.map_err(unwritable)?;
         }
-        file.flush().await.map_err(unwritable)
+        file.flush().await.map_err(unwritable)?;
+        file.sync_all().await.map_err(unwritable)?;
+        tokio::fs::rename(&part, archive).await.map_err(unwritable)
     }
 }
 

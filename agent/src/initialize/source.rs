@@ -90,9 +90,9 @@ pub async fn slot_progress(rooms: &Rooms, held: &Held) -> Result<v1::SlotProgres
     let progress = slots::progress(&session, &held.slot).await.map_err(explain)?;
     let gone = || Failure::new(Code::SlotLost, format!("slot {} on {} is gone", held.slot, rooms.me));
     let progress = progress.ok_or_else(gone)?;
-    let back = subscribe::name_for(held.target.as_str());
-    if subscriptions::find(&session, &back).await.map_err(explain)?.is_some() {
-        subscribe::check_running(&session, &rooms.me, &back).await?;
+    if let Some(before) = held.errors_before() {
+        let back = subscribe::name_for(held.target.as_str());
+        subscribe::Vigil::not_counting(&back, before).check(&session, &rooms.me).await?;
     }
     Ok(v1::SlotProgressReply {
         confirmed_lsn: progress.confirmed_flush.unwrap_or_default().to_string(),
@@ -111,13 +111,9 @@ async fn source_confirmed(session: &Session, held: &Held) -> Result<Option<Lsn>,
     Ok(Some(progress.ok_or_else(gone)?.confirmed_flush.unwrap_or_default()))
 }
 
-/// The way back: subscribes this node to the slot its target made for it.
-pub async fn subscribe_back(
-    rooms: &Rooms,
-    target: &NodeId,
-    op: OperationId,
-    request: &v1::SubscribeRequest,
-) -> Result<String, Failure> {
+/// The way back: subscribes this node to the slot the session's target made for it. Asked again, it is there already.
+pub async fn subscribe_back(rooms: &Rooms, held: &Held, request: &v1::SubscribeRequest) -> Result<String, Failure> {
+    let target = &held.target;
     let reach = Reach::told(target, &request.link, &request.database, &request.conninfo)?;
     let inflow = Inflow {
         source: target,
@@ -127,7 +123,11 @@ pub async fn subscribe_back(
         origin: OriginFilter::None,
         begin: Lsn::default(),
     };
-    subscribe::subscribe(rooms, op, &inflow).await
+    let name = subscribe::subscribe(rooms, held.op, &inflow).await?;
+    let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+    let made = subscriptions::find(&session, &name).await.map_err(explain)?;
+    held.not_counting(made.map_or(0, |made| made.apply_errors));
+    Ok(name)
 }
 
 /// Ends the target's operation here: what it made stays, or is undone.

@@ -1,7 +1,6 @@
 //! Starting an initialization: the request is checked against both nodes first, so that whoever asks hears at
 //! once what is wrong; then it becomes an operation.
 
-use serde_json::json;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId},
@@ -18,6 +17,7 @@ use super::{
     mesh,
     messages::table_name,
     preflight::{self, TargetTables, Wanted},
+    resume::Asked,
     steps::is_binary,
 };
 use crate::{
@@ -90,19 +90,7 @@ pub async fn start(
         target: rooms.me.clone(),
         source: plan.source.clone(),
         method: InitMethod::Direct,
-        request: json!({
-            "one_way": plan.wanted.one_way,
-            "parallel": plan.wanted.parallel,
-            "force": plan.wanted.force,
-            "schema_sync": plan.wanted.schema_sync,
-            "max_rate": plan.max_rate,
-            "compress": plan.compress,
-            "selection": {
-                "tables": plan.wanted.selection.tables,
-                "schemas": plan.wanted.selection.schemas,
-                "exclude": plan.wanted.selection.exclude,
-            },
-        }),
+        request: Asked::of(&plan).to_json(),
         started_by: actor.to_string(),
     };
     match signed_intents::claim(&rooms.store, verified, Some(op)).await.map_err(|error| error.explain())? {

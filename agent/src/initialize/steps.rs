@@ -25,6 +25,7 @@ use super::{
     subscribe::{self, Inflow},
 };
 use crate::{
+    breakpoint::crash_point,
     cleanup::Effect,
     lifecycle::NodeEvent,
     mesh::Source,
@@ -64,10 +65,14 @@ impl Direct {
         let (source_node, signed) = (&self.plan.source, &self.plan.signed);
         checks.extend(mesh::examine_members(&self.rooms, context.op, source_node, signed, &self.facts).await?);
         checks.extend(self.facts.checks.iter().cloned());
-        verdict(&format!("cannot start {} from {source}", self.rooms.me), &checks)
+        verdict(&format!("cannot start {} from {source}", self.rooms.me), &checks)?;
+        self.note_facts(context).await
     }
 
     pub(super) async fn open_session(&mut self, context: &Context) -> Result<(), Failure> {
+        if self.session.is_some() {
+            return Ok(());
+        }
         let request = v1::OpenSessionRequest {
             op_id: context.op.to_string(),
             tables: self.facts.tables.clone(),
@@ -82,6 +87,8 @@ impl Direct {
         let reply = self.rooms.cleanup.make(context.op, "open session", &effect, opened).await?;
         let id = reply.session_id.parse().map_err(|error| Failure::new(Code::BadRequest, format!("{error}")))?;
         self.take_positions(&reply)?;
+        crash_point!("session opened");
+        self.note_session(context, &reply).await?;
         self.hold_session(context, id, reply);
         Ok(())
     }
@@ -98,15 +105,20 @@ impl Direct {
     pub(super) async fn publish(&mut self, context: &Context) -> Result<(), Failure> {
         let look = self.rooms.database.session(Purpose::Ddl(context.op)).await.map_err(explain)?;
         let kept = self.kept_tables();
+        self.reverse_slots.clear();
         for node in self.both_ways_with() {
             publish(&self.rooms.cleanup, &look, context.op, &self.publication_for(&node), &kept).await?;
             let slot = slot_name(&node, context.op);
             let patience = self.rooms.config.copy.slot_timeout;
             let effect = Effect::Slot { name: slot.clone(), peer: Some(node.clone()) };
             let made = async {
+                // Its name holds this operation's id; what an earlier try has made begins as early as it must.
+                if self.goes_on && slots::find(&look, &slot).await.map_err(explain)?.is_some() {
+                    return Ok(());
+                }
                 let never = CancellationToken::new();
                 let made = replication::create_slot(&self.rooms.database, context.op, &slot, patience, &never).await;
-                made.map_err(explain)
+                made.map(drop).map_err(explain)
             };
             self.rooms.cleanup.make(context.op, "publish on target", &effect, made).await?;
             self.reverse_slots.push((node, slot));
@@ -120,6 +132,7 @@ impl Direct {
 
     pub(super) async fn copy_tables(&mut self, context: &Context) -> Result<(), Failure> {
         self.advance(context, NodeEvent::CopyBegan).await?;
+        let landed = ledger::parts(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
         let (session, lost) = (self.session().id, self.session().lost.clone());
         let source = self.source.clone();
         let workers = self.plan.wanted.parallel as usize;
@@ -128,6 +141,7 @@ impl Direct {
             source: source.clone(),
             session,
             tables: table_jobs(&self.facts.tables, &self.session().reply.tables)?,
+            landed,
             workers,
             compress: self.plan.compress.clone(),
             max_rate: self.plan.max_rate,
@@ -142,9 +156,16 @@ impl Direct {
                 None => Ok(()),
             }
         }));
+        let this = &*self;
         let copied = async {
             copy_tables(job, context, finished).await?;
-            let counts = source.count_rows(session).await?;
+            crash_point!("all copied");
+            let mut counts = this.counts.clone();
+            if counts.is_empty() {
+                counts = source.count_rows(session).await?;
+                // Before the snapshot goes, in which alone they can be counted.
+                this.note_counts(context, &counts).await?;
+            }
             // The locks go as soon as the last row is read and counted, while indexes are still built.
             source.release_snapshot(session).await?;
             Ok(counts)
@@ -155,9 +176,10 @@ impl Direct {
             built = &mut building => {
                 // An index that fails need not wait for the copy; one that is done early has nothing more to do.
                 ended(built)?;
-                (copied.await?, Some(()))
+                ((&mut copied).await?, Some(()))
             }
         };
+        drop(copied);
         self.counts = counts;
         self.building = built.is_none().then_some(building);
         Ok(())
@@ -167,9 +189,13 @@ impl Direct {
         let lost = self.session().lost.clone();
         let building = self.building.take();
         let builder = self.builder.clone();
+        let workers = self.plan.wanted.parallel as usize;
         unless_lost(lost, async {
-            if let Some(building) = building {
-                ended(building.await)?;
+            match (building, &builder) {
+                (Some(building), _) => ended(building.await)?,
+                // The copy was done before this was begun again.
+                (None, Some(builder)) => builder.build_all(workers.div_ceil(2)).await?,
+                (None, None) => {}
             }
             match builder {
                 Some(builder) => builder.build_rest().await,
@@ -222,6 +248,7 @@ impl Direct {
         let reach = &Reach::told(source, &reply.link, &reply.database, &reply.conninfo)?;
         let (slot, publication, begin) = (&reply.slot, &reply.publication, Lsn::default());
         let inflow = Inflow { source, slot, publication, reach, origin, begin };
+        crash_point!("before subscribe");
         self.subscription = subscribe::subscribe(&self.rooms, context.op, &inflow).await?;
         Ok(())
     }
@@ -250,6 +277,7 @@ impl Direct {
     pub(super) async fn catch_up(&mut self, _: &Context) -> Result<(), Failure> {
         let lost = self.session().lost.clone();
         unless_lost(lost, async {
+            crash_point!("catching up");
             self.catch_up_with(&self.source, self.session().id, &self.subscription).await?;
             for member in &self.members {
                 self.catch_up_with(&member.node, member.session, &member.subscription).await?;
@@ -263,6 +291,7 @@ impl Direct {
     async fn catch_up_with(&self, node: &Source, session: SessionId, subscription: &str) -> Result<(), Failure> {
         let marker = node.write_marker().await?;
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+        let mut vigil = subscribe::Vigil::over(subscription, self.goes_on);
         let mut waiting = Waiting::new(self.rooms.config.copy.catch_up_timeout);
         loop {
             let progress = node.slot_progress(session).await?;
@@ -270,7 +299,7 @@ impl Direct {
             if confirmed >= marker {
                 return Ok(());
             }
-            subscribe::check_running(&look, &self.rooms.me, subscription).await?;
+            vigil.check(&look, &self.rooms.me).await?;
             waiting.still(confirmed, || format!("{subscription} waits for {}", node.node()))?;
             sleep(LOOK).await;
         }
@@ -294,6 +323,7 @@ impl Direct {
         let (_, slot) = made.expect("the slots for the way back were made before the copy");
         let reach = Reach::own(&self.rooms)?.to_message();
         let subscription = node.subscribe(slot, &self.publication_for(node.node()), reach).await?;
+        crash_point!("subscribed back");
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
         let marker = slots::emit_marker(&look, slot).await.map_err(explain)?;
         let mut waiting = Waiting::new(self.rooms.config.copy.catch_up_timeout);
@@ -339,9 +369,10 @@ impl Direct {
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
         let of_members = self.members.iter().map(|member| &member.subscription);
         for subscription in of_members.chain([&self.subscription]) {
-            subscribe::check_running(&look, &self.rooms.me, subscription).await?;
+            subscribe::Vigil::over(subscription, self.goes_on).check(&look, &self.rooms.me).await?;
         }
         self.tell_misfits(context).await?;
+        crash_point!("verified");
         // Whatever was loaded under them has been sent past the way back by now.
         self.rooms.cleanup.drop_origins(context.op).await
     }

@@ -8,11 +8,13 @@ use steep_protocol::{
 
 use super::reach::Reach;
 use crate::{
+    breakpoint::crash_point,
     cleanup::Effect,
     postgres::{
         self, Purpose, Session,
         ddl::{self, NewSubscription, OriginFilter},
-        origins, subscriptions,
+        origins,
+        subscriptions::{self, Subscription},
     },
     rooms::Rooms,
 };
@@ -48,27 +50,46 @@ pub async fn subscribe(rooms: &Rooms, op: OperationId, inflow: &Inflow<'_>) -> R
     let explain = |error: postgres::Error| error.explain();
     let name = name_for(source.as_str());
     let session = rooms.database.session(Purpose::Ddl(op)).await.map_err(explain)?;
-    if subscriptions::find(&session, &name).await.map_err(explain)?.is_some() {
-        let text = format!("a subscription {name} exists already on {}", rooms.me);
-        return Err(Failure::new(Code::IllegalState, text).hint(format!("drop subscription {name}; on {}", rooms.me)));
-    }
-    let version = session.version();
     let effect = Effect::Subscription { name: name.clone() };
-    let make = async {
-        let conninfo = match reach {
-            Reach::Mesh { database } => rooms.links.offer(&rooms.database, source, database, slot, &name).await?,
-            Reach::Direct(conninfo) => conninfo.clone().over(&Reach::local(rooms)?).pinned(),
+    let found = subscriptions::find(&session, &name).await.map_err(explain)?;
+    if let Some(found) = &found {
+        let written = rooms.cleanup.pending(op, "subscription").await?;
+        let is_ours = written.iter().any(|effect| matches!(effect, Effect::Subscription { name: own } if *own == name));
+        if !is_ours || found.slot.as_deref() != Some(slot) {
+            let text = format!("a subscription {name} exists already on {}", rooms.me);
+            let hint = format!("drop subscription {name}; on {}", rooms.me);
+            return Err(Failure::new(Code::IllegalState, text).hint(hint));
+        }
+        // Made by a try that did not hear of it any more.
+        rooms.cleanup.make(op, "subscribe", &effect, async { Ok(()) }).await?;
+        if found.is_enabled {
+            return Ok(name);
+        }
+    }
+    if found.is_none() {
+        let version = session.version();
+        let make = async {
+            let conninfo = match reach {
+                Reach::Mesh { database } => rooms.links.offer(&rooms.database, source, database, slot, &name).await?,
+                Reach::Direct(conninfo) => conninfo.clone().over(&Reach::local(rooms)?).pinned(),
+            };
+            let new = NewSubscription { name: &name, conninfo: &conninfo, publication, slot, origin, version };
+            let create = ddl::create_subscription(&new).map_err(explain)?;
+            subscriptions::create(&session, &create).await.map_err(explain)
         };
-        let new = NewSubscription { name: &name, conninfo: &conninfo, publication, slot, origin, version };
-        let create = ddl::create_subscription(&new).map_err(explain)?;
-        subscriptions::create(&session, &create).await.map_err(explain)
-    };
-    rooms.cleanup.make(op, "subscribe", &effect, make).await?;
+        rooms.cleanup.make(op, "subscribe", &effect, make).await?;
+    }
+    crash_point!("subscribed");
     if begin > Lsn::default() {
         let made = subscriptions::find(&session, &name).await.map_err(explain)?;
         let gone = || Failure::new(Code::SubscriptionFailing, format!("subscription {name} was dropped"));
         let origin = made.ok_or_else(gone)?.origin();
-        origins::advance(&session, &origin, begin).await.map_err(explain)?;
+        let known = origins::list(&session, &origin).await.map_err(explain)?;
+        let so_far = known.iter().find(|known| known.name == origin).and_then(|known| known.remote_lsn);
+        // What it has applied since it was first told where to begin must not come again.
+        if so_far.unwrap_or_default() < begin {
+            origins::advance(&session, &origin, begin).await.map_err(explain)?;
+        }
     }
     session.run(&ddl::enable_subscription(&name)).await.map_err(explain)?;
     session.close().await;
@@ -78,11 +99,37 @@ pub async fn subscribe(rooms: &Rooms, op: OperationId, inflow: &Inflow<'_>) -> R
 /// As many errors in a row say that a new subscription will not get over them; a restart of the source is one.
 const ERRORS_TOO_MANY: u64 = 3;
 
-/// Fails when the new subscription of this node, `me`, has stopped, or fails again and again.
-pub async fn check_running(session: &Session, me: &NodeId, name: &str) -> Result<(), Failure> {
-    let found = subscriptions::find(session, name).await.map_err(|error| error.explain())?;
+/// Watches over a new subscription.
+#[derive(Debug)]
+pub struct Vigil {
+    name: String,
+    /// Errors that do not count; none: those there are at the first look.
+    before: Option<u64>,
+}
+
+impl Vigil {
+    /// Over subscription `name`. `goes_on`: errors it had so far do not count, as an agent was away, and with it the link.
+    pub fn over(name: &str, goes_on: bool) -> Self {
+        Self { name: name.to_owned(), before: (!goes_on).then_some(0) }
+    }
+
+    /// Over subscription `name`, whose first errors `before` do not count.
+    pub fn not_counting(name: &str, before: u64) -> Self {
+        Self { name: name.to_owned(), before: Some(before) }
+    }
+
+    /// Fails when the subscription of this node, `me`, has stopped, or fails again and again.
+    pub async fn check(&mut self, session: &Session, me: &NodeId) -> Result<(), Failure> {
+        let found = subscriptions::find(session, &self.name).await.map_err(|error| error.explain())?;
+        let errors = found.as_ref().map_or(0, |found| found.apply_errors);
+        let before = *self.before.get_or_insert(errors);
+        judge(found, errors.saturating_sub(before), me, &self.name)
+    }
+}
+
+fn judge(found: Option<Subscription>, errors: u64, me: &NodeId, name: &str) -> Result<(), Failure> {
     match found {
-        Some(subscription) if subscription.is_enabled && subscription.apply_errors < ERRORS_TOO_MANY => Ok(()),
+        Some(subscription) if subscription.is_enabled && errors < ERRORS_TOO_MANY => Ok(()),
         Some(_) => {
             Err(Failure::new(Code::SubscriptionFailing, format!("subscription {name} on {me} stopped with an error"))
                 .hint(format!("PostgreSQL's log on {me} says which row or table; mend it, then start the node again")))

@@ -135,6 +135,21 @@ impl Feed {
         }
     }
 
+    /// The feed of an operation that began at `started_at` and has told `history` already.
+    #[must_use]
+    pub fn going_on(mut self, started_at: Timestamp, history: Vec<FeedEvent>) -> Self {
+        let ago = Duration::try_from(Timestamp::now().duration_since(started_at)).unwrap_or_default();
+        self.began = self.began.checked_sub(ago).unwrap_or(self.began);
+        self.shared.get_mut().unwrap_or_else(PoisonError::into_inner).history = history;
+        self
+    }
+
+    /// Whether `event` was told of `table`, by this run of the agent or an earlier one.
+    pub fn has_told(&self, event: &str, table: &str) -> bool {
+        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.history.iter().any(|told| told.milestone.event == event && told.milestone.table == table)
+    }
+
     /// Changes the progress; cheap enough for every block.
     pub fn progress<T>(&self, change: impl FnOnce(&mut Progress) -> T) -> T {
         change(&mut self.shared.lock().unwrap_or_else(PoisonError::into_inner).progress)
@@ -221,6 +236,8 @@ impl Feed {
         }
         if told.failure.is_some() && !told.event.ends_with(".cancelled") {
             line!(error);
+        } else if told.event.ends_with(".interrupted") {
+            line!(warn);
         } else {
             line!(info);
         }

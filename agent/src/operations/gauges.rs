@@ -73,8 +73,11 @@ impl Gauges {
         }
         let (target, method) = (self.target.as_str(), self.method.as_str());
         self.metrics.init_running.of([method]).dec();
-        self.metrics.inits.of([method, status.as_str()]).inc();
-        self.metrics.init_duration.of([method, status.as_str()]).observe(took.as_secs_f64());
+        // Only this run of the agent has ended, where the next one goes on with it.
+        if status.has_ended() {
+            self.metrics.inits.of([method, status.as_str()]).inc();
+            self.metrics.init_duration.of([method, status.as_str()]).observe(took.as_secs_f64());
+        }
         self.metrics.init_progress.remove([target, &self.source]);
         self.metrics.init_eta.remove([target]);
         self.metrics.init_last_progress.remove([target]);

@@ -81,6 +81,7 @@ pub struct Progress {
     retained_wal_bytes: u64,
     indexes_total: u32,
     indexes_done: u32,
+    parts_done: u64,
 }
 
 impl Progress {
@@ -96,6 +97,7 @@ impl Progress {
             retained_wal_bytes: 0,
             indexes_total: 0,
             indexes_done: 0,
+            parts_done: 0,
         }
     }
 
@@ -109,6 +111,13 @@ impl Progress {
         self.phase
     }
 
+    /// The tables are planned anew.
+    pub fn forget_tables(&mut self) {
+        self.drop_open_parts();
+        self.tables.clear();
+        self.parts_done = 0;
+    }
+
     /// A table will be copied; `heap_bytes` and `rows_estimate` as the plan has them.
     pub fn plan_table(&mut self, oid: u32, name: String, heap_bytes: u64, rows_estimate: u64) {
         let table = Table { name, heap_bytes: heap_bytes.max(1), rows_estimate, ..Table::default() };
@@ -117,7 +126,30 @@ impl Progress {
 
     /// So many indexes and constraints will be made.
     pub fn plan_indexes(&mut self, count: u32) {
-        self.indexes_total = count;
+        (self.indexes_total, self.indexes_done) = (count, 0);
+    }
+
+    /// No worker is at work; what each of them had begun is lost.
+    pub fn drop_open_parts(&mut self) {
+        for worker in &mut self.workers {
+            worker.table = None;
+            (worker.part_rows, worker.part_bytes) = (0, 0);
+        }
+    }
+
+    /// A part of `heap_bytes` was committed before, by an earlier run of the agent or an earlier try.
+    pub fn part_was_done(&mut self, table: u32, heap_bytes: u64, rows: u64, bytes: u64) {
+        self.parts_done += 1;
+        if let Some(table) = self.tables.get_mut(&table) {
+            table.rows += rows;
+            table.bytes += bytes;
+            table.heap_done = (table.heap_done + heap_bytes).min(table.heap_bytes);
+        }
+    }
+
+    /// Parts that are committed.
+    pub fn parts_done(&self) -> u64 {
+        self.parts_done
     }
 
     /// So many of them are made.
@@ -152,6 +184,7 @@ impl Progress {
 
     /// `worker`'s part is committed.
     pub fn part_done(&mut self, worker: usize, rows: u64, bytes: u64) {
+        self.parts_done += 1;
         let worker = &mut self.workers[worker];
         if let Some(table) = worker.table.and_then(|oid| self.tables.get_mut(&oid)) {
             table.rows += rows;
@@ -328,6 +361,26 @@ mod tests {
         assert!((73.9..=74.0).contains(&progress.view(SECOND * 300).overall_percent));
         progress.indexes_made(1);
         assert!((91.9..=92.0).contains(&progress.view(SECOND * 301).overall_percent));
+    }
+
+    #[test]
+    fn a_copy_that_goes_on_shows_what_had_landed_and_nothing_that_was_open() {
+        let mut progress = Progress::new(2);
+        progress.plan_table(1, "public.t".into(), 1000, 200);
+        progress.enter(Phase::Copy);
+        progress.part_began(0, 1, 500);
+        progress.part_done(0, 100, 4000);
+        progress.part_began(1, 1, 500);
+        progress.part_moved(1, 2000);
+        let before = progress.view(SECOND);
+        progress.forget_tables();
+        progress.plan_table(1, "public.t".into(), 1000, 200);
+        progress.part_was_done(1, 500, 100, 4000);
+        let after = progress.view(SECOND * 2);
+        assert_eq!((after.rows_copied, after.bytes_copied, after.bytes_expected), (100, 4000, 8000));
+        assert!(after.workers.iter().all(|worker| worker.table.is_empty()), "{:?}", after.workers);
+        assert_eq!(before.overall_percent, after.overall_percent, "it never goes back");
+        assert_eq!(progress.parts_done(), 1);
     }
 
     #[test]

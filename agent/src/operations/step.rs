@@ -3,8 +3,11 @@
 //! A step's undo is not a function beside it: every side effect writes an intent row before it happens, and
 //! undoing an operation walks those rows backwards ([`crate::cleanup`]). So an operation is undone the same way
 //! whether a step failed, somebody cancelled, or the agent died and another run of it found the rows.
+//!
+//! Every step may be run again after it stopped half-way, in this run of the agent or the next: it looks first what is
+//! there already.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
@@ -40,6 +43,16 @@ impl Context {
 pub trait Work: Send + 'static {
     /// Before the first step: the node leaves its old state.
     async fn begin(&mut self, context: &Context) -> Result<(), Failure>;
+
+    /// Instead of [`Work::begin`], where an earlier run of the agent or an earlier try came as far as the steps `done`:
+    /// finds out again what they had learned, and that what they hold is still there. May be repeated.
+    async fn resume(&mut self, context: &Context, done: &[String]) -> Result<(), Failure>;
+
+    /// How long to try again after `failure`, going on where it stopped; none: there is no going on.
+    fn goes_on_after(&self, failure: &Failure) -> Option<Duration>;
+
+    /// Whether it can be left as it is when the agent ends, and gone on with by the next run.
+    fn outlives_the_agent(&self) -> bool;
 
     /// After the last step: the node is where it was meant to be. Returns rows copied.
     async fn complete(&mut self, context: &Context) -> Result<u64, Failure>;

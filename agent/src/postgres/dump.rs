@@ -138,7 +138,7 @@ impl Programs {
 
     async fn restore_list(&self, database: &Database, request: &RestoreRequest<'_>, list: &Path) -> Result<(), Error> {
         let session = database.session(Purpose::Restore(request.op)).await?;
-        if session.version().major() < self.major() || !request.then.is_empty() {
+        if session.version().major() < self.major() || request.as_script || !request.then.is_empty() {
             let mut script = self.script(request, list).await?;
             for statement in request.then {
                 script.push_str(statement.as_str());
@@ -232,6 +232,8 @@ pub struct RestoreRequest<'a> {
     pub entries: &'a [&'a TocEntry],
     /// All or nothing.
     pub single_transaction: bool,
+    /// Run as SQL by a session of ours, all or nothing, so that PostgreSQL's own words come back.
+    pub as_script: bool,
     /// The operation it is for.
     pub op: OperationId,
     /// Settings for its sessions: `maintenance_work_mem`, `session_replication_role`.
@@ -393,7 +395,15 @@ async fn ended(program: &'static str, status: ExitStatus, stderr: Option<JoinHan
     if status.success() { Ok(()) } else { Err(program_failed(program, status, complaints)) }
 }
 
+/// What libpq and PostgreSQL say where a server goes down under a program's feet.
+const LOST: [&str; 3] =
+    ["server closed the connection unexpectedly", "terminating connection due to", "the database system is"];
+
 fn program_failed(program: &'static str, status: ExitStatus, complaints: Complaints) -> Error {
+    if complaints.lines.iter().any(|line| LOST.iter().any(|words| line.contains(words))) {
+        let said = complaints.lines.join("; ");
+        return Error::Lost { doing: format!("run {program}"), source: said.into() };
+    }
     let deadlock_at = complaints.entry.filter(|_| complaints.is_deadlock);
     Error::Program { program, status: status.to_string(), complaints: complaints.lines, deadlock_at }
 }

@@ -158,6 +158,19 @@ impl Work for Remove {
         Ok(())
     }
 
+    async fn resume(&mut self, _: &Context, _: &[String]) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// Not at all: what is written down is done by the janitor's side of it, whatever becomes of this operation.
+    fn goes_on_after(&self, _: &Failure) -> Option<std::time::Duration> {
+        None
+    }
+
+    fn outlives_the_agent(&self) -> bool {
+        false
+    }
+
     async fn complete(&mut self, _: &Context) -> Result<u64, Failure> {
         Ok(0)
     }

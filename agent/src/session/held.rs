@@ -121,6 +121,8 @@ pub struct Held {
     pub(super) renewed: Mutex<Instant>,
     pub(super) retained_bytes: AtomicU64,
     pub(super) failure: OnceLock<Failure>,
+    /// Errors of the subscription for the way back that do not count; none: there is no such subscription yet.
+    back: Mutex<Option<u64>>,
     pub(super) ended: CancellationToken,
 }
 
@@ -144,6 +146,7 @@ impl Held {
             renewed: Mutex::new(Instant::now()),
             retained_bytes: AtomicU64::new(0),
             failure: OnceLock::new(),
+            back: Mutex::new(None),
             ended: CancellationToken::new(),
         }
     }
@@ -179,6 +182,16 @@ impl Held {
     /// Done once the session has ended, so that streams stop.
     pub fn ended(&self) -> &CancellationToken {
         &self.ended
+    }
+
+    /// The subscription for the way back is made; the `errors` it had so far do not count.
+    pub fn not_counting(&self, errors: u64) {
+        *self.back.lock().unwrap_or_else(PoisonError::into_inner) = Some(errors);
+    }
+
+    /// Errors of the subscription for the way back that do not count; none: it is not made yet.
+    pub fn errors_before(&self) -> Option<u64> {
+        *self.back.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why the session can no longer keep its promise, if so.

@@ -42,12 +42,16 @@ fn explain(error: postgres::Error) -> Failure {
 }
 
 impl Sessions {
-    /// Publishes the tables, makes the slot and holds both for `target`. One operation has at most one session here.
+    /// Publishes the tables, makes the slot and holds both for `target`. One operation has at most one session here; asked for
+    /// again, it is the same.
     ///
     /// What an error leaves behind is written down; the target closes the operation, or the janitor cleans up.
     pub async fn join(&self, target: &NodeId, request: JoinRequest) -> Result<Arc<Held>, Failure> {
         let _turn = self.opening.lock().await;
         let op = request.op;
+        if let Some(held) = self.opened_before(target, op) {
+            return Ok(held);
+        }
         let opening = self.serve(op)?;
         self.refuse_second_newcomer(op)?;
         let look = self.database.session(Purpose::Watch).await.map_err(explain)?;

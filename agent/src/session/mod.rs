@@ -149,13 +149,17 @@ impl Sessions {
         self.served.get(&op).is_some_and(|stage| *stage == Stage::Serving)
     }
 
-    /// Opens a session for `target`. One operation has at most one.
+    /// Opens a session for `target`. One operation has at most one; asked for again, by a target that has not heard the
+    /// answer, it is the same.
     ///
     /// What an error leaves behind is written down; the target closes the operation, or the janitor cleans up.
     pub async fn open(&self, target: &NodeId, request: OpenRequest) -> Result<Arc<Held>, Failure> {
         // One at a time: two targets may need the same publication.
         let _turn = self.opening.lock().await;
         let op = request.op;
+        if let Some(held) = self.opened_before(target, op) {
+            return Ok(held);
+        }
         let opening = self.serve(op)?;
         let explain = |error: postgres::Error| error.explain();
         let look = self.database.session(Purpose::Watch).await.map_err(explain)?;
@@ -221,6 +225,15 @@ impl Sessions {
         info!(event = "slot.created", op_id = %op, slot, lsn = %lsn, peer = %target, session = %held.id, "session opened");
         self.look_after_from_now_on(&held, opening);
         Ok(held)
+    }
+
+    /// The session of `op` that is open for `target` and still good; renews it.
+    fn opened_before(&self, target: &NodeId, op: OperationId) -> Option<Arc<Held>> {
+        let open = self.open.iter().find(|open| open.held.op == op && open.held.target == *target)?;
+        open.held.failure().is_none().then(|| {
+            open.held.renew();
+            Arc::clone(&open.held)
+        })
     }
 
     fn look_after_from_now_on(&self, held: &Arc<Held>, mut opening: Opening) {

@@ -5,7 +5,7 @@
 //! pg_restore replays them, chosen entry by entry.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -20,15 +20,24 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
+    breakpoint::crash_point,
     operations::Context,
     postgres::{
         self, Database, Purpose, ddl,
         dump::{Programs, RestoreRequest, Section, TocEntry},
     },
+    store::{Store, notes},
 };
 
 /// Tables whose keys and indexes are built by one run of pg_restore, where they are small.
 const BATCH: usize = 32;
+
+/// Under this name, and the table's oid on the source, it is written down that a table's indexes are about to be built …
+pub const BEGUN: &str = "indexes.begun/";
+/// … and that they are built.
+pub const BUILT: &str = "indexes.built/";
+/// In place of a table's oid: all that belongs to no single table.
+const REST: u32 = 0;
 
 /// How many deadlocks with applications are lost before it is no accident any more.
 const MOST_DEADLOCKS: u32 = 30;
@@ -54,12 +63,17 @@ pub struct Owned {
 #[derive(Debug, Clone)]
 pub struct Builder {
     shared: Arc<Shared>,
+    /// Tables an earlier run has begun with: some of their indexes may be there.
+    begun: Arc<BTreeSet<u32>>,
+    /// Tables it was done with.
+    built: Arc<BTreeSet<u32>>,
 }
 
 #[derive(Debug)]
 struct Shared {
     programs: Programs,
     database: Database,
+    store: Store,
     op: OperationId,
     archive: PathBuf,
     settings: Vec<(&'static str, String)>,
@@ -73,9 +87,11 @@ struct Shared {
 
 impl Builder {
     /// Sorts the archive's later half by table. `maintenance_work_mem` is for each of `at_once` builds.
+    #[expect(clippy::too_many_arguments, reason = "each is another thing to build with")]
     pub fn new(
         programs: Programs,
         database: Database,
+        store: Store,
         context: &Context,
         archive: &Path,
         entries: Vec<TocEntry>,
@@ -105,6 +121,7 @@ impl Builder {
         let shared = Shared {
             programs,
             database,
+            store,
             op: context.op,
             archive: archive.to_owned(),
             settings,
@@ -113,7 +130,33 @@ impl Builder {
             names,
             context: context.clone(),
         };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(shared), begun: Arc::default(), built: Arc::default() }
+    }
+
+    /// Where an earlier run of the agent, or an earlier try, has `begun` with tables, and is done with those `built`.
+    #[must_use]
+    pub fn going_on(self, [begun, built]: [BTreeSet<u32>; 2]) -> Self {
+        let made: usize = built.iter().map(|table| self.entries_of(*table).len()).sum();
+        self.shared.context.feed.progress(|progress| progress.indexes_made(made as u32));
+        Self { begun: Arc::new(begun), built: Arc::new(built), ..self }
+    }
+
+    fn entries_of(&self, table: u32) -> &[TocEntry] {
+        match table {
+            REST => &self.shared.rest,
+            table => self.shared.of_table.get(&table).map_or(&[], Vec::as_slice),
+        }
+    }
+
+    /// Builds on every table, `at_once` at a time.
+    pub async fn build_all(&self, at_once: usize) -> Result<(), Failure> {
+        let (ready, tables) = mpsc::unbounded_channel();
+        for table in self.shared.names.keys() {
+            // Nobody has closed the other end.
+            let _ = ready.send(*table);
+        }
+        drop(ready);
+        self.build_as_ready(tables, at_once).await
     }
 
     /// Builds on each table that `ready` names, `at_once` at a time, until `ready` is closed.
@@ -141,10 +184,25 @@ impl Builder {
     }
 
     async fn build(&self, tables: &[u32]) -> Result<(), Failure> {
-        let shared = &self.shared;
-        let entries: Vec<_> = tables.iter().filter_map(|oid| shared.of_table.get(oid)).flatten().collect();
+        let left = |table: &&u32| !self.built.contains(table);
+        let (again, fresh): (Vec<u32>, Vec<u32>) =
+            tables.iter().filter(left).copied().partition(|table| self.begun.contains(table));
+        self.note(BEGUN, &fresh).await?;
+        let entries: Vec<_> = fresh.iter().flat_map(|table| self.entries_of(*table)).collect();
         self.restore(&entries).await?;
-        self.analyze(tables).await
+        crash_point!("indexes built");
+        self.restore_what_is_missing(&again).await?;
+        let done = [again, fresh].concat();
+        self.analyze(&done).await?;
+        self.note(BUILT, &done).await
+    }
+
+    async fn note(&self, what: &str, tables: &[u32]) -> Result<(), Failure> {
+        let names: Vec<_> = tables.iter().map(|table| format!("{what}{table}")).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        notes::save_all(&self.shared.store, self.shared.op, &names, &[]).await.map_err(|error| error.explain())
     }
 
     async fn analyze(&self, tables: &[u32]) -> Result<(), Failure> {
@@ -161,14 +219,42 @@ impl Builder {
 
     /// Replays what belongs to no single table. Call once every table is built.
     pub async fn build_rest(&self) -> Result<(), Failure> {
-        self.restore(&self.shared.rest.iter().collect::<Vec<_>>()).await
+        if self.built.contains(&REST) {
+            return Ok(());
+        }
+        if self.begun.contains(&REST) {
+            self.restore_what_is_missing(&[REST]).await?;
+        } else {
+            self.note(BEGUN, &[REST]).await?;
+            self.restore(&self.shared.rest.iter().collect::<Vec<_>>()).await?;
+        }
+        crash_point!("rest built");
+        self.note(BUILT, &[REST]).await
+    }
+
+    /// Replays the entries of `tables` one by one, each in a transaction of its own: an earlier run has made some of them,
+    /// and nobody knows which.
+    async fn restore_what_is_missing(&self, tables: &[u32]) -> Result<(), Failure> {
+        for entry in tables.iter().flat_map(|table| self.entries_of(*table)) {
+            let mut deadlocks = 0;
+            loop {
+                match self.restore_once(&[entry], true).await {
+                    Ok(()) => break,
+                    Err(error) if is_there(&error, &entry.kind) => break,
+                    Err(error) if error.sqlstate() == Some("40P01") && deadlocks < MOST_DEADLOCKS => deadlocks += 1,
+                    Err(error) => return Err(error.explain()),
+                }
+            }
+            self.shared.context.feed.progress(|progress| progress.indexes_made(1));
+        }
+        Ok(())
     }
 
     async fn restore(&self, entries: &[&TocEntry]) -> Result<(), Failure> {
         let mut left = entries;
         let mut deadlocks = 0;
         while !left.is_empty() {
-            let Err(error) = self.restore_once(left).await else { break };
+            let Err(error) = self.restore_once(left, false).await else { break };
             deadlocks += 1;
             left = match resumed(&error, left) {
                 Some(rest) if deadlocks <= MOST_DEADLOCKS => rest,
@@ -181,7 +267,7 @@ impl Builder {
         Ok(())
     }
 
-    async fn restore_once(&self, entries: &[&TocEntry]) -> Result<(), postgres::Error> {
+    async fn restore_once(&self, entries: &[&TocEntry], as_script: bool) -> Result<(), postgres::Error> {
         let shared = &self.shared;
         let settings: Vec<_> = shared.settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
         // Dropping the future kills pg_restore; its backends end with the operation's cleanup.
@@ -189,13 +275,26 @@ impl Builder {
         let request = RestoreRequest {
             archive: &shared.archive,
             entries,
-            single_transaction: false,
+            single_transaction: as_script,
+            as_script,
             op: shared.op,
             settings: &settings,
             then: &[],
             cancelled: &cancelled,
         };
         shared.programs.restore(&shared.database, &request).await
+    }
+}
+
+/// Whether `error` says that what an entry of this kind would make is there already. Each entry is made in one
+/// transaction, so what is there of it is whole.
+fn is_there(error: &postgres::Error, kind: &str) -> bool {
+    match error.sqlstate() {
+        // An index; a constraint, trigger, rule or policy.
+        Some("42P07" | "42710") => true,
+        // A second primary key.
+        Some("42P16") => kind == "CONSTRAINT",
+        _ => false,
     }
 }
 
@@ -209,5 +308,38 @@ fn resumed<'a, 'e>(error: &postgres::Error, entries: &'a [&'e TocEntry]) -> Opti
         }
         // As one script: all of it was rolled back.
         _ => (error.sqlstate() == Some("40P01")).then_some(entries),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::error::Refusal;
+
+    #[test]
+    fn what_is_there_already_is_told_from_what_cannot_be_made() {
+        let denied = |sqlstate: &str| postgres::Error::Denied {
+            doing: "restore the schema".to_owned(),
+            code: Code::RestoreFailed,
+            source: Box::new(Refusal {
+                sqlstate: sqlstate.to_owned(),
+                message: "no".to_owned(),
+                detail: None,
+                hint: None,
+                context: None,
+                is_fatal: false,
+            }),
+        };
+        for (sqlstate, kind, expected) in [
+            ("42P07", "INDEX", true),
+            ("42710", "FK CONSTRAINT", true),
+            ("42710", "TRIGGER", true),
+            ("42P16", "CONSTRAINT", true),
+            ("42P16", "INDEX", false),
+            ("23505", "CONSTRAINT", false),
+            ("42P01", "INDEX", false),
+        ] {
+            assert_eq!(is_there(&denied(sqlstate), kind), expected, "{sqlstate} of {kind}");
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! no trigger fires. There is no queue between the stream and COPY: a slow target holds its source back.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -14,7 +14,7 @@ use std::{
 };
 
 use steep_protocol::{
-    failure::{Code, Explain as _, Failure},
+    failure::{Code, Explain as _, Failure, Family},
     ids::{OperationId, SessionId},
     names::TableName,
     operation::Phase,
@@ -27,6 +27,7 @@ use tokio::{
 };
 
 use crate::{
+    breakpoint::crash_point,
     cleanup::{Cleanup, Effect},
     mesh::Source,
     operations::{Context, Milestone},
@@ -69,6 +70,8 @@ pub struct CopyJob {
     pub session: SessionId,
     /// Largest first.
     pub tables: Vec<TableJob>,
+    /// Parts that have landed before, by an earlier run of the agent or an earlier try: they are not received again.
+    pub landed: Vec<CopiedPart>,
     /// Streams at once.
     pub workers: usize,
     /// As the operator asked for it.
@@ -97,15 +100,17 @@ struct Shared {
 /// On the first error every stream is dropped; committed parts stay, and stay in the ledger. Dropping the
 /// future does the same.
 pub async fn copy_tables(job: CopyJob, context: &Context, finished: mpsc::UnboundedSender<u32>) -> Result<(), Failure> {
-    context.feed.progress(|progress| {
-        for table in &job.tables {
-            progress.plan_table(table.oid, table.name.to_string(), heap_bytes(&table.plan), table.rows_estimate);
-        }
-    });
-    let parts = job.tables.iter().enumerate();
-    let queue = parts.flat_map(|(table, job)| (0..job.plan.starts.len()).map(move |part| (table, part))).collect();
+    show_copied(&job.tables, &job.landed, context);
+    let landed: BTreeSet<(&TableName, usize)> =
+        job.landed.iter().map(|part| (&part.table, part.part as usize)).collect();
+    let missing = |job: &TableJob| -> Vec<usize> {
+        (0..job.plan.starts.len()).filter(|part| !landed.contains(&(&job.name, *part))).collect()
+    };
+    let missing: Vec<_> = job.tables.iter().map(missing).collect();
+    let queue = missing.iter().enumerate();
+    let queue = queue.flat_map(|(table, parts)| parts.iter().map(move |part| (table, *part))).collect();
     let shared = Arc::new(Shared {
-        left: job.tables.iter().map(|table| AtomicUsize::new(table.plan.starts.len())).collect(),
+        left: missing.iter().map(|parts| AtomicUsize::new(parts.len())).collect(),
         began: job.tables.iter().map(|_| OnceLock::new()).collect(),
         pace: Pace::new(job.max_rate),
         queue: Mutex::new(queue),
@@ -113,6 +118,9 @@ pub async fn copy_tables(job: CopyJob, context: &Context, finished: mpsc::Unboun
         finished,
         job,
     });
+    for (table, _) in missing.iter().enumerate().filter(|(_, parts)| parts.is_empty()) {
+        table_done(&shared, table).await;
+    }
     let mut workers = JoinSet::new();
     for worker in 0..shared.job.workers {
         workers.spawn(work(Arc::clone(&shared), worker));
@@ -123,6 +131,22 @@ pub async fn copy_tables(job: CopyJob, context: &Context, finished: mpsc::Unboun
         })?;
     }
     Ok(())
+}
+
+/// Tells the feed which tables there are, and which of their parts have landed.
+pub fn show_copied(tables: &[TableJob], landed: &[CopiedPart], context: &Context) {
+    context.feed.progress(|progress| {
+        progress.forget_tables();
+        for table in tables {
+            progress.plan_table(table.oid, table.name.to_string(), heap_bytes(&table.plan), table.rows_estimate);
+        }
+        for part in landed {
+            if let Some(table) = tables.iter().find(|table| table.name == part.table) {
+                let heap_bytes = table.plan.bytes(part.part as usize);
+                progress.part_was_done(table.oid, heap_bytes, part.rows, part.bytes);
+            }
+        }
+    });
 }
 
 fn heap_bytes(plan: &TablePlan) -> u64 {
@@ -140,7 +164,8 @@ async fn work(shared: Arc<Shared>, worker: usize) -> Result<(), Failure> {
             none => none.insert(load_session(&shared.job, worker).await?),
         };
         let job = &shared.job.tables[table];
-        if shared.began[table].set(Instant::now()).is_ok() {
+        let is_first = shared.began[table].set(Instant::now()).is_ok();
+        if is_first && !shared.context.feed.has_told("init.table_started", &job.name.to_string()) {
             let told = Milestone::new("init.table_started", format!("{} began", job.name)).table(&job.name);
             shared.context.announce(told.phase(Phase::Copy)).await;
         }
@@ -166,13 +191,19 @@ async fn table_done(shared: &Shared, table: usize) {
     let (rows, bytes) = shared.context.feed.progress(|progress| progress.table_done(job.oid));
     let told = Milestone::new("init.table_complete", format!("{} copied", job.name)).table(&job.name);
     let told = told.phase(Phase::Copy).copied(rows, bytes).took(took(shared, table));
-    shared.context.announce(told).await;
+    if !shared.context.feed.has_told("init.table_complete", &job.name.to_string()) {
+        shared.context.announce(told).await;
+    }
     // Nobody builds indexes any more only when the whole operation is ending.
     let _ = shared.finished.send(job.oid);
 }
 
 async fn table_failed(shared: &Shared, table: usize, failure: Failure) -> Failure {
     let job = &shared.job.tables[table];
+    if failure.code.family() == Family::Connection {
+        // Nothing is wrong with the table: it is waited out.
+        return failure;
+    }
     let mut told = Milestone::new("init.table_failed", format!("{} could not be copied", job.name)).table(&job.name);
     told.failure = Some(failure.clone());
     shared.context.announce(told.phase(Phase::Copy).took(took(shared, table))).await;
@@ -193,7 +224,8 @@ async fn load_session(job: &CopyJob, worker: usize) -> Result<Session, Failure> 
         .await?;
     origins::set_up(&session, &origin).await.map_err(explain)?;
     session.run(&ddl::set_session("session_replication_role", "replica")).await.map_err(explain)?;
-    // A crash of the server fails the operation anyway; the end of the operation is written synchronously.
+    // What a crash of the server takes away it takes from the rows and from the ledger, and it is copied again; the end of
+    // the step is written synchronously, and with it all before it.
     session.run(&ddl::set_session("synchronous_commit", "off")).await.map_err(explain)?;
     Ok(session)
 }
@@ -225,6 +257,7 @@ async fn receive_part(
         shared.pace.wait(block.len() as u64).await;
         bytes += block.len() as u64;
         sink.send(block).await.map_err(explain)?;
+        crash_point!("amid a part");
         feed.progress(|progress| progress.part_moved(worker, bytes));
     }
     let rows = sink.finish().await.map_err(explain)?;
@@ -236,7 +269,9 @@ async fn receive_part(
     let copied =
         CopiedPart { op_id: job.op, table: table.name.clone(), part: part as u32, rows, bytes, hash: trailer.hash };
     ledger::record(session, &copied).await.map_err(|error| error.explain())?;
+    crash_point!("before a commit");
     session.commit().await.map_err(explain)?;
+    crash_point!("after a commit");
     feed.part_done(worker, rows, bytes);
     Ok(())
 }

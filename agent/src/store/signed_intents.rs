@@ -4,6 +4,7 @@ use steep_protocol::{
     failure::{Code, Failure},
     ids::{NodeId, OperationId},
     intent::Verified,
+    v1,
 };
 use uuid::Uuid;
 
@@ -19,13 +20,14 @@ pub struct UsedIntent {
     pub about: Option<Uuid>,
     /// Nothing more may begin by it.
     pub has_ended: bool,
-    intent: Vec<u8>,
+    /// As it was signed.
+    pub signed: v1::SignedIntent,
 }
 
 impl UsedIntent {
     /// It is the very order that `verified` is, byte for byte.
     pub fn is(&self, verified: &Verified) -> bool {
-        self.intent == verified.signed.intent
+        self.signed.intent == verified.signed.intent
     }
 }
 
@@ -83,7 +85,12 @@ pub async fn find(store: &Store, op: OperationId) -> Result<Option<UsedIntent>, 
         target: word(&row, "target")?,
         about: field(&row, "about")?,
         has_ended: field(&row, "has_ended")?,
-        intent: field(&row, "intent")?,
+        signed: v1::SignedIntent {
+            intent: field(&row, "intent")?,
+            signature: field(&row, "signature")?,
+            scheme: field::<i32>(&row, "scheme")?.cast_unsigned(),
+            chain: field(&row, "chain")?,
+        },
     }))
 }
 

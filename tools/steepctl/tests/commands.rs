@@ -179,6 +179,19 @@ fn a_start_that_is_detached_prints_the_id_alone() {
     assert_eq!(ended.stdout, format!("{OP}\n"));
 }
 
+#[test]
+fn what_goes_on_by_itself_is_not_started_once_more() {
+    let mesh = Mesh::new();
+    let agent = ScriptedAgent::start(&mesh, Script::initialization(1, "completed"));
+    for line in ["op retry 0192f3ac", "node resume node_b"] {
+        let ended = mesh.run(&format!("{line} --detach --peer {}", agent.address)).succeeds();
+        assert_eq!(ended.stdout, format!("{OP}\n"), "{line}");
+        ended.says("goes on by itself");
+        mesh.run(&format!("{line} --peer {}", agent.address)).succeeds();
+    }
+    mesh.run(&format!("node resume node_z --peer {}", agent.address)).exits(9).says("never initialized");
+}
+
 fn planned(target_rows: u64) -> Vec<v1::PlannedTable> {
     let table = Some(v1::TableName { schema: "public".into(), name: "orders".into() });
     vec![v1::PlannedTable { table, rows_estimate: 10, bytes: 8192, parts: 1, format: "binary".into(), target_rows }]

@@ -113,6 +113,19 @@ impl Work for Reinit {
         self.direct.advance(context, NodeEvent::ReinitBegan).await
     }
 
+    async fn resume(&mut self, _: &Context, _: &[String]) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// Not at all: the tables are as they were, and asking again costs one copy of them.
+    fn goes_on_after(&self, _: &Failure) -> Option<std::time::Duration> {
+        None
+    }
+
+    fn outlives_the_agent(&self) -> bool {
+        false
+    }
+
     async fn complete(&mut self, context: &Context) -> Result<u64, Failure> {
         let totals = ledger::totals(&self.rooms().store, context.op).await.map_err(|error| error.explain())?;
         // All it made was for the way: the slots, the session, the origins.

@@ -178,6 +178,7 @@ impl Reinit {
             max_rate: direct.plan.max_rate,
             database: direct.rooms.database.clone(),
             cleanup: direct.rooms.cleanup.clone(),
+            landed: Vec::new(),
         };
         // Indexes are there already, or come with the switch.
         let (finished, _nobody) = mpsc::unbounded_channel();

@@ -445,6 +445,7 @@ impl Operations for Played {
             served_by: "node_b".into(),
             operation: Some(operation("running", Some(progress(1, 4, 25.0)))),
             steps: vec![step],
+            start: None,
         }))
     }
 

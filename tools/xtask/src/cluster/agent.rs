@@ -93,13 +93,18 @@ impl Agent {
 
     /// Starts the process; [`Agent::becomes_ready`] says when it serves.
     pub fn start(&self, life: Life) -> Result<()> {
+        self.start_with(life, &[])
+    }
+
+    /// As [`Agent::start`], with more variables in its environment.
+    pub fn start_with(&self, life: Life, environment: &[(&str, &str)]) -> Result<()> {
         if let Some(pid) = self.pid() {
             bail!("the agent of {} runs already (pid {pid})", self.node_id);
         }
         let log = File::options().create(true).append(true).open(&self.log)?;
         let mut command = self.command(&self.program.to_string_lossy());
         command.args(["run", "--config"]).arg(&self.config).current_dir("/").stdin(Stdio::null());
-        command.stdout(log.try_clone()?).stderr(log);
+        command.stdout(log.try_clone()?).stderr(log).envs(environment.iter().copied());
         if life == Life::OfItsOwn {
             process::detach(&mut command);
         }

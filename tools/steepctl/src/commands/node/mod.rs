@@ -7,6 +7,7 @@ pub mod plan;
 pub mod progress;
 pub mod reinit;
 pub mod remove;
+pub mod resume;
 pub mod show;
 pub mod start;
 
@@ -28,6 +29,8 @@ pub enum NodeCommand {
     /// Initialize a node from another, and follow it until it replicates
     #[command(alias = "init")]
     Start(Box<start::StartArgs>),
+    /// Go on with a node's last initialization: follow it, or start it anew
+    Resume(resume::ResumeArgs),
     /// Cancel what runs on a node, and wait until all is cleaned up
     Cancel(cancel::CancelArgs),
     /// Copy some tables of a node again from another, while all others replicate
@@ -44,6 +47,7 @@ pub async fn run(command: NodeCommand, global: &Global, out: &Output) -> Result<
         NodeCommand::List => list::run(global, out).await,
         NodeCommand::Show(args) => show::run(&args, global, out).await,
         NodeCommand::Start(args) => start::run(&args, global, out).await,
+        NodeCommand::Resume(args) => resume::run(&args, global, out).await,
         NodeCommand::Cancel(args) => cancel::run(&args, global, out).await,
         NodeCommand::Reinit(args) => Box::pin(reinit::run(&args, global, out)).await,
         NodeCommand::Remove(args) => remove::run(&args, global, out).await,

@@ -105,56 +105,86 @@ pub async fn run(args: &StartArgs, global: &Global, out: &Output) -> Result<Exit
     if args.dry_run {
         return dry_run(args, &mut client, out).await;
     }
+    let request = request(args, OperationId::generate().to_string(), false);
     if args.force {
-        confirm_destruction(args, &mut client, global, out).await?;
+        confirm_destruction(&request, args.confirm.as_ref(), &mut client, global, out).await?;
     }
     if args.schema_sync == "manual" {
         by_hand::settle(args, &mut client, global, out).await?;
     }
-    let op_id = OperationId::generate().to_string();
-    let request = request(args, op_id.clone(), false);
-    let reply =
-        client.start_node(&request, args.force, START_LIMIT).await.map_err(|failure| match failure.code.family() {
+    let follow = (!args.detach).then_some(args.follow);
+    start(request, follow, &mut client, global, out).await
+}
+
+/// Starts what an earlier request asked for once more; `confirm`: the target's name, where its tables are to be emptied.
+pub(crate) async fn again(
+    request: v1::StartNodeRequest,
+    confirm: Option<&NodeId>,
+    follow: Option<FollowArgs>,
+    client: &mut Client<'_>,
+    global: &Global,
+    out: &Output,
+) -> Result<Exit, Failure> {
+    let request = v1::StartNodeRequest { op_id: OperationId::generate().to_string(), dry_run: false, ..request };
+    if request.force {
+        confirm_destruction(&request, confirm, client, global, out).await?;
+    }
+    start(request, follow, client, global, out).await
+}
+
+/// Starts it, and follows it to its end unless `follow` is none.
+async fn start(
+    request: v1::StartNodeRequest,
+    follow: Option<FollowArgs>,
+    client: &mut Client<'_>,
+    global: &Global,
+    out: &Output,
+) -> Result<Exit, Failure> {
+    let op_id = request.op_id.clone();
+    let reply = client.start_node(&request, request.force, START_LIMIT).await.map_err(|failure| {
+        match failure.code.family() {
             // Nobody said no: perhaps only the answer was lost.
             Family::Timeout | Family::Connection => {
                 let hint = format!("{}; it may have started all the same: steepctl op show {op_id}", failure.hint);
                 failure.hint(hint)
             }
             _ => failure,
-        })?;
-    if let Some(failure) = plan::failed(&reply.checks, &cannot(args)) {
+        }
+    })?;
+    if let Some(failure) = plan::failed(&reply.checks, &cannot(&request)) {
         out.talk(&plan::checks(&reply.checks, false, out.glyphs()));
         return Err(failure);
     }
     // The agents may know this start under the id of whoever asked first with the same request.
     let op_id = if reply.op_id.is_empty() { op_id } else { reply.op_id.clone() };
-    if args.detach {
+    let Some(follow) = follow else {
         if out.is_json() {
             out.json(&json::message("StartNodeReply", &reply))?;
         } else {
-            out.talk(&opening(args, &reply, out));
+            out.talk(&opening(&request, &reply, out));
             out.data(&op_id)?;
         }
         return Ok(Exit::Success);
-    }
+    };
     out.talk(&format!("op {} runs in the agents; Ctrl-C detaches, it does not stop it", safe(&op_id)));
-    out.talk(&opening(args, &reply, out));
+    out.talk(&opening(&request, &reply, out));
     out.via(&reply.served_by);
-    let subject = Subject { op_id, target: args.target.to_string(), source: args.from.to_string() };
-    let followed = follow::until_ended(&client, out, &subject, args.follow, !global.no_input).await?;
+    let subject = Subject { op_id, target: request.target, source: request.source };
+    let followed = follow::until_ended(client, out, &subject, follow, !global.no_input).await?;
     ending::conclude(out, followed, ending::Wanted::Completion)
 }
 
-fn cannot(args: &StartArgs) -> String {
-    format!("cannot start {} from {}", args.target, args.from)
+fn cannot(request: &v1::StartNodeRequest) -> String {
+    format!("cannot start {} from {}", safe(&request.target), safe(&request.source))
 }
 
 /// `init node_b <- node_a`, the method, and what the checks found.
-fn opening(args: &StartArgs, reply: &v1::StartNodeReply, out: &Output) -> String {
-    let ways = if args.one_way { ", one way" } else { "" };
-    let mut lines = vec![format!("init {} {} {}{ways}", args.target, out.glyphs().from, args.from)];
+fn opening(request: &v1::StartNodeRequest, reply: &v1::StartNodeReply, out: &Output) -> String {
+    let ways = if request.one_way { ", one way" } else { "" };
+    let (target, source) = (safe(&request.target), safe(&request.source));
+    let mut lines = vec![format!("init {target} {} {source}{ways}", out.glyphs().from)];
     lines.extend(method(reply));
-    lines.extend(mesh(reply, &args.target));
+    lines.extend(mesh(reply, &target));
     if !reply.checks.is_empty() {
         lines.push(plan::checks(&reply.checks, false, out.glyphs()));
     }
@@ -162,7 +192,7 @@ fn opening(args: &StartArgs, reply: &v1::StartNodeReply, out: &Output) -> String
 }
 
 /// The nodes of the mesh, where there are more than two.
-fn mesh(reply: &v1::StartNodeReply, target: &NodeId) -> Option<String> {
+fn mesh(reply: &v1::StartNodeReply, target: &str) -> Option<String> {
     let (last, others) = reply.mesh.split_last()?;
     (!others.is_empty()).then(|| {
         let with = safe(&format!("{} and {last}", others.join(", ")));
@@ -184,7 +214,7 @@ async fn dry_run(args: &StartArgs, client: &mut Client<'_>, out: &Output) -> Res
         if let Some(method) = method(&reply) {
             out.data(&method)?;
         }
-        if let Some(mesh) = mesh(&reply, &args.target) {
+        if let Some(mesh) = mesh(&reply, args.target.as_str()) {
             out.data(&mesh)?;
         }
         out.data(&plan::checks(&reply.checks, true, out.glyphs()))?;
@@ -192,7 +222,7 @@ async fn dry_run(args: &StartArgs, client: &mut Client<'_>, out: &Output) -> Res
         out.talk("nothing was changed");
         out.via(&reply.served_by);
     }
-    match plan::failed(&reply.checks, &cannot(args)) {
+    match plan::failed(&reply.checks, &format!("cannot start {} from {}", args.target, args.from)) {
         Some(failure) => Err(failure),
         None => Ok(Exit::Success),
     }
@@ -200,20 +230,20 @@ async fn dry_run(args: &StartArgs, client: &mut Client<'_>, out: &Output) -> Res
 
 /// Shows what `--force` would destroy, and goes on only if that is confirmed with the target's name.
 async fn confirm_destruction(
-    args: &StartArgs,
+    request: &v1::StartNodeRequest,
+    confirm: Option<&NodeId>,
     client: &mut Client<'_>,
     global: &Global,
     out: &Output,
 ) -> Result<(), Failure> {
-    let target = &args.target;
+    let (target, source) = (request.target.as_str(), request.source.as_str());
     let refused = |message: String| {
         Failure::new(Code::ConfirmationNeeded, message).hint(format!(
-            "steepctl node start {target} --from {} --dry-run shows what it holds; then add --confirm {target}",
-            args.from
+            "steepctl node start {target} --from {source} --dry-run shows what it holds; then add --confirm {target}"
         ))
     };
-    match &args.confirm {
-        Some(name) if name != target => {
+    match confirm {
+        Some(name) if name.as_str() != target => {
             return Err(refused(format!("--confirm names {name}, but {target} would be emptied")));
         }
         None if global.no_input || !out.can_ask() => {
@@ -221,16 +251,18 @@ async fn confirm_destruction(
         }
         _ => {}
     }
-    let plan = client.start_node(&request(args, OperationId::generate().to_string(), true), false, PLAN_LIMIT).await?;
-    if let Some(failure) = plan::failed(&plan.checks, &cannot(args)) {
+    let op_id = OperationId::generate().to_string();
+    let planned = v1::StartNodeRequest { op_id, dry_run: true, ..request.clone() };
+    let plan = client.start_node(&planned, false, PLAN_LIMIT).await?;
+    if let Some(failure) = plan::failed(&plan.checks, &cannot(request)) {
         return Err(failure);
     }
-    out.say(&plan::destruction(&plan.tables, target.as_str()));
-    if args.confirm.is_some() {
+    out.say(&plan::destruction(&plan.tables, target));
+    if confirm.is_some() {
         return Ok(());
     }
     match out.ask("Type the node name to continue: ") {
-        Some(answer) if answer == target.as_str() => Ok(()),
+        Some(answer) if answer == target => Ok(()),
         Some(answer) if !answer.is_empty() => Err(refused(format!("{answer:?} is not {target}; nothing was changed"))),
         _ => Err(refused("nothing was typed; nothing was changed".into())),
     }

@@ -2,6 +2,7 @@
 
 pub mod cancel;
 pub mod list;
+pub mod retry;
 pub mod show;
 pub mod watch;
 
@@ -22,6 +23,8 @@ pub enum OpCommand {
     Show(show::ShowArgs),
     /// Follow an operation until it has ended
     Watch(watch::WatchArgs),
+    /// Start an operation that failed once more
+    Retry(retry::RetryArgs),
     /// Cancel an operation, and wait until all is cleaned up
     Cancel(cancel::CancelArgs),
 }
@@ -32,6 +35,7 @@ pub async fn run(command: OpCommand, global: &Global, out: &Output) -> Result<Ex
         OpCommand::List(args) => list::run(&args, global, out).await,
         OpCommand::Show(args) => show::run(&args, global, out).await,
         OpCommand::Watch(args) => watch::run(&args, global, out).await,
+        OpCommand::Retry(args) => retry::run(&args, global, out).await,
         OpCommand::Cancel(args) => cancel::run(&args, global, out).await,
     }
 }
