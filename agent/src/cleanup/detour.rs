@@ -77,8 +77,10 @@ pub enum Stage {
     Held,
     /// The subscription is on the other slot, and perhaps not told yet where to begin. It must not run.
     Turning,
-    /// It runs on the other slot.
+    /// It runs on the other slot, or is about to.
     Turned,
+    /// It runs on its own slot again, or is about to.
+    Back,
 }
 
 /// A detour; all that is needed to finish it.
@@ -160,7 +162,14 @@ impl Cleanup {
         if subscriptions::find(&look, &detour.subscription).await.map_err(explain)?.is_none() {
             return Ok(());
         }
-        if detour.stage == Stage::Planned {
+        match detour.stage {
+            // Nothing is changed, and what was stopped for it runs again with the rest of the undo.
+            Stage::Planned => return Ok(()),
+            Stage::Turning => {}
+            // Whoever took it there may have ended before it ran again.
+            Stage::Held | Stage::Turned | Stage::Back => self.run_if_stopped(op, &detour.subscription).await?,
+        }
+        if detour.stage == Stage::Back {
             return Ok(());
         }
         let begin = match detour.contents {
@@ -197,20 +206,20 @@ impl Cleanup {
             // It has not run since: where it is to begin can be said as often as it takes.
             let found = subscriptions::find(&look, &detour.subscription).await.map_err(explain)?;
             let Some(found) = found else { return Ok(()) };
-            origins::advance(&look, &found.origin(), begin).await.map_err(explain)?;
+            advance_origin(&look, &found.origin(), begin).await?;
             detour.stage = Stage::Turned;
             let session = self.begin(op).await?;
             self.commit(op, session, &detour).await?;
             self.run_again(op, &detour.subscription).await?;
         }
         match self.caught_up(op, &look, &detour, patience).await {
-            Ok(()) => self.turn_back(op, &detour, false).await,
+            Ok(()) => self.turn_back(op, detour, false).await,
             Err(failure) if is_final(&failure) => {
                 warn!(
                     event = "slot.tables_left", op_id = %op, details.subscription = detour.subscription,
                     error = telemetry::failure(&failure), "tables stand still until they are copied again"
                 );
-                self.turn_back(op, &detour, true).await
+                self.turn_back(op, detour, true).await
             }
             Err(failure) => Err(failure),
         }
@@ -281,14 +290,15 @@ impl Cleanup {
     }
 
     /// The subscription reads its own slot again; `holds`: its tables are skipped.
-    async fn turn_back(&self, op: OperationId, detour: &Detour, holds: bool) -> Result<(), Failure> {
+    async fn turn_back(&self, op: OperationId, mut detour: Detour, holds: bool) -> Result<(), Failure> {
         let still = self.stop(op, &detour.subscription).await?;
         let session = self.begin(op).await?;
         if holds {
             detours::hold(&session, &detour.subscription, &detour.tables).await.map_err(explain)?;
         }
         session.run(&set_subscription_slot(&detour.subscription, &detour.own_slot)).await.map_err(explain)?;
-        session.commit().await.map_err(explain)?;
+        detour.stage = Stage::Back;
+        self.commit(op, session, &detour).await?;
         still.release().await.map_err(explain)?;
         self.run_again(op, &detour.subscription).await
     }
@@ -331,6 +341,14 @@ impl Cleanup {
         self.undo_kind(op, "pause").await
     }
 
+    async fn run_if_stopped(&self, op: OperationId, subscription: &str) -> Result<(), Failure> {
+        let pending = intents::pending(&self.store, op).await.map_err(|error| error.explain())?;
+        match pending.iter().any(|intent| intent.kind == "pause" && intent.name == subscription) {
+            true => self.run_again(op, subscription).await,
+            false => Ok(()),
+        }
+    }
+
     async fn begin(&self, op: OperationId) -> Result<Session, Failure> {
         let session = self.database.session(Purpose::Ddl(op)).await.map_err(explain)?;
         session.begin().await.map_err(explain)?;
@@ -344,6 +362,17 @@ impl Cleanup {
         session.commit().await.map_err(explain)?;
         session.close().await;
         Ok(())
+    }
+}
+
+/// Says where a subscription that does not run is to begin; a session that is about to end may have its origin for a moment.
+async fn advance_origin(look: &Session, origin: &str, begin: Lsn) -> Result<(), Failure> {
+    let deadline = Instant::now() + LONGEST;
+    loop {
+        match origins::advance(look, origin, begin).await {
+            Err(error) if error.sqlstate() == Some("55006") && Instant::now() < deadline => sleep(LOOK).await,
+            done => return done.map_err(explain),
+        }
     }
 }
 
