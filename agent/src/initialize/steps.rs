@@ -193,7 +193,7 @@ impl Direct {
         unless_lost(lost, async {
             match (building, &builder) {
                 (Some(building), _) => ended(building.await)?,
-                // The copy was done before this was begun again.
+                // All that was ready when the copy ended is built; or the copy was done before this was begun again.
                 (None, Some(builder)) => builder.build_all(workers.div_ceil(2)).await?,
                 (None, None) => {}
             }

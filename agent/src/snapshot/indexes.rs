@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use steep_protocol::{
@@ -65,8 +65,8 @@ pub struct Builder {
     shared: Arc<Shared>,
     /// Tables an earlier run has begun with: some of their indexes may be there.
     begun: Arc<BTreeSet<u32>>,
-    /// Tables it was done with.
-    built: Arc<BTreeSet<u32>>,
+    /// Tables that are done, by it or by this one.
+    built: Arc<Mutex<BTreeSet<u32>>>,
 }
 
 #[derive(Debug)]
@@ -138,7 +138,7 @@ impl Builder {
     pub fn going_on(self, [begun, built]: [BTreeSet<u32>; 2]) -> Self {
         let made: usize = built.iter().map(|table| self.entries_of(*table).len()).sum();
         self.shared.context.feed.progress(|progress| progress.indexes_made(made as u32));
-        Self { begun: Arc::new(begun), built: Arc::new(built), ..self }
+        Self { begun: Arc::new(begun), built: Arc::new(Mutex::new(built)), ..self }
     }
 
     fn entries_of(&self, table: u32) -> &[TocEntry] {
@@ -148,7 +148,7 @@ impl Builder {
         }
     }
 
-    /// Builds on every table, `at_once` at a time.
+    /// Builds on every table that is not done, `at_once` at a time.
     pub async fn build_all(&self, at_once: usize) -> Result<(), Failure> {
         let (ready, tables) = mpsc::unbounded_channel();
         for table in self.shared.names.keys() {
@@ -184,7 +184,7 @@ impl Builder {
     }
 
     async fn build(&self, tables: &[u32]) -> Result<(), Failure> {
-        let left = |table: &&u32| !self.built.contains(table);
+        let left = |table: &&u32| !self.is_built(**table);
         let (again, fresh): (Vec<u32>, Vec<u32>) =
             tables.iter().filter(left).copied().partition(|table| self.begun.contains(table));
         self.note(BEGUN, &fresh).await?;
@@ -194,7 +194,17 @@ impl Builder {
         self.restore_what_is_missing(&again).await?;
         let done = [again, fresh].concat();
         self.analyze(&done).await?;
-        self.note(BUILT, &done).await
+        self.are_built(&done).await
+    }
+
+    fn is_built(&self, table: u32) -> bool {
+        self.built.lock().unwrap_or_else(PoisonError::into_inner).contains(&table)
+    }
+
+    async fn are_built(&self, tables: &[u32]) -> Result<(), Failure> {
+        self.note(BUILT, tables).await?;
+        self.built.lock().unwrap_or_else(PoisonError::into_inner).extend(tables);
+        Ok(())
     }
 
     async fn note(&self, what: &str, tables: &[u32]) -> Result<(), Failure> {
@@ -219,7 +229,7 @@ impl Builder {
 
     /// Replays what belongs to no single table. Call once every table is built.
     pub async fn build_rest(&self) -> Result<(), Failure> {
-        if self.built.contains(&REST) {
+        if self.is_built(REST) {
             return Ok(());
         }
         if self.begun.contains(&REST) {
@@ -229,7 +239,7 @@ impl Builder {
             self.restore(&self.shared.rest.iter().collect::<Vec<_>>()).await?;
         }
         crash_point!("rest built");
-        self.note(BUILT, &[REST]).await
+        self.are_built(&[REST]).await
     }
 
     /// Replays the entries of `tables` one by one, each in a transaction of its own: an earlier run has made some of them,
