@@ -24,8 +24,9 @@ use steep_protocol::{
 
 mod replication;
 mod schema;
+mod watch;
 
-pub use self::{replication::*, schema::*};
+pub use self::{replication::*, schema::*, watch::*};
 
 /// What is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +120,12 @@ pub struct Config {
     /// How tables are copied.
     #[serde(default)]
     pub copy: Copy,
+    /// When this node counts as diverged.
+    #[serde(default)]
+    pub watch: Watch,
+    /// What slots for other nodes may cost this one.
+    #[serde(default)]
+    pub budget: Budget,
     /// The HTTP port for probes.
     #[serde(default)]
     pub http: Http,
@@ -484,6 +491,10 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
     parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
+fn some_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    size(deserializer).map(Some)
+}
+
 fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     duration(deserializer).map(Some)
 }
@@ -606,6 +617,13 @@ mod tests {
         "copy.sequence_margin",
         "copy.slot_timeout",
         "copy.catch_up_timeout",
+        "watch.lag_limit",
+        "watch.lag_for",
+        "watch.drift_for",
+        "budget.retained_wal",
+        "budget.disk_free",
+        "budget.xmin_age",
+        "budget.on_exceeded",
         "http.listen",
         "log.level",
         "log.format",

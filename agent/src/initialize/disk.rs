@@ -1,14 +1,12 @@
 //! Whether the target's disk is large enough, as far as that can be seen from here.
 
-use std::path::Path;
-
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     v1,
 };
 
 use super::findings::Findings;
-use crate::postgres::{Session, catalog};
+use crate::postgres::{Session, catalog, disk::free_bytes};
 
 /// What the target needs free, in tenths of the source's size: rows, indexes, and room to sort.
 const DISK_TENTHS: u64 = 13;
@@ -24,15 +22,4 @@ pub(super) async fn check(session: &Session, findings: &mut Findings, facts: &v1
         format!("{free} bytes are free, {needed} are needed ({size} on the source x 1.3)")
     });
     Ok(())
-}
-
-#[cfg(unix)]
-fn free_bytes(path: &Path) -> Option<u64> {
-    let stat = rustix::fs::statvfs(path).ok()?;
-    Some(stat.f_bavail * stat.f_frsize)
-}
-
-#[cfg(not(unix))]
-fn free_bytes(_path: &Path) -> Option<u64> {
-    None
 }

@@ -19,7 +19,7 @@ struct Migration {
     text: &'static str,
 }
 
-const MIGRATIONS: [Migration; 8] = [
+const MIGRATIONS: [Migration; 9] = [
     Migration { version: 1, name: "schema", text: sql!("store/0001_schema.sql") },
     Migration { version: 2, name: "nodes", text: sql!("store/0002_nodes.sql") },
     Migration { version: 3, name: "operations", text: sql!("store/0003_operations.sql") },
@@ -28,6 +28,7 @@ const MIGRATIONS: [Migration; 8] = [
     Migration { version: 6, name: "signed_intents", text: sql!("store/0006_signed_intents.sql") },
     Migration { version: 7, name: "removals", text: sql!("store/0007_removals.sql") },
     Migration { version: 8, name: "fingerprints", text: sql!("store/0008_fingerprints.sql") },
+    Migration { version: 10, name: "watching", text: sql!("store/0010_watching.sql") },
 ];
 
 impl Migration {

@@ -88,6 +88,9 @@ async fn advance_within(
     let to = lifecycle::next(from, event)?;
     let op_id = op.map(|op| op.uuid());
     held.execute(what, sql!("store/move_node.sql"), &[&id, &to.as_str(), &op_id]).await?;
+    if from == NodeState::Diverged {
+        held.execute(what, sql!("store/end_divergence.sql"), &[]).await?;
+    }
     let detail = json!({ "previous_state": from, "new_state": to });
     audit::append_within(held, actor, "init.state_change", id, op, &detail).await?;
     Ok(Moved { from, to })
