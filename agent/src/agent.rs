@@ -290,8 +290,11 @@ async fn orphans(rooms: &Rooms, metrics: &Metrics) {
                 metrics.slot_orphans.of([]).set(found.len() as f64);
                 for orphan in found.iter().filter(|orphan| !told.contains(&orphan.slot.name)) {
                     warn!(
-                        event = "slot.orphan_found", slot = orphan.slot.name, reason = orphan.why,
-                        details.retained_bytes = orphan.slot.progress.retained_bytes, "a slot is needed by nobody"
+                        event = "slot.orphan_found",
+                        slot = orphan.slot.name,
+                        reason = orphan.why,
+                        details.retained_bytes = orphan.slot.progress.retained_bytes,
+                        "a slot is needed by nobody"
                     );
                 }
                 told = found.iter().map(|orphan| orphan.slot.name.clone()).collect();

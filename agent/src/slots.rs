@@ -102,7 +102,8 @@ pub async fn list(rooms: &Rooms) -> Result<Vec<Listed>, Failure> {
 }
 
 async fn known(rooms: &Rooms, session: &Session, there: &[Slot]) -> Result<Known, Failure> {
-    let names: Vec<String> = there.iter().filter(|slot| is_named_like_ours(&slot.name)).map(|slot| slot.name.clone()).collect();
+    let names: Vec<String> =
+        there.iter().filter(|slot| is_named_like_ours(&slot.name)).map(|slot| slot.name.clone()).collect();
     let made = follows::slots(&rooms.store).await.map_err(remember)?;
     let is_running = |op: OperationId| rooms.operations.is_running(op) || rooms.sessions.serves(op);
     let running = made.iter().map(|made| made.op_id).filter(|op| is_running(*op)).collect();
@@ -193,7 +194,9 @@ fn unread(slot: &Slot, target: &str, known: &Known) -> (Purpose, String) {
     let why = match target {
         "" if is_of_a_sync(&slot.name) => "no known node copies a table by it any more".to_owned(),
         "" => "no operation has made it that is known here, and no known node reads it".to_owned(),
-        node if known.peers.iter().any(|peer| peer.as_str() == node) => format!("{node} has no subscription that reads it"),
+        node if known.peers.iter().any(|peer| peer.as_str() == node) => {
+            format!("{node} has no subscription that reads it")
+        }
         node => format!("{node} is no member of the mesh any more"),
     };
     (Purpose::Orphan, why)
@@ -205,8 +208,10 @@ fn unread(slot: &Slot, target: &str, known: &Known) -> (Purpose, String) {
 /// may need it or somebody reads it; without `force` with [`Code::SlotForeign`] where Steep has not made it. Nothing is changed then.
 pub async fn drop(rooms: &Rooms, name: &str, force: bool, actor: &Actor) -> Result<Listed, Failure> {
     let session = rooms.database.session(postgres::Purpose::Watch).await.map_err(explain)?;
-    let unknown = || Failure::new(Code::SlotUnknown, format!("{} has no slot {name}", rooms.me))
-        .hint(format!("steepctl slot list {}", rooms.me));
+    let unknown = || {
+        Failure::new(Code::SlotUnknown, format!("{} has no slot {name}", rooms.me))
+            .hint(format!("steepctl slot list {}", rooms.me))
+    };
     let slot = slots::find(&session, name).await.map_err(explain)?.ok_or_else(unknown)?;
     let known = known(rooms, &session, std::slice::from_ref(&slot)).await?;
     let listed = judge(slot, &known);
@@ -223,10 +228,14 @@ pub async fn drop(rooms: &Rooms, name: &str, force: bool, actor: &Actor) -> Resu
         follows::lose(&rooms.store, &rooms.me, name, &listed.target, &reason).await.map_err(remember)?;
         intents::settle(&rooms.store, "slot", name).await.map_err(remember)?;
     }
-    let detail = json!({ "node": listed.target, "purpose": listed.purpose.as_str(), "why": listed.why, "force": force });
+    let detail =
+        json!({ "node": listed.target, "purpose": listed.purpose.as_str(), "why": listed.why, "force": force });
     audit::append(&rooms.store, actor, "slot.drop", name, None, &detail).await.map_err(remember)?;
     warn!(
-        event = "slot.dropped", slot = name, peer = listed.target, actor = actor.to_json().to_string(),
+        event = "slot.dropped",
+        slot = name,
+        peer = listed.target,
+        actor = actor.to_json().to_string(),
         "a slot was dropped by an operator"
     );
     Ok(listed)

@@ -12,7 +12,9 @@ fn purpose(through: &Node, node: &Node, slot: &str) -> String {
 
 fn verdict<'a>(checked: &'a Value, sequence: &str) -> &'a Value {
     let list = checked["sequences"].as_array().expect("a list");
-    list.iter().find(|check| check["sequence"]["name"] == sequence).unwrap_or_else(|| panic!("no {sequence}: {checked}"))
+    list.iter()
+        .find(|check| check["sequence"]["name"] == sequence)
+        .unwrap_or_else(|| panic!("no {sequence}: {checked}"))
 }
 
 async fn sequences_stay_ahead(a: &Node, b: &Node) {
@@ -40,14 +42,16 @@ async fn sequences_stay_ahead(a: &Node, b: &Node) {
     ] {
         assert_eq!(verdict(&checked, name)["verdict"], expected, "{checked}");
     }
-    let standing = "select string_agg(sequencename || ' ' || coalesce(last_value::text, '-'), ', ' order by sequencename)
+    let standing =
+        "select string_agg(sequencename || ' ' || coalesce(last_value::text, '-'), ', ' order by sequencename)
                       from pg_sequences where schemaname = 'public'";
     let (before, on_a): (String, String) = (b.value(standing).await, a.value(standing).await);
     b.steepctl("seq sync node_a node_b").succeeds();
     assert_eq!(b.value::<String>(standing).await, before, "without --apply it is only shown");
     b.steepctl("seq sync node_a node_b --apply").fails_with("STP-5009");
     b.steepctl("seq sync node_a node_b --apply --confirm node_b").as_operator("vera").fails_with("STP-5003");
-    let synced = a.steepctl("seq sync node_a node_b --apply --confirm node_b -o json").as_operator("otto").succeeds().json();
+    let synced =
+        a.steepctl("seq sync node_a node_b --apply --confirm node_b -o json").as_operator("otto").succeeds().json();
     assert_eq!(synced["moved"].as_array().map(Vec::len), Some(3), "{synced}");
     assert_eq!(synced["left"][0]["sequence"]["name"], "lonely", "{synced}");
     assert_eq!(a.value::<String>(standing).await, on_a, "node_a's are never touched");
@@ -80,9 +84,11 @@ async fn orphans_are_found_and_dropped(a: &Node, b: &Node) {
     let refused = drop(&slot).fails_with("STP-4242");
     assert!(refused.stderr.contains("node_b would lose"), "{refused}");
     drop("no_such_slot").fails_with("STP-4241");
-    a.sql("select pg_create_logical_replication_slot(name, 'pgoutput')
-             from unnest(array['theirs', 'steep_node_b_0123456789ab', 'pg_1_sync_2_3']) name")
-        .await;
+    a.sql(
+        "select pg_create_logical_replication_slot(name, 'pgoutput')
+             from unnest(array['theirs', 'steep_node_b_0123456789ab', 'pg_1_sync_2_3']) name",
+    )
+    .await;
     assert_eq!(purpose(b, a, "theirs"), "foreign");
     drop("theirs").fails_with("STP-4243");
     b.steepctl("slot drop node_a pg_1_sync_2_3").fails_with("STP-5009");

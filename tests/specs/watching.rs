@@ -73,14 +73,19 @@ async fn a_lost_slot_is_noticed(versions: &[&str]) {
     blocker.batch_execute("rollback").await.expect("it can end");
     let told = events(&b, "node.diverged");
     assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!((told[0]["source_node"].as_str(), told[0]["error"]["code"].as_str()), (Some("node_a"), Some("STP-4203")));
+    assert_eq!(
+        (told[0]["source_node"].as_str(), told[0]["error"]["code"].as_str()),
+        (Some("node_a"), Some("STP-4203"))
+    );
     let hint = shown["last_failure"]["hint"].as_str().unwrap_or_default();
     assert!(hint.contains("node start node_b --from node_a"), "{shown}");
     // PostgreSQL would ask for it for ever.
     is_put_to_rest(&b).await;
     until("both are told anywhere", PATIENCE, async || {
         let status = a.steepctl("status").outcome().to_string();
-        let whole = status.contains("DIVERGED") && status.contains("kept for node_b, is lost") && status.contains("node start node_b");
+        let whole = status.contains("DIVERGED")
+            && status.contains("kept for node_b, is lost")
+            && status.contains("node start node_b");
         if whole { Ok(()) } else { Err(status) }
     })
     .await;
@@ -119,7 +124,8 @@ async fn a_subscription_that_is_stopped_or_fails_is_told_until_it_goes_on_and_re
     let [a, b] = Cluster::of(2).start().await;
     a.sql(&shop::orders(50)).await;
     b.steepctl("node start node_b --from node_a --one-way").operation().completes().await;
-    let initialized: String = b.value("select init_completed_at::text from steep_repl.nodes where node_id = 'node_b'").await;
+    let initialized: String =
+        b.value("select init_completed_at::text from steep_repl.nodes where node_id = 'node_b'").await;
     b.sql("alter subscription steep_from_node_a disable").await;
     let shown = diverges(&b, "STP-4202").await;
     assert!(shown["last_failure"]["hint"].as_str().unwrap_or_default().contains("enable"), "{shown}");
@@ -192,7 +198,8 @@ async fn a_budget_warns_then_drops_the_slot_that_costs_most_and_its_reader_hears
     until("it is told", PATIENCE, async || {
         let health: String = a.value("select health_reason from steep_repl.nodes where node_id = 'node_a'").await;
         let counted = a.http("/metrics").1;
-        let share = counted.lines().find_map(|line| line.strip_prefix("steep_budget_spent_ratio{budget=\"retained_wal\"} "));
+        let share =
+            counted.lines().find_map(|line| line.strip_prefix("steep_budget_spent_ratio{budget=\"retained_wal\"} "));
         let share: f64 = share.and_then(|text| text.parse().ok()).unwrap_or_default();
         let told = health.contains("STP-4240") && health.contains("node_b") && (0.8..0.95).contains(&share);
         if told { Ok(()) } else { Err(format!("{health} {share}")) }

@@ -5,9 +5,8 @@ use steep_protocol::{
     ids::NodeId,
     intent::Order,
     v1::{
-        CheckSequencesReply, CheckSequencesRequest, ReadNodeSequencesReply, ReadNodeSequencesRequest,
-        SequencePosition, SyncSequencesReply, SyncSequencesRequest, sequences_client::SequencesClient,
-        sequences_server::Sequences,
+        CheckSequencesReply, CheckSequencesRequest, ReadNodeSequencesReply, ReadNodeSequencesRequest, SequencePosition,
+        SyncSequencesReply, SyncSequencesRequest, sequences_client::SequencesClient, sequences_server::Sequences,
     },
     wire::rpc::status_of,
 };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{duration, some_size};
+use super::quantity::{duration, some_size};
 
 /// `[watch]`
 #[derive(Debug, Clone, Deserialize)]

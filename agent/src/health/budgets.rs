@@ -113,7 +113,8 @@ impl Budgets {
         let mut told = Vec::new();
         for spent in spent(limits, &costs, free) {
             metrics.budget_spent.of([spent.budget]).set(spent.share);
-            let target = |slot: &String| look.ours.iter().find(|(ours, _)| ours.name == *slot).map(|(_, to)| to.as_str());
+            let target =
+                |slot: &String| look.ours.iter().find(|(ours, _)| ours.name == *slot).map(|(_, to)| to.as_str());
             let by = spent.by.as_ref().and_then(|slot| Some((slot.clone(), target(slot)?.to_owned())));
             for (is_act, at) in [(false, WARN), (true, ACT)] {
                 if spent.share < at {
@@ -186,13 +187,21 @@ fn tell(spent: &Spent, is_act: bool) {
     let percent = percent(spent.share);
     if is_act {
         warn!(
-            event = "slot.budget_exceeded", slot, details.budget = budget, details.percent = percent,
-            reason = words, "a budget of what slots may cost is spent"
+            event = "slot.budget_exceeded",
+            slot,
+            details.budget = budget,
+            details.percent = percent,
+            reason = words,
+            "a budget of what slots may cost is spent"
         );
     } else {
         warn!(
-            event = "slot.budget_near", slot, details.budget = budget, details.percent = percent,
-            reason = words, "a budget of what slots may cost is nearly spent"
+            event = "slot.budget_near",
+            slot,
+            details.budget = budget,
+            details.percent = percent,
+            reason = words,
+            "a budget of what slots may cost is nearly spent"
         );
     }
 }
@@ -221,7 +230,11 @@ async fn give_up(rooms: &Rooms, session: &Session, spent: &Spent, slot: &str, ta
     let op = serving.map(|held| held.op);
     audit::append(&rooms.store, &actor, "slot.drop", slot, op, &detail).await.map_err(|error| error.explain())?;
     warn!(
-        event = "slot.dropped", slot, peer = target, error = telemetry::failure(&failure), reason,
+        event = "slot.dropped",
+        slot,
+        peer = target,
+        error = telemetry::failure(&failure),
+        reason,
         "a slot was dropped to protect its server"
     );
     info!(details.slot = slot, "the node that read it has to be initialized again");

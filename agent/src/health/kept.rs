@@ -43,7 +43,12 @@ pub fn tell(rooms: &Rooms, caller: &NodeId, asked: &[String]) -> Result<Vec<v1::
     let names = asked.iter().filter(|name| is_slot_for(name, Some(caller))).take(MOST);
     let released = |name: &String| {
         let reason = "it was taken away with a node or an operation".into();
-        v1::FollowedSlot { name: name.clone(), fate: Fate::Released.as_str().into(), reason, ..v1::FollowedSlot::default() }
+        v1::FollowedSlot {
+            name: name.clone(),
+            fate: Fate::Released.as_str().into(),
+            reason,
+            ..v1::FollowedSlot::default()
+        }
     };
     Ok(names.map(|name| told.get(name).cloned().unwrap_or_else(|| released(name))).collect())
 }
@@ -139,19 +144,31 @@ impl Keeping {
                 let text = format!("slot {}, kept for {}, is lost: {why}", slot.name, known(target));
                 troubles.push(Failure::new(Code::SlotLost, text));
             } else if let Some(file) = starving.get(&slot.name) {
-                let text = format!("WAL that slot {}, kept for {}, needs is gone: {}", slot.name, known(target), missing(file));
+                let text = format!(
+                    "WAL that slot {}, kept for {}, needs is gone: {}",
+                    slot.name,
+                    known(target),
+                    missing(file)
+                );
                 troubles.push(Failure::new(Code::WalMissing, text));
             }
         }
         for gone in self.gone(&there, &made) {
             let text = format!("slot {}, kept for {}, is gone", gone.name, known(&gone.peer));
             if self.told.insert(format!("gone {}", gone.name)) {
-                warn!(event = "slot.gone", slot = gone.name, peer = gone.peer, "a slot that was kept for a node is gone");
+                warn!(
+                    event = "slot.gone",
+                    slot = gone.name,
+                    peer = gone.peer,
+                    "a slot that was kept for a node is gone"
+                );
             }
             troubles.push(Failure::new(Code::SlotGone, text));
         }
-        let lost: BTreeMap<_, _> = follows::lost(&rooms.store, &rooms.me).await.map_err(remember)?.into_iter().collect();
-        let names = made.iter().map(|made| &made.name).chain(lost.keys()).chain(ours.iter().map(|(slot, _)| &slot.name));
+        let lost: BTreeMap<_, _> =
+            follows::lost(&rooms.store, &rooms.me).await.map_err(remember)?.into_iter().collect();
+        let names =
+            made.iter().map(|made| &made.name).chain(lost.keys()).chain(ours.iter().map(|(slot, _)| &slot.name));
         let told = names.map(|name| {
             let slot = there.iter().find(|slot| slot.name == *name);
             (name.clone(), fate(name, slot, lost.get(name), starving.get(name)))

@@ -246,7 +246,9 @@ impl Judge {
         let claims = claims(seen, streak, limits);
         // A source that does not answer says nothing against what it said before.
         let is_silent = |kind: &Kind| seen.told.is_none() && matches!(kind, Kind::Behind | Kind::SlotGone);
-        self.since.retain(|(other, kind), _| other != name || claims.iter().any(|(claim, _)| claim == kind) || is_silent(kind));
+        self.since.retain(|(other, kind), _| {
+            other != name || claims.iter().any(|(claim, _)| claim == kind) || is_silent(kind)
+        });
         let mut found = Vec::new();
         for (kind, patience) in claims {
             let since = *self.since.entry((name.clone(), kind)).or_insert(now);
@@ -317,16 +319,12 @@ fn failure(kind: Kind, me: &NodeId, seen: &Seen, streak: (u64, u64), limits: &Li
         word.filter(|word| !word.is_empty()).map(|word| format!(": {word}")).unwrap_or_default()
     };
     match kind {
-        Kind::SlotLost => {
-            Failure::new(Code::SlotLost, format!("slot {slot} on {source} is lost{}", reason(told)))
-                .cause(format!("what was written on {source} since {me} last received does not arrive any more"))
-                .hint(again(me, source))
-        }
-        Kind::SlotGone => {
-            Failure::new(Code::SlotGone, format!("slot {slot} on {source} is gone{}", reason(told)))
-                .cause(format!("what was written on {source} since {me} last received does not arrive any more"))
-                .hint(again(me, source))
-        }
+        Kind::SlotLost => Failure::new(Code::SlotLost, format!("slot {slot} on {source} is lost{}", reason(told)))
+            .cause(format!("what was written on {source} since {me} last received does not arrive any more"))
+            .hint(again(me, source)),
+        Kind::SlotGone => Failure::new(Code::SlotGone, format!("slot {slot} on {source} is gone{}", reason(told)))
+            .cause(format!("what was written on {source} since {me} last received does not arrive any more"))
+            .hint(again(me, source)),
         Kind::SubscriptionGone => {
             Failure::new(Code::SubscriptionGone, format!("subscription {name} of {me} was dropped"))
                 .hint(again(me, source))
@@ -342,9 +340,11 @@ fn failure(kind: Kind, me: &NodeId, seen: &Seen, streak: (u64, u64), limits: &Li
                 1 => ", and PostgreSQL counted 1 conflict".to_owned(),
                 many => format!(", and PostgreSQL counted {many} conflicts"),
             };
-            let text = format!("subscription {name} fails again and again: {errors} errors and nothing applied{conflicts}");
-            Failure::new(Code::SubscriptionFailing, text)
-                .hint(format!("PostgreSQL's log on {me} says which row or table; mend it, and replication goes on by itself"))
+            let text =
+                format!("subscription {name} fails again and again: {errors} errors and nothing applied{conflicts}");
+            Failure::new(Code::SubscriptionFailing, text).hint(format!(
+                "PostgreSQL's log on {me} says which row or table; mend it, and replication goes on by itself"
+            ))
         }
         Kind::Disabled => Failure::new(Code::SubscriptionDisabled, format!("subscription {name} is disabled"))
             .hint(format!("on {me}: alter subscription {} enable", readable_identifier(name))),

@@ -154,12 +154,7 @@ impl Watcher<'_> {
     }
 
     /// Moves the node to where `verdict` says it is.
-    async fn conclude(
-        &mut self,
-        state: NodeState,
-        verdict: &Verdict,
-        before: Option<&Failure>,
-    ) -> Result<(), Failure> {
+    async fn conclude(&mut self, state: NodeState, verdict: &Verdict, before: Option<&Failure>) -> Result<(), Failure> {
         let rooms = self.rooms;
         let actor = Actor::agent(&rooms.me);
         match verdict.troubles.first() {

@@ -1,3 +1,5 @@
+//! Slots of every kind, and what each is taken for.
+
 use super::*;
 use crate::postgres::slots::SlotProgress;
 

@@ -1,3 +1,5 @@
+//! Looks at a subscription, two seconds apart, and what they amount to.
+
 use super::*;
 
 fn node(name: &str) -> NodeId {
@@ -113,7 +115,11 @@ fn errors_without_progress_between_them_are_trouble_and_one_is_not() {
     assert_eq!(bench.after(600, &failing(1, 100, true)), [], "a restart of the source is one error");
     assert_eq!(bench.look(failing(2, 100, true)).0, [Kind::Failing]);
     // The row was mended: it goes on.
-    let again = Seen { followed: Followed { apply_errors: 2, ..followed() }, told: Some(Told { confirmed: Lsn(200), ..good() }), ..well() };
+    let again = Seen {
+        followed: Followed { apply_errors: 2, ..followed() },
+        told: Some(Told { confirmed: Lsn(200), ..good() }),
+        ..well()
+    };
     assert_eq!(bench.look(again), (Vec::new(), false));
 }
 

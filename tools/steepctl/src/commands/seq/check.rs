@@ -49,8 +49,7 @@ pub async fn run(args: &CheckArgs, global: &Global, out: &Output) -> Result<Exit
     let CheckArgs { source, target, .. } = args;
     super::refuse_same(source, target)?;
     let margin = args.margin.unwrap_or_default();
-    let request =
-        v1::CheckSequencesRequest { source: source.to_string(), target: target.to_string(), margin };
+    let request = v1::CheckSequencesRequest { source: source.to_string(), target: target.to_string(), margin };
     let reply = global.client(out)?.check_sequences(&request).await?;
     let troubled = reply.sequences.iter().filter(|check| super::needs_a_look(check)).count();
     let exit = if args.exit_code && troubled > 0 { Exit::Differs } else { Exit::Success };

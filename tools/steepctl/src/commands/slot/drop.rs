@@ -47,8 +47,7 @@ pub async fn run(args: &DropArgs, global: &Global, out: &Output) -> Result<Exit,
     if let Some(slot) = found.slots.first() {
         confirm(args, slot, out)?;
     }
-    let request =
-        v1::DropSlotRequest { node_id: args.node.to_string(), slot: args.slot.clone(), force: args.force };
+    let request = v1::DropSlotRequest { node_id: args.node.to_string(), slot: args.slot.clone(), force: args.force };
     let reply = client.drop_slot(&request).await?;
     if out.is_json() {
         out.json(&json::message("DropSlotReply", &reply))?;
