@@ -17,7 +17,16 @@ pub struct Found {
     /// What Steep's slots cost this server nearly more than they may.
     pub budgets: Vec<Failure>,
     /// How every slot fares that was made here for another node; none: PostgreSQL was not asked, or did not answer.
-    pub told: Option<BTreeMap<String, FollowedSlot>>,
+    pub told: Option<ToldSlots>,
+}
+
+/// What is told to those who read slots of this node.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ToldSlots {
+    /// Which run of this agent and of its PostgreSQL.
+    pub run: String,
+    /// Each slot by its name.
+    pub slots: BTreeMap<String, FollowedSlot>,
 }
 
 /// The last findings. Clones share them.

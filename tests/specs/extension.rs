@@ -164,7 +164,7 @@ async fn the_suite_of_the_extension_passes(node: &Node) {
     assert_eq!(found, expected, "on {}", node.major());
 }
 
-/// Files of the extension as it was up to `versions` migrations, as a PostgreSQL 18 finds them.
+/// Files of the extension as it was up to `versions` migrations, or all there are, as a PostgreSQL 18 finds them.
 fn files_of(name: &str, versions: usize, first: u32) -> PathBuf {
     let sql = xtask::workspace::root().join("agent/sql/store");
     let migrations = extension::migrations(&sql).expect("they can be read");
@@ -172,7 +172,9 @@ fn files_of(name: &str, versions: usize, first: u32) -> PathBuf {
     let parent = std::env::temp_dir().join(format!("steep-extension-{}-{name}", std::process::id()));
     let folder = parent.join("extension");
     std::fs::create_dir_all(&folder).expect("a folder");
-    for (file, text) in extension::made(&migrations[..versions], &adopt, first).expect("they can be made") {
+    for (file, text) in
+        extension::made(&migrations[..versions.min(migrations.len())], &adopt, first).expect("they can be made")
+    {
         std::fs::write(folder.join(file), text).expect("a file");
     }
     parent
@@ -180,7 +182,7 @@ fn files_of(name: &str, versions: usize, first: u32) -> PathBuf {
 
 async fn an_agent_goes_further_than_the_extension(node: &Node) {
     let before = files_of("before", 7, 7);
-    let after = files_of("after", 8, 7);
+    let after = files_of("after", usize::MAX, 7);
     let expected = lines(&node.try_connect("by_agent").await.expect("it is there"), DESCRIBE).await;
 
     // The agent is newer than the extension.

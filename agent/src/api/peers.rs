@@ -109,8 +109,7 @@ impl Peers for Service {
 
     async fn follow_slots(&self, request: Request<v1::FollowSlotsRequest>) -> Answer<v1::FollowSlotsReply> {
         let caller = self.0.admit(&request, Rpc::PeersFollowSlots).await?;
-        let told = kept::tell(&*self.0.rooms()?, caller.node(), &request.get_ref().slots);
-        reply(told.map(|slots| v1::FollowSlotsReply { slots }))
+        reply(kept::tell(&*self.0.rooms()?, caller.node(), &request.get_ref().slots))
     }
 
     async fn need_slots(&self, request: Request<v1::NeedSlotsRequest>) -> Answer<v1::NeedSlotsReply> {

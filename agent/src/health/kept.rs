@@ -12,7 +12,7 @@ use tracing::warn;
 use super::rules::{Fate, Told};
 use crate::{
     postgres::{
-        self, Session,
+        self, Session, activity,
         slots::{self, Slot},
     },
     rooms::Rooms,
@@ -21,6 +21,7 @@ use crate::{
         self,
         follows::{self, KeptSlot},
     },
+    troubles::ToldSlots,
 };
 
 /// More slots than anybody reads at one node.
@@ -35,7 +36,7 @@ fn remember(error: store::Error) -> Failure {
 }
 
 /// How the slots fare that `caller` asks for, as last looked at; of those that are not kept for it nothing is told.
-pub fn tell(rooms: &Rooms, caller: &NodeId, asked: &[String]) -> Result<Vec<v1::FollowedSlot>, Failure> {
+pub fn tell(rooms: &Rooms, caller: &NodeId, asked: &[String]) -> Result<v1::FollowSlotsReply, Failure> {
     let Some(told) = rooms.troubles.found().told else {
         let text = format!("PostgreSQL of {} does not answer its agent now", rooms.me);
         return Err(Failure::new(Code::PostgresUnreachable, text));
@@ -50,7 +51,8 @@ pub fn tell(rooms: &Rooms, caller: &NodeId, asked: &[String]) -> Result<Vec<v1::
             ..v1::FollowedSlot::default()
         }
     };
-    Ok(names.map(|name| told.get(name).cloned().unwrap_or_else(|| released(name))).collect())
+    let slots = names.map(|name| told.slots.get(name).cloned().unwrap_or_else(|| released(name)));
+    Ok(v1::FollowSlotsReply { slots: slots.collect(), run: told.run })
 }
 
 /// How a slot fares that was made here, whether it is there or not.
@@ -76,8 +78,9 @@ fn fate(name: &str, slot: Option<&Slot>, lost: Option<&String>, starving: Option
 }
 
 /// What a source has told; none where it says something this version does not know.
-pub(super) fn read(told: &v1::FollowedSlot) -> Option<Told> {
+pub(super) fn read(told: &v1::FollowedSlot, run: &str) -> Option<Told> {
     Some(Told {
+        run: run.to_owned(),
         fate: Fate::told(&told.fate)?,
         reason: told.reason.clone(),
         unconfirmed_bytes: told.unconfirmed_bytes,
@@ -173,8 +176,10 @@ impl Keeping {
             let slot = there.iter().find(|slot| slot.name == *name);
             (name.clone(), fate(name, slot, lost.get(name), starving.get(name)))
         });
-        let told = told.collect();
-        rooms.troubles.find(|found| (found.kept, found.told) = (troubles, Some(told)));
+        let slots = told.collect();
+        let started = activity::started_at(session).await.map_err(explain)?;
+        let run = format!("{} {started}", rooms.peers.facts().instance_id);
+        rooms.troubles.find(|found| (found.kept, found.told) = (troubles, Some(ToldSlots { run, slots })));
         Ok(Look { ours })
     }
 

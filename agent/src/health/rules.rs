@@ -1,7 +1,7 @@
 //! When what is seen of a subscription amounts to trouble. Pure: time comes in as an argument.
 //!
 //! Nothing that passes by itself is trouble: a restart of either agent or server, a pause for a newcomer's snapshot, a partition.
-//! So each kind must last, and errors count only while the source answers.
+//! So each kind must last, and errors count only while the source answers and was not started again.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -85,6 +85,8 @@ pub struct Told {
     pub unconfirmed_bytes: u64,
     /// All before it was received and stored here.
     pub confirmed: Lsn,
+    /// Which run of that node's agent and server tells it.
+    pub run: String,
 }
 
 /// One subscription, in one look.
@@ -167,8 +169,11 @@ struct Run {
     confirmed: Lsn,
     worker: Option<(i32, Instant)>,
     was_told: bool,
-    /// Errors, and conflicts, since anything was applied.
+    run: String,
+    /// Errors, and conflicts, at one position.
     streak: (u64, u64),
+    /// Those of them that came with the last look.
+    last: (u64, u64),
 }
 
 impl Run {
@@ -182,15 +187,27 @@ impl Run {
             _ => (pid, now),
         });
         if let Some(told) = &seen.told {
-            if more.0 > 0 && self.was_told {
-                self.streak = (self.streak.0 + more.0, self.streak.1 + more.1);
+            let is_other_run = told.run != self.run;
+            if is_other_run {
+                // What it last said may be older than its restart, and that was the error.
+                self.streak = (self.streak.0.saturating_sub(self.last.0), self.streak.1.saturating_sub(self.last.1));
+                self.run.clone_from(&told.run);
             }
-            let moved = told.confirmed > self.confirmed && more.0 == 0;
-            let is_well = self.ran_for(now) >= STEADY && told.unconfirmed_bytes <= NEAR_BYTES;
-            if moved || is_well {
+            let counts = more.0 > 0 && self.was_told && !is_other_run;
+            self.last = match (counts, told.confirmed > self.confirmed) {
+                (false, _) => (0, 0),
+                // Something was applied, before the error or between two: a streak of its own begins.
+                (true, true) => (1, more.1.min(1)),
+                (true, false) => more,
+            };
+            if told.confirmed > self.confirmed {
+                self.confirmed = told.confirmed;
                 self.streak = (0, 0);
             }
-            self.confirmed = told.confirmed;
+            if self.ran_for(now) >= STEADY && told.unconfirmed_bytes <= NEAR_BYTES {
+                self.streak = (0, 0);
+            }
+            self.streak = (self.streak.0 + self.last.0, self.streak.1 + self.last.1);
         }
         self.was_told = seen.told.is_some();
     }

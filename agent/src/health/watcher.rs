@@ -150,7 +150,7 @@ impl Watcher<'_> {
             client.follow_slots(request).await.map_err(|status| failure_of(&status))
         };
         let answer = timeout(ANSWER, asked).await.ok()?.ok()?.into_inner();
-        answer.slots.iter().find(|told| told.name == slot).and_then(kept::read)
+        answer.slots.iter().find(|told| told.name == slot).and_then(|told| kept::read(told, &answer.run))
     }
 
     /// Moves the node to where `verdict` says it is.

@@ -21,7 +21,7 @@ fn followed() -> Followed {
 }
 
 fn good() -> Told {
-    Told { fate: Fate::Good, reason: String::new(), unconfirmed_bytes: 0, confirmed: Lsn(100) }
+    Told { fate: Fate::Good, reason: String::new(), unconfirmed_bytes: 0, confirmed: Lsn(100), run: "1".into() }
 }
 
 fn well() -> Seen {
@@ -140,6 +140,24 @@ fn errors_with_progress_between_them_or_while_the_source_is_away_do_not_add_up()
     assert_eq!(bench.look(failing(0, 100, true)).0, [], "statistics were reset");
     let mut bench = Bench::new();
     assert_eq!(bench.look(failing(50, 100, true)).0, [], "errors of an earlier life");
+}
+
+#[test]
+fn an_error_of_a_restart_does_not_count_whichever_is_noticed_first() {
+    let run = |errors, run: &str| {
+        let told = Told { run: run.into(), ..good() };
+        Seen { told: Some(told), ..failing(errors, 100, true) }
+    };
+    let mut bench = Bench::new();
+    bench.look(well());
+    for round in 1..10_u64 {
+        // Sometimes the source still tells what it knew before it was restarted.
+        let (stale, now) = ((round - 1).max(1).to_string(), round.to_string());
+        let first = if round % 2 == 0 { &stale } else { &now };
+        assert_eq!(bench.look(run(round, first)).0, [], "round {round}");
+        assert_eq!(bench.look(run(round, &now)).0, [], "round {round}");
+    }
+    assert_eq!(bench.look(run(11, "9")).0, [Kind::Failing], "nothing was restarted");
 }
 
 #[test]

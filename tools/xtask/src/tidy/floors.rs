@@ -39,7 +39,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("removal", &["initialize", "rooms", "operations", "session", "mesh", "lifecycle", "postgres", "store"]),
     ("upkeep", &["rooms", "identity", "postgres", "store"]),
     ("vitals", &["rooms", "drift", "identity", "postgres", "lifecycle", "store", "troubles"]),
-    ("health", &["rooms", "session", "lifecycle", "postgres", "store"]),
+    ("health", &["rooms", "session", "lifecycle", "postgres", "store", "troubles"]),
     (
         "initialize",
         &[
