@@ -155,7 +155,7 @@ async fn a_subscription_that_is_stopped_or_fails_is_told_until_it_goes_on_and_re
     let shown = diverges(&b, "STP-4201").await;
     let message = shown["last_failure"]["message"].as_str().unwrap_or_default();
     assert!(message.contains("errors") && message.contains("steep_from_node_a"), "{shown}");
-    assert_eq!(message.contains("conflict"), b.major() >= 18, "{shown}");
+    assert_eq!(message.contains("insert_exists"), b.major() >= 18, "{shown}");
     assert_eq!(a.state().await, Ok(Synchronized));
     b.sql("delete from customers where id = 7001").await;
     b.becomes(Synchronized).await;
@@ -172,14 +172,12 @@ async fn a_subscription_that_is_stopped_or_fails_is_told_until_it_goes_on_and_re
     b.stop_postgres(Stop::Fast);
     b.start_postgres();
     replicates(&a, &b, "after the server of b").await;
-    for _ in 0..2 {
-        a.kill_agent();
-        a.start_agent();
-        streams(&a).await;
-        a.stop_postgres(Stop::Fast);
-        a.start_postgres();
-        streams(&a).await;
-    }
+    a.kill_agent();
+    a.start_agent();
+    streams(&a).await;
+    a.stop_postgres(Stop::Fast);
+    a.start_postgres();
+    streams(&a).await;
     replicates(&a, &b, "after the agent and the server of a").await;
     assert_eq!(b.state().await, Ok(Synchronized));
     let told = events(&b, "node.diverged");

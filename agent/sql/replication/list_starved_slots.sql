@@ -1,12 +1,11 @@
 -- Slots that nobody reads whose WAL is not there any more, although PostgreSQL still counts on it.
--- No parameters. No rows where the role may not look into pg_wal.  PostgreSQL 15+.
+-- No parameters. Only for a role that may look into pg_wal.  PostgreSQL 15+.
 select s.slot_name::text                                                     as name,
        pg_catalog.pg_walfile_name(s.restart_lsn + 1)                         as file
   from pg_catalog.pg_replication_slots s
  where not s.active
    and s.wal_status in ('reserved', 'extended')
    and s.restart_lsn < pg_catalog.pg_current_wal_lsn()
-   and pg_catalog.has_function_privilege('pg_catalog.pg_ls_waldir()', 'execute')
    -- The timeline is the first third of a file's name: after a failover the old one's files count as well.
    and not exists (select
                      from pg_catalog.pg_ls_waldir() f

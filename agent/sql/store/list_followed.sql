@@ -11,7 +11,7 @@ select coalesce(s.subname::text, i.name)                                    as n
            and w.relid is null
            and coalesce(pg_catalog.to_jsonb(w) ->> 'leader_pid', w.pid::text) = w.pid::text) as worker_pid,
        coalesce(c.apply_error_count, 0)                                     as apply_errors,
-       (select coalesce(sum(k.value::bigint), 0)::bigint
+       (select coalesce(pg_catalog.jsonb_object_agg(pg_catalog.substr(k.key, 7), k.value::bigint), '{}')
           from pg_catalog.jsonb_each_text(pg_catalog.to_jsonb(c)) k
          where pg_catalog.starts_with(k.key, 'confl_')
            and k.value is not null)                                         as conflicts,

@@ -3,7 +3,10 @@
 //! Nothing that passes by itself is trouble: a restart of either agent or server, a pause for a newcomer's snapshot, a partition.
 //! So each kind must last, and errors count only while the source answers and was not started again.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use steep_protocol::{
     failure::{Code, Failure},
@@ -161,27 +164,31 @@ pub struct Judge {
     runs: BTreeMap<String, Run>,
 }
 
+/// Errors at one position, and the kinds of conflict that came with them.
+type Streak = (u64, BTreeSet<String>);
+
 /// How a subscription's worker has fared.
 #[derive(Debug, Clone, Default)]
 struct Run {
     errors: u64,
-    conflicts: u64,
+    conflicts: BTreeMap<String, u64>,
     confirmed: Lsn,
     worker: Option<(i32, Instant)>,
     was_told: bool,
     run: String,
-    /// Errors, and conflicts, at one position.
-    streak: (u64, u64),
-    /// Those of them that came with the last look.
-    last: (u64, u64),
+    streak: Streak,
+    /// How many of these errors came with the last look.
+    last: u64,
 }
 
 impl Run {
     fn look(&mut self, now: Instant, seen: &Seen) {
-        let Followed { worker_pid, apply_errors, conflicts, .. } = seen.followed;
+        let Followed { worker_pid, apply_errors, conflicts, .. } = &seen.followed;
         // Statistics may have been reset.
-        let more = (apply_errors.saturating_sub(self.errors), conflicts.saturating_sub(self.conflicts));
-        (self.errors, self.conflicts) = (apply_errors, conflicts);
+        let more = apply_errors.saturating_sub(self.errors);
+        let met = conflicts.iter().filter(|(kind, count)| self.conflicts.get(*kind).is_none_or(|before| *count > before));
+        let met: BTreeSet<String> = met.filter(|(_, count)| **count > 0).map(|(kind, _)| kind.clone()).collect();
+        (self.errors, self.conflicts) = (*apply_errors, conflicts.clone());
         self.worker = worker_pid.map(|pid| match self.worker {
             Some((before, since)) if before == pid => (pid, since),
             _ => (pid, now),
@@ -190,24 +197,26 @@ impl Run {
             let is_other_run = told.run != self.run;
             if is_other_run {
                 // What it last said may be older than its restart, and that was the error.
-                self.streak = (self.streak.0.saturating_sub(self.last.0), self.streak.1.saturating_sub(self.last.1));
+                self.streak.0 = self.streak.0.saturating_sub(self.last);
                 self.run.clone_from(&told.run);
             }
-            let counts = more.0 > 0 && self.was_told && !is_other_run;
-            self.last = match (counts, told.confirmed > self.confirmed) {
-                (false, _) => (0, 0),
+            let counts = more > 0 && self.was_told && !is_other_run;
+            let has_moved = told.confirmed > self.confirmed;
+            let is_well = self.ran_for(now) >= STEADY && told.unconfirmed_bytes <= NEAR_BYTES;
+            if has_moved || is_well {
+                self.streak = Streak::default();
+            }
+            self.confirmed = self.confirmed.max(told.confirmed);
+            self.last = match (counts, has_moved) {
+                (false, _) => 0,
                 // Something was applied, before the error or between two: a streak of its own begins.
-                (true, true) => (1, more.1.min(1)),
+                (true, true) => 1,
                 (true, false) => more,
             };
-            if told.confirmed > self.confirmed {
-                self.confirmed = told.confirmed;
-                self.streak = (0, 0);
+            if counts {
+                self.streak.0 += self.last;
+                self.streak.1.extend(met);
             }
-            if self.ran_for(now) >= STEADY && told.unconfirmed_bytes <= NEAR_BYTES {
-                self.streak = (0, 0);
-            }
-            self.streak = (self.streak.0 + self.last.0, self.streak.1 + self.last.1);
         }
         self.was_told = seen.told.is_some();
     }
@@ -255,12 +264,12 @@ impl Judge {
         }
         let run = self.runs.entry(name.clone()).or_insert_with(|| Run {
             errors: seen.followed.apply_errors,
-            conflicts: seen.followed.conflicts,
+            conflicts: seen.followed.conflicts.clone(),
             ..Run::default()
         });
         run.look(now, seen);
-        let streak = run.streak;
-        let claims = claims(seen, streak, limits);
+        let streak = run.streak.clone();
+        let claims = claims(seen, streak.0, limits);
         // A source that does not answer says nothing against what it said before.
         let is_silent = |kind: &Kind| seen.told.is_none() && matches!(kind, Kind::Behind | Kind::SlotGone);
         self.since.retain(|(other, kind), _| {
@@ -282,14 +291,14 @@ impl Judge {
             subscription: name.clone(),
             source: seen.source.clone(),
             slot: seen.followed.slot.clone(),
-            failure: failure(kind, me, seen, streak, limits),
+            failure: failure(kind, me, seen, &streak, limits),
         };
         found.into_iter().map(trouble).collect()
     }
 }
 
 /// What seems wrong, and for how long it must seem so.
-fn claims(seen: &Seen, streak: (u64, u64), limits: &Limits) -> Vec<(Kind, Duration)> {
+fn claims(seen: &Seen, errors: u64, limits: &Limits) -> Vec<(Kind, Duration)> {
     let followed = &seen.followed;
     let mut claims = Vec::new();
     if followed.lost.is_some() {
@@ -306,7 +315,7 @@ fn claims(seen: &Seen, streak: (u64, u64), limits: &Limits) -> Vec<(Kind, Durati
         Some(Fate::Starved) => claims.push((Kind::Starved, Duration::ZERO)),
         Some(Fate::Good) | None => {}
     }
-    if streak.0 >= ERRORS {
+    if errors >= ERRORS {
         claims.push((Kind::Failing, Duration::ZERO));
     }
     if !followed.is_enabled {
@@ -328,7 +337,7 @@ fn again(me: &NodeId, source: &NodeId) -> String {
     format!("steepctl node remove {me}; then: steepctl node start {me} --from {source} --force")
 }
 
-fn failure(kind: Kind, me: &NodeId, seen: &Seen, streak: (u64, u64), limits: &Limits) -> Failure {
+fn failure(kind: Kind, me: &NodeId, seen: &Seen, streak: &Streak, limits: &Limits) -> Failure {
     let Seen { followed, source, told, drifted } = seen;
     let (name, slot) = (&followed.name, &followed.slot);
     let reason = |told: &Option<Told>| {
@@ -352,13 +361,9 @@ fn failure(kind: Kind, me: &NodeId, seen: &Seen, streak: (u64, u64), limits: &Li
         }
         Kind::Failing => {
             let (errors, conflicts) = streak;
-            let conflicts = match conflicts {
-                0 => String::new(),
-                1 => ", and PostgreSQL counted 1 conflict".to_owned(),
-                many => format!(", and PostgreSQL counted {many} conflicts"),
-            };
-            let text =
-                format!("subscription {name} fails again and again: {errors} errors and nothing applied{conflicts}");
+            let kinds: Vec<&str> = conflicts.iter().map(String::as_str).collect();
+            let kinds = if kinds.is_empty() { String::new() } else { format!("; conflicts: {}", kinds.join(", ")) };
+            let text = format!("subscription {name} fails again and again: {errors} errors and nothing applied{kinds}");
             Failure::new(Code::SubscriptionFailing, text).hint(format!(
                 "PostgreSQL's log on {me} says which row or table; mend it, and replication goes on by itself"
             ))

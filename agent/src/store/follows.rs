@@ -1,6 +1,8 @@
 //! What this node follows, and what it keeps for others: subscriptions and slots as they are written down here, held
 //! against what PostgreSQL has; and slots that are past mending.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use steep_protocol::{
     failure::Failure,
@@ -28,8 +30,8 @@ pub struct Followed {
     pub worker_pid: Option<i32>,
     /// Errors while applying, ever since statistics were reset.
     pub apply_errors: u64,
-    /// Conflicts, ever since statistics were reset (18 and later).
-    pub conflicts: u64,
+    /// Conflicts by their kind, ever since statistics were reset (18 and later).
+    pub conflicts: BTreeMap<String, u64>,
     /// An operation makes it, or holds it still for a moment.
     pub is_in_hand: bool,
     /// The slot it reads is past mending, and why.
@@ -61,7 +63,7 @@ pub async fn subscriptions(store: &Store) -> Result<Vec<Followed>, Error> {
                 slot: field(row, "slot")?,
                 worker_pid: field(row, "worker_pid")?,
                 apply_errors: count_field(row, "apply_errors")?,
-                conflicts: count_field(row, "conflicts")?,
+                conflicts: serde_json::from_value(field(row, "conflicts")?).unwrap_or_default(),
                 is_in_hand: field(row, "is_in_hand")?,
                 lost: field(row, "lost")?,
             })

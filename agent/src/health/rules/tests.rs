@@ -14,7 +14,7 @@ fn followed() -> Followed {
         slot: "steep_node_b_0192f3ac7d21".into(),
         worker_pid: Some(7),
         apply_errors: 0,
-        conflicts: 0,
+        conflicts: BTreeMap::new(),
         is_in_hand: false,
         lost: None,
     }
@@ -202,7 +202,8 @@ fn every_trouble_says_what_is_wrong_with_names_and_what_to_type_next() {
     ];
     let seen = Seen { drifted: vec![TableName::new("public", "orders")], ..well() };
     for kind in kinds {
-        let failure = failure(kind, &node("node_b"), &seen, (3, 1), &Bench::new().limits);
+        let streak = (3, BTreeSet::from(["insert_exists".to_owned()]));
+        let failure = failure(kind, &node("node_b"), &seen, &streak, &Bench::new().limits);
         assert!(failure.message.contains("node_"), "{failure}");
         assert!(failure.hint.contains("node_b"), "{failure:?}");
     }

@@ -93,9 +93,12 @@ fn confirm(args: &DropArgs, slot: &v1::Slot, out: &Output) -> Result<(), Failure
         ("subscription" | "undecided", node) => {
             format!("{} LOSES what it has not received, and has to be initialized again.", safe(node))
         }
-        _ => "Nobody that is known needs it.".to_owned(),
+        _ => String::new(),
     };
-    out.say(&format!("\n{}", Tone::Bad.paint(&loses)));
+    out.say(&match loses.as_str() {
+        "" => "\nNobody that is known needs it.".to_owned(),
+        loses => format!("\n{}", Tone::Bad.paint(loses)),
+    });
     if args.confirm.is_some() {
         return Ok(());
     }
