@@ -96,9 +96,12 @@ async fn a_lost_slot_is_noticed(versions: &[&str]) {
     a.sql(&format!("select pg_drop_replication_slot('{slot}')")).await;
     a.sql(&format!("select pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await;
     b.kill_agent();
-    b.sql("alter subscription steep_from_node_a enable").await;
     b.start_agent();
-    is_put_to_rest(&b).await;
+    // Twice: what node_a tells the first time may be older than its new slot.
+    for _ in 0..2 {
+        b.sql("alter subscription steep_from_node_a enable").await;
+        is_put_to_rest(&b).await;
+    }
     assert_eq!(b.state().await, Ok(Diverged));
     assert!(events(&b, "node.recovered").is_empty(), "what is lost stays lost");
 }
@@ -129,7 +132,7 @@ async fn streams(a: &Node) {
 }
 
 #[tokio::test]
-async fn a_subscription_that_is_stopped_or_fails_is_told_until_it_goes_on_and_restarts_are_no_alarm() {
+async fn a_subscription_that_is_stopped_or_fails_is_told_until_it_goes_on() {
     let [a, b] = Cluster::of(2).start().await;
     a.sql(&shop::orders(50)).await;
     b.steepctl("node start node_b --from node_a --one-way").operation().completes().await;
@@ -164,14 +167,20 @@ async fn a_subscription_that_is_stopped_or_fails_is_told_until_it_goes_on_and_re
     let later: String = b.value("select init_completed_at::text from steep_repl.nodes where node_id = 'node_b'").await;
     assert_eq!(later, initialized, "it was not initialized again");
     assert_eq!((events(&b, "node.diverged").len(), events(&b, "node.recovered").len()), (2, 2));
+}
 
-    // Restarts of anything are no alarm, whether something is written or not.
+#[tokio::test]
+async fn restarts_of_anything_are_no_alarm_and_a_subscription_that_is_dropped_by_hand_is() {
+    let [a, b] = Cluster::of(2).start().await;
+    a.sql(&shop::orders(50)).await;
+    b.steepctl("node start node_b --from node_a --one-way").operation().completes().await;
     b.kill_agent();
     b.start_agent();
     replicates(&a, &b, "after the agent of b").await;
     b.stop_postgres(Stop::Fast);
     b.start_postgres();
     replicates(&a, &b, "after the server of b").await;
+    // Nothing is written meanwhile that could show that it goes on.
     a.kill_agent();
     a.start_agent();
     streams(&a).await;
@@ -181,9 +190,7 @@ async fn a_subscription_that_is_stopped_or_fails_is_told_until_it_goes_on_and_re
     replicates(&a, &b, "after the agent and the server of a").await;
     assert_eq!(b.state().await, Ok(Synchronized));
     let told = events(&b, "node.diverged");
-    assert_eq!(told.len(), 2, "{told:#?}");
-
-    // What was dropped by hand is no restart.
+    assert!(told.is_empty(), "{told:#?}");
     b.sql(
         "alter subscription steep_from_node_a disable; alter subscription steep_from_node_a set (slot_name = none);
          drop subscription steep_from_node_a",
