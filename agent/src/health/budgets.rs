@@ -10,7 +10,7 @@ use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::NodeId,
 };
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::kept::{Look, known};
 use crate::{
@@ -237,7 +237,6 @@ async fn give_up(rooms: &Rooms, session: &Session, spent: &Spent, slot: &str, ta
         reason,
         "a slot was dropped to protect its server"
     );
-    info!(details.slot = slot, "the node that read it has to be initialized again");
     Ok(())
 }
 

@@ -186,7 +186,8 @@ impl Run {
         let Followed { worker_pid, apply_errors, conflicts, .. } = &seen.followed;
         // Statistics may have been reset.
         let more = apply_errors.saturating_sub(self.errors);
-        let met = conflicts.iter().filter(|(kind, count)| self.conflicts.get(*kind).is_none_or(|before| *count > before));
+        let met =
+            conflicts.iter().filter(|(kind, count)| self.conflicts.get(*kind).is_none_or(|before| *count > before));
         let met: BTreeSet<String> = met.filter(|(_, count)| **count > 0).map(|(kind, _)| kind.clone()).collect();
         (self.errors, self.conflicts) = (*apply_errors, conflicts.clone());
         self.worker = worker_pid.map(|pid| match self.worker {
@@ -301,19 +302,19 @@ impl Judge {
 fn claims(seen: &Seen, errors: u64, limits: &Limits) -> Vec<(Kind, Duration)> {
     let followed = &seen.followed;
     let mut claims = Vec::new();
-    if followed.lost.is_some() {
+    let fate = seen.told.as_ref().map(|told| told.fate);
+    if followed.lost.is_some() || fate == Some(Fate::Lost) {
         claims.push((Kind::SlotLost, Duration::ZERO));
     }
     if !followed.is_there {
         claims.push((Kind::SubscriptionGone, SETTLED));
         return claims;
     }
-    match seen.told.as_ref().map(|told| told.fate) {
-        Some(Fate::Lost) => claims.push((Kind::SlotLost, Duration::ZERO)),
+    match fate {
         Some(Fate::Missing) => claims.push((Kind::SlotGone, SETTLED)),
         Some(Fate::Released) => claims.push((Kind::SlotGone, RELEASED)),
         Some(Fate::Starved) => claims.push((Kind::Starved, Duration::ZERO)),
-        Some(Fate::Good) | None => {}
+        Some(Fate::Good | Fate::Lost) | None => {}
     }
     if errors >= ERRORS {
         claims.push((Kind::Failing, Duration::ZERO));

@@ -158,19 +158,18 @@ impl Watcher<'_> {
         let rooms = self.rooms;
         let actor = Actor::agent(&rooms.me);
         match verdict.troubles.first() {
-            Some(worst) if state != NodeState::Diverged => {
-                follows::diverge(&rooms.store, &worst.failure).await.map_err(remember)?;
-                let moved = nodes::advance(&rooms.store, NodeEvent::Diverged, None, &actor).await.map_err(remember)?;
-                warn!(
-                    event = "node.diverged", source_node = %worst.source, previous_state = %moved.from,
-                    new_state = %moved.to, error = telemetry::failure(&worst.failure),
-                    details.subscription = worst.subscription, slot = worst.slot,
-                    "replication to this node is broken"
-                );
-            }
             // Whoever else moved it there knows when that is over.
-            Some(worst) if before.is_some_and(|before| *before != worst.failure) => {
-                follows::diverge(&rooms.store, &worst.failure).await.map_err(remember)?;
+            Some(_) if state == NodeState::Diverged && before.is_none() => {}
+            Some(worst) if state != NodeState::Diverged || before != Some(&worst.failure) => {
+                let moved = nodes::diverge(&rooms.store, &worst.failure, &actor).await.map_err(remember)?;
+                if let Some(moved) = moved {
+                    warn!(
+                        event = "node.diverged", source_node = %worst.source, previous_state = %moved.from,
+                        new_state = %moved.to, error = telemetry::failure(&worst.failure),
+                        details.subscription = worst.subscription, slot = worst.slot,
+                        "replication to this node is broken"
+                    );
+                }
             }
             None if state == NodeState::Diverged && verdict.is_whole && before.is_some() => {
                 let moved = nodes::advance(&rooms.store, NodeEvent::CaughtUp, None, &actor).await.map_err(remember)?;

@@ -99,12 +99,6 @@ pub async fn lost(store: &Store, source: &NodeId) -> Result<Vec<(String, String)
     rows.iter().map(|row| Ok((field(row, "name")?, field(row, "reason")?))).collect()
 }
 
-/// This node is diverged, for `failure`.
-pub async fn diverge(store: &Store, failure: &Failure) -> Result<(), Error> {
-    let failure = serde_json::to_value(failure).expect("a failure is plain data");
-    store.execute("write down why the node is diverged", sql!("store/diverge.sql"), &[&failure]).await.map(drop)
-}
-
 /// What this node is diverged for, if it is by the agent's own finding.
 pub async fn divergence(store: &Store) -> Result<Option<Failure>, Error> {
     let row = store.maybe("read why the node is diverged", sql!("store/find_divergence.sql"), &[]).await?;

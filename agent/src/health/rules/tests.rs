@@ -72,6 +72,8 @@ fn a_slot_that_its_source_says_is_lost_is_lost_at_once_and_for_ever() {
     let mut bench = Bench::new();
     assert_eq!(bench.look(fate(Fate::Lost)).0, [Kind::SlotLost]);
     let lost = Some("PostgreSQL removed WAL it needed".to_owned());
+    let told_twice = Seen { followed: Followed { lost: lost.clone(), ..followed() }, ..fate(Fate::Lost) };
+    assert_eq!(bench.look(told_twice).0, [Kind::SlotLost], "once is enough");
     let mended = Seen { followed: Followed { lost, ..followed() }, ..well() };
     assert_eq!(bench.after(600, &mended), [Kind::SlotLost], "a slot of the same name brings nothing back");
     let disabled = Seen { followed: Followed { is_enabled: false, worker_pid: None, ..mended.followed }, ..mended };
