@@ -5,7 +5,19 @@ use std::{env, fs, path::PathBuf};
 use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["types", "nodes", "operations", "peers", "mesh", "certificates", "agents", "intents", "schemas"];
+    let files = [
+        "types",
+        "nodes",
+        "operations",
+        "peers",
+        "mesh",
+        "certificates",
+        "agents",
+        "intents",
+        "schemas",
+        "slots",
+        "sequences",
+    ];
     let files = files.map(|name| format!("steep/v1/{name}.proto"));
     let descriptors = protox::compile(&files, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);

@@ -18,7 +18,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     api::{
@@ -29,20 +29,24 @@ use crate::{
     cleanup::{Cleanup, held_tables},
     config::Config,
     drift::{Drift, watch as drift_watch},
+    health::watcher,
     identity::Certificates,
     initialize::{reinit, resume},
     lifecycle::NodeEvent,
     link::{self, Links, Publisher},
     mesh::{Facts, Peers, Revocations},
+    metrics::Metrics,
     mirror,
     operations::Operations,
     postgres::{Database, PostgresConfig},
     removal::spread,
     rooms::Rooms,
     session::Sessions,
+    slots,
     snapshot::send::Sender,
     store::{self, Actor, Owner, Store, denials::Denials, nodes, steps::StepStatus},
     telemetry,
+    troubles::Troubles,
     upkeep::{Upkeep, measures},
     vitals,
 };
@@ -155,6 +159,7 @@ async fn live(
         links: links.clone(),
         publisher: Publisher::new(database.clone(), store.clone(), links),
         drift: Drift::new(config.node.id.clone(), store.clone(), peers.clone()),
+        troubles: Troubles::default(),
         store,
         database,
         peers: peers.clone(),
@@ -169,6 +174,8 @@ async fn live(
         mirror::keep(&made.store, peers),
         spread::run(&made),
         drift_watch::keep(&made.drift, &upkeep.metrics),
+        watcher::keep(&made, &upkeep.metrics),
+        orphans(&made, &upkeep.metrics),
         measures::keep(&made, &upkeep.metrics)
     );
     Ok(())
@@ -304,6 +311,36 @@ async fn watch_vitals(rooms: &Rooms, facts: &watch::Sender<Facts>, upkeep: &Upke
             facts.headline = headline;
             facts.is_serving = is_serving;
         });
+    }
+}
+
+/// Tells of slots that nobody needs; they are dropped by nobody but an operator.
+async fn orphans(rooms: &Rooms, metrics: &Metrics) {
+    let mut tick = interval(JANITOR);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told = Vec::new();
+    loop {
+        tick.tick().await;
+        match slots::list(rooms).await {
+            Ok(listed) => {
+                let found: Vec<_> = listed.iter().filter(|listed| listed.purpose == slots::Purpose::Orphan).collect();
+                metrics.slot_orphans.of([]).set(found.len() as f64);
+                for orphan in found.iter().filter(|orphan| !told.contains(&orphan.slot.name)) {
+                    warn!(
+                        event = "slot.orphan_found",
+                        slot = orphan.slot.name,
+                        reason = orphan.why,
+                        details.retained_bytes = orphan.slot.progress.retained_bytes,
+                        "a slot is needed by nobody"
+                    );
+                }
+                told = found.iter().map(|orphan| orphan.slot.name.clone()).collect();
+            }
+            Err(failure) => {
+                metrics.slot_orphans.clear();
+                debug!(reason = %failure, "slots could not be looked at");
+            }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::Deserialize;
 use steep_protocol::{
     failure::{Code, Explain},
     ids::NodeId,
@@ -22,10 +22,18 @@ use steep_protocol::{
     },
 };
 
+mod quantity;
 mod replication;
 mod schema;
+mod watch;
 
-pub use self::{replication::*, schema::*};
+use self::quantity::{duration, size, some_duration};
+pub use self::{
+    quantity::{parse_duration, parse_size},
+    replication::*,
+    schema::*,
+    watch::*,
+};
 
 /// What is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +127,12 @@ pub struct Config {
     /// How tables are copied.
     #[serde(default)]
     pub copy: Copy,
+    /// When this node counts as diverged.
+    #[serde(default)]
+    pub watch: Watch,
+    /// What slots for other nodes may cost this one.
+    #[serde(default)]
+    pub budget: Budget,
     /// The HTTP port for probes.
     #[serde(default)]
     pub http: Http,
@@ -438,56 +452,6 @@ fn place(text: &str, error: &toml::de::Error) -> String {
     }
 }
 
-/// `64MiB`, `1GB`, `4096`: bytes, decimal and binary units.
-pub fn parse_size(text: &str) -> Result<u64, String> {
-    let (number, unit) = split_unit(text);
-    let factor: u64 = match unit.to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "kb" => 1000,
-        "mb" => 1_000_000,
-        "gb" => 1_000_000_000,
-        "kib" => 1 << 10,
-        "mib" => 1 << 20,
-        "gib" => 1 << 30,
-        _ => return Err(format!("{text:?} is no size; something like 64MiB is expected")),
-    };
-    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no size; something like 64MiB is expected"))?;
-    number.checked_mul(factor).ok_or_else(|| format!("{text:?} is too large"))
-}
-
-/// `30s`, `15m`, `2h`, `7d`, `500ms`.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = split_unit(text);
-    let milliseconds: u64 = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" | "min" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(format!("{text:?} is no duration; something like 30s or 15m is expected")),
-    };
-    let number: u64 =
-        number.parse().map_err(|_| format!("{text:?} is no duration; something like 30s or 15m is expected"))?;
-    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| format!("{text:?} is too long"))
-}
-
-fn split_unit(text: &str) -> (&str, &str) {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    (&text[..end], text[end..].trim())
-}
-
-fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    parse_size(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
-fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    duration(deserializer).map(Some)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -606,6 +570,13 @@ mod tests {
         "copy.sequence_margin",
         "copy.slot_timeout",
         "copy.catch_up_timeout",
+        "watch.lag_limit",
+        "watch.lag_for",
+        "watch.drift_for",
+        "budget.retained_wal",
+        "budget.disk_free",
+        "budget.xmin_age",
+        "budget.on_exceeded",
         "http.listen",
         "log.level",
         "log.format",

@@ -7,6 +7,8 @@
 //! * [`api`] is the door: parse, authorize, call, reply. [`vitals`] measures how the node fares;
 //!   [`mirror`] writes down how the others do; [`upkeep`] is what an operator does with a running agent, and what it
 //!   looks at once in a while.
+//! * [`health`] notices what keeps the node from replicating and moves it; [`slots`] knows what each slot is there for;
+//!   [`sequences`] compares and moves what replication does not carry.
 //! * [`initialize`] holds the recipe by which a node comes to be synchronized, and its preflight; [`rooms`] is what
 //!   it works with. [`removal`] takes a node out of replication again.
 //! * [`snapshot`] moves a database as blocks; [`operations`] runs long work as steps that can be undone;
@@ -16,7 +18,7 @@
 //! * [`store`] is what the agent remembers; [`mesh`] the other agents; [`schema`] compares what two
 //!   databases hold, and plans what would bring one to the other; [`identity`] the agent's own certificate while
 //!   it runs; [`postgres`] everything said to the local PostgreSQL.
-//! * [`lifecycle`] is the states of a node; [`config`] every key of `agent.toml`; [`telemetry`] the log; [`metrics`]
+//! * [`troubles`] is what was found wrong; [`lifecycle`] is the states of a node; [`config`] every key of `agent.toml`; [`telemetry`] the log; [`metrics`]
 //!   every number told to Prometheus.
 
 pub mod agent;
@@ -25,9 +27,12 @@ pub mod mirror;
 pub mod upkeep;
 pub mod vitals;
 
+pub mod health;
 pub mod initialize;
 pub mod removal;
 pub mod rooms;
+pub mod sequences;
+pub mod slots;
 
 pub mod drift;
 pub mod operations;
@@ -49,3 +54,4 @@ pub mod config;
 pub mod lifecycle;
 pub mod metrics;
 pub mod telemetry;
+pub mod troubles;

@@ -19,9 +19,10 @@ pub enum NodeEvent {
     CopyBegan,
     /// The rows are in place, by a copy of ours or by a backup of the user's.
     RowsInPlace,
-    /// All that changed meanwhile is applied; or a reinitialization ended with the rest untouched.
+    /// All that changed meanwhile is applied; or a reinitialization ended with the rest untouched; or what had stopped
+    /// replication is over, and nothing was lost by it.
     CaughtUp,
-    /// Replication stopped and cannot go on by itself.
+    /// Replication stopped, or brings what does not fit.
     Diverged,
     /// An operation gave up.
     Failed,
@@ -99,7 +100,7 @@ impl Explain for IllegalMove {
 ///           uninitialized ──► preparing ──► copying ──► catching_up ──► synchronized
 ///                               ▲   └───────────────────────▲  │            │  │
 ///                               │ Started                   │  ▼            │  │
-///            failed ◄───────────┼── any active state,    diverged ◄─────────┘  │
+///            failed ◄───────────┼── any active state,    diverged ◄────────►┘  │
 ///              │                │   or diverged             │                  │
 ///              ├────────────────┘                           ▼                  │
 ///              └──────────────────────────────────► reinitializing ◄───────────┘
@@ -118,7 +119,7 @@ pub fn next(state: NodeState, event: NodeEvent) -> Result<NodeState, IllegalMove
         | (S::Copying, E::RowsInPlace | E::Failed | E::Undone)
         | (S::CatchingUp, E::CaughtUp | E::Failed | E::Undone | E::Diverged)
         | (S::Synchronized, E::Diverged | E::ReinitBegan | E::Undone)
-        | (S::Diverged, E::ReinitBegan | E::Failed | E::Undone)
+        | (S::Diverged, E::CaughtUp | E::ReinitBegan | E::Failed | E::Undone)
         | (S::Failed, E::Undone | E::Started | E::ReinitBegan)
         | (S::Reinitializing, E::CopyBegan | E::RowsInPlace | E::CaughtUp | E::Failed | E::Diverged) => {
             Ok(event.leads_to())
@@ -149,7 +150,7 @@ mod tests {
         ("copying", &["catching_up", "failed", "uninitialized"]),
         ("catching_up", &["synchronized", "failed", "uninitialized", "diverged"]),
         ("synchronized", &["diverged", "reinitializing", "uninitialized"]),
-        ("diverged", &["reinitializing", "failed", "uninitialized"]),
+        ("diverged", &["synchronized", "reinitializing", "failed", "uninitialized"]),
         ("failed", &["uninitialized", "preparing", "reinitializing"]),
         ("reinitializing", &["copying", "catching_up", "synchronized", "failed", "diverged"]),
     ];

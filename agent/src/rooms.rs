@@ -14,6 +14,7 @@ use crate::{
     postgres::{Database, subscriptions::Subscription},
     session::Sessions,
     store::Store,
+    troubles::Troubles,
 };
 
 /// The rooms of one agent. Clones share them.
@@ -41,6 +42,8 @@ pub struct Rooms {
     pub publisher: Publisher,
     /// How schemas compare.
     pub drift: Drift,
+    /// What is wrong with replication, as last found.
+    pub troubles: Troubles,
 }
 
 impl Rooms {

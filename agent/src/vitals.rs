@@ -15,6 +15,7 @@ use crate::{
     postgres::{Purpose, Session, detours, slots, subscriptions},
     rooms::Rooms,
     store::nodes,
+    troubles::Found,
 };
 
 /// Looks at the node; says whether PostgreSQL answered. `look` is kept from one look to the next.
@@ -78,22 +79,15 @@ async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadli
     let subscriptions = subscriptions::list(session).await.map_err(|error| error.to_string())?;
     let ours: Vec<_> = subscriptions.iter().filter(|found| found.name.starts_with("steep_from_")).collect();
     headline.lag_bytes = ours.iter().filter_map(|found| rooms.lag_of(found)).reduce(|sum, lag| sum + lag);
-    let complain = |headline: &mut v1::NodeHeadline, reason: String| {
-        (headline.health, headline.health_reason) = ("error".into(), reason);
-    };
     let at_rest = headline.op_id.is_empty();
     if let Some(waiting) = ours.iter().find(|found| at_rest && found.worker_pid.is_none()) {
         let reason = format!("STP-4201 subscription {} does not run: see PostgreSQL's log", waiting.name);
         (headline.health, headline.health_reason) = ("warn".into(), reason);
     }
-    if let Some(stopped) = ours.iter().find(|found| at_rest && !found.is_enabled) {
-        complain(headline, format!("STP-4201 subscription {} stopped with an error", stopped.name));
-    }
     let slots = slots::list(session).await.map_err(|error| error.to_string())?;
     headline.followers = followers(rooms, &slots);
-    if let Some(lost) = slots.iter().find(|slot| slot.name.starts_with("steep_") && slot.progress.is_lost()) {
-        complain(headline, format!("STP-4203 slot {} is lost", lost.name));
-    }
+    let before = (at_rest && own.init_state == NodeState::Diverged).then_some(own.health_reason);
+    tell_troubles(&rooms.troubles.found(), before, headline);
     if own.init_state == NodeState::Failed && at_rest {
         complain(headline, "the last operation failed: steepctl op list".into());
     }
@@ -133,6 +127,30 @@ async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadli
         }
     }
     nodes::set_health(&rooms.store, &headline.health, &headline.health_reason).await.map_err(|error| error.to_string())
+}
+
+fn complain(headline: &mut v1::NodeHeadline, reason: String) {
+    (headline.health, headline.health_reason) = ("error".into(), reason);
+}
+
+/// What the watcher has found. `before`: the node is DIVERGED, and this was last said of it.
+fn tell_troubles(found: &Found, before: Option<String>, headline: &mut v1::NodeHeadline) {
+    for failure in found.kept.iter().chain(&found.budgets) {
+        if headline.health != "error" {
+            let health = if failure.code == Code::SlotLost { "error" } else { "warn" };
+            (headline.health, headline.health_reason) = (health.into(), failure.to_string());
+        }
+    }
+    let own = found.own.as_deref().unwrap_or_default();
+    match (own.first(), before) {
+        (Some(worst), _) => {
+            let more = if own.len() > 1 { format!(" (and {} more)", own.len() - 1) } else { String::new() };
+            complain(headline, format!("{worst}{more}"));
+        }
+        (None, Some(before)) if found.own.is_none() && !before.is_empty() => complain(headline, before),
+        (None, Some(_)) => complain(headline, "replication to this node was broken, and is looked at".into()),
+        (None, None) => {}
+    }
 }
 
 /// How far the nodes are behind that this one keeps slots for.

@@ -48,7 +48,8 @@ pub struct Order {
     pub subject: Option<OperationId>,
     /// Which of the source's tables; empty: all.
     pub selection: v1::Selection,
-    /// How to copy; of a schema sync, the digests of source and target it was planned for.
+    /// How to copy; of a schema sync, the digests of source and target it was planned for; the slot to drop; of a sync
+    /// of sequences, its margin.
     pub method: String,
     /// What is done about tables of the target that differ; empty: they are refused.
     pub schema_sync: String,
@@ -149,6 +150,28 @@ impl Order {
             selection: request.selection.clone().unwrap_or_default(),
             method: format!("{} {}", request.source_digest, request.target_digest),
             ..Self::new(Action::SchemaSync, op, target)
+        })
+    }
+
+    /// What a request to drop a slot amounts to.
+    ///
+    /// Fails on a request that names no node.
+    pub fn to_drop_slot(request: &v1::DropSlotRequest, op: OperationId) -> Result<Self, Failure> {
+        let bad = |error: &dyn std::error::Error| Failure::new(Code::BadRequest, error.to_string());
+        let node = request.node_id.parse().map_err(|error| bad(&error))?;
+        Ok(Self { method: request.slot.clone(), force: request.force, ..Self::new(Action::SlotDrop, op, node) })
+    }
+
+    /// What a request to move sequences ahead amounts to.
+    ///
+    /// Fails on a request that names no nodes.
+    pub fn to_sync_sequences(request: &v1::SyncSequencesRequest, op: OperationId) -> Result<Self, Failure> {
+        let bad = |error: &dyn std::error::Error| Failure::new(Code::BadRequest, error.to_string());
+        let target = request.target.parse().map_err(|error| bad(&error))?;
+        Ok(Self {
+            source: Some(request.source.parse().map_err(|error| bad(&error))?),
+            method: format!("margin {}", request.margin),
+            ..Self::new(Action::SequenceSync, op, target)
         })
     }
 

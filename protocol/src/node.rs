@@ -18,7 +18,7 @@ pub enum NodeState {
     CatchingUp,
     /// It holds all data and replicates.
     Synchronized,
-    /// It replicated once, but can no longer catch up by itself.
+    /// It replicated once; now replication to it has stopped or brings what does not fit.
     Diverged,
     /// An operation failed; the cause is recorded with it.
     Failed,

@@ -157,6 +157,10 @@ words! {
         MeshLeave = "mesh.leave",
         /// Bring a node's schema up to date with another's.
         SchemaSync = "schema.sync",
+        /// Drop a replication slot of a node.
+        SlotDrop = "slot.drop",
+        /// Move a node's sequences ahead of another's.
+        SequenceSync = "seq.sync",
     }
 }
 
@@ -175,6 +179,8 @@ impl Action {
             | Self::AgentUndrain
             | Self::AgentLogLevel
             | Self::MeshLeave
+            | Self::SlotDrop
+            | Self::SequenceSync
             // A node's configuration may ask for more.
             | Self::SchemaSync => Role::Operator,
             Self::AgentReload => Role::Admin,

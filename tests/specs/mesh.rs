@@ -81,6 +81,8 @@ async fn nothing_collided(nodes: &[&Node]) {
         let sum: i64 =
             node.value(&format!("select coalesce(sum({counters}), 0)::bigint from pg_stat_subscription_stats")).await;
         assert_eq!(sum, 0, "{}: errors and conflicts while applying", node.id());
+        let alarm = node.log().lines().find(|line| line.contains("node.diverged")).map(str::to_owned);
+        assert_eq!(alarm, None, "a pause, a newcomer or a removal is no alarm");
     }
 }
 

@@ -9,7 +9,7 @@ const MOVES: [(&str, &[&str]); 8] = [
     ("copying", &["catching_up", "failed", "uninitialized"]),
     ("catching_up", &["synchronized", "failed", "uninitialized", "diverged"]),
     ("synchronized", &["uninitialized", "diverged", "reinitializing"]),
-    ("diverged", &["uninitialized", "reinitializing", "failed"]),
+    ("diverged", &["uninitialized", "reinitializing", "failed", "synchronized"]),
     ("failed", &["uninitialized", "preparing", "reinitializing"]),
     ("reinitializing", &["copying", "catching_up", "synchronized", "failed", "diverged"]),
 ];

@@ -1,5 +1,5 @@
 -- Replication slots of this server, ours and others, with what they keep back.
--- $1 only the slot of this name; null: all.  PostgreSQL 15+.
+-- $1 only the slot of this name; null: all.  PostgreSQL 15+ (columns that came later are read as what they are).
 select s.slot_name::text                                                     as name,
        coalesce(s.plugin::text, '')                                          as plugin,
        coalesce(s.database::text, '')                                        as database,
@@ -11,7 +11,10 @@ select s.slot_name::text                                                     as 
        greatest(pg_catalog.pg_wal_lsn_diff(w.written, s.restart_lsn), 0)::bigint as retained_bytes,
        greatest(pg_catalog.pg_wal_lsn_diff(w.written, s.confirmed_flush_lsn), 0)::bigint as unconfirmed_bytes,
        coalesce(s.wal_status, '')                                            as wal_status,
-       s.safe_wal_size                                                       as safe_wal_bytes
+       s.safe_wal_size                                                       as safe_wal_bytes,
+       (pg_catalog.to_jsonb(s) ->> 'inactive_since')::timestamptz            as inactive_since,
+       coalesce(pg_catalog.to_jsonb(s) ->> 'invalidation_reason', '')        as invalidation_reason,
+       greatest(pg_catalog.age(s.xmin), pg_catalog.age(s.catalog_xmin))::bigint as xmin_age
   from pg_catalog.pg_replication_slots s
  cross join (select case
                       when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()

@@ -3,6 +3,7 @@
 use steep_protocol::{
     failure::{Code, Explain as _, Failure, Family},
     intent::Order,
+    node::NodeState,
     operation::Action,
     time,
     v1::{
@@ -26,7 +27,7 @@ use crate::{
     postgres::{Purpose, slots, subscriptions},
     removal::operation,
     rooms::Rooms,
-    store::{audit, nodes, operations},
+    store::{audit, follows, nodes, operations},
 };
 
 /// Answers for this node, forwards for others.
@@ -260,6 +261,11 @@ impl Service {
         reply.slots = slots.iter().map(|slot| reply::slot(slot, &peers)).collect();
         let last = operations::list(&rooms.store, 1).await.map_err(|error| error.explain())?;
         reply.last_failure = last.first().and_then(|op| op.failure.as_ref()).map(Into::into);
+        if own.init_state == NodeState::Diverged
+            && let Some(failure) = follows::divergence(&rooms.store).await.map_err(|error| error.explain())?
+        {
+            reply.last_failure = Some((&failure).into());
+        }
         Ok(reply)
     }
 }

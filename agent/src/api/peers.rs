@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     config::Share,
+    health::kept,
     initialize::{
         mesh,
         messages::table_name,
@@ -32,6 +33,7 @@ use crate::{
     },
     removal::part,
     session::{Held, JoinRequest, Neighbour, OpenRequest, Role},
+    slots,
     store::{Actor, audit, removals::Removal},
 };
 
@@ -103,6 +105,16 @@ impl Peers for Service {
             return Err(self.0.refuse(&caller, failure).await);
         }
         schemas::pages(&self.0, request.into_inner()).await
+    }
+
+    async fn follow_slots(&self, request: Request<v1::FollowSlotsRequest>) -> Answer<v1::FollowSlotsReply> {
+        let caller = self.0.admit(&request, Rpc::PeersFollowSlots).await?;
+        reply(kept::tell(&*self.0.rooms()?, caller.node(), &request.get_ref().slots))
+    }
+
+    async fn need_slots(&self, request: Request<v1::NeedSlotsRequest>) -> Answer<v1::NeedSlotsReply> {
+        self.0.admit(&request, Rpc::PeersNeedSlots).await?;
+        reply(slots::need_told(&*self.0.rooms()?, &request.get_ref().slots).await)
     }
 
     async fn examine(&self, request: Request<v1::ExamineRequest>) -> Answer<v1::ExamineReply> {

@@ -1,14 +1,12 @@
 //! Whether the target's disk is large enough, and the source may keep WAL for long enough, as far as that can be seen from here.
 
-use std::path::Path;
-
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     v1,
 };
 
 use super::findings::Findings;
-use crate::postgres::{Session, catalog};
+use crate::postgres::{Session, catalog, disk::free_bytes};
 
 /// What the target needs free, in tenths of the source's size: rows, indexes, and room to sort.
 pub(super) const ONCE: u64 = 13;
@@ -41,15 +39,4 @@ pub(super) fn check_wal_kept(findings: &mut Findings, source: &str, facts: &v1::
         let text = format!("{source} keeps at most {limit} bytes of WAL for a slot, the data are {size} bytes");
         findings.warn(Code::SlotWalLimit, text, Code::SlotWalLimit.hint());
     }
-}
-
-#[cfg(unix)]
-fn free_bytes(path: &Path) -> Option<u64> {
-    let stat = rustix::fs::statvfs(path).ok()?;
-    Some(stat.f_bavail * stat.f_frsize)
-}
-
-#[cfg(not(unix))]
-fn free_bytes(_path: &Path) -> Option<u64> {
-    None
 }

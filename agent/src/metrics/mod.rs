@@ -167,6 +167,10 @@ metrics! {
         "WAL a replication slot keeps back";
     slot_status: Gauge = Gauge::default, "steep_slot_wal_status", ["slot", "status"],
         "1 for the wal_status PostgreSQL gives a slot, 0 for the others";
+    slot_orphans: Gauge = Gauge::default, "steep_slot_orphans", [],
+        "Slots of this server that are named like Steep's and that nobody needs, looked for once a minute";
+    budget_spent: Gauge = Gauge::default, "steep_budget_spent_ratio", ["budget"],
+        "How much is spent of what slots for other nodes may cost this server; 1: all of it. Only budgets that are set";
     sub_enabled: Gauge = Gauge::default, "steep_subscription_enabled", ["sub"], "1 while a subscription is enabled";
     sub_lag: Gauge = Gauge::default, "steep_subscription_lag_bytes", ["sub"],
         "WAL of the source that is not yet applied, as the source says; as the worker says while the source is silent";

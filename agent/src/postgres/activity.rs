@@ -210,6 +210,18 @@ pub async fn own_connections(session: &Session) -> Result<Vec<(String, String, u
         .collect()
 }
 
+/// Transactions since the oldest row version that keepers of ours hold, by the twelve digits of their operation.
+pub async fn keeper_ages(session: &Session) -> Result<Vec<(String, u64)>, Error> {
+    let rows = session.rows(doing("look how old snapshots are"), sql!("catalog/list_keeper_ages.sql"), &[]).await?;
+    rows.iter().map(|row| Ok((field(row, "digits")?, count_field(row, "xmin_age")?))).collect()
+}
+
+/// When the server was started, in its own words.
+pub async fn started_at(session: &Session) -> Result<String, Error> {
+    let sql = "select pg_catalog.pg_postmaster_start_time()::text as started";
+    field(&session.one(doing("read when the server was started"), sql, &[]).await?, "started")
+}
+
 /// Ends sessions of ours whose name ends with `suffix`.
 pub(super) async fn terminate_named(session: &Session, suffix: &str) -> Result<u64, Error> {
     let deadline = Instant::now() + TERMINATION_TIMEOUT;

@@ -1,6 +1,6 @@
 //! Everything said to the local PostgreSQL.
 //!
-//! Reading order: [`connect`] opens sessions; [`catalog`] and its neighbours look, [`shapes`] at what tables are made of; [`replication`], [`slots`],
+//! Reading order: [`connect`] opens sessions; [`catalog`] and its neighbours look, [`shapes`] at what tables are made of, [`disk`] at free space; [`replication`], [`slots`],
 //! [`origins`], [`publications`] and [`subscriptions`] are what PostgreSQL's replication is made of, [`links`] those that
 //! make a mesh, [`walsender`] its bytes; [`copy`] moves rows; [`dump`] runs pg_dump and pg_restore; [`inventory`] knows what a restore made, so that it can be dropped;
 //! [`ddl`] renders every statement that cannot take parameters.
@@ -20,6 +20,7 @@ mod passfile;
 
 pub mod activity;
 pub mod catalog;
+pub mod disk;
 pub mod rows;
 pub mod selection;
 pub mod sequences;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use steep_protocol::{failure::Code, ids::NodeId, lsn::Lsn};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Row, types::PgLsn};
@@ -45,6 +46,12 @@ pub struct SlotProgress {
     pub wal_status: String,
     /// WAL that can still be written before the slot is at risk; none: no limit is set.
     pub safe_wal_bytes: Option<i64>,
+    /// Since when nobody reads it; none: somebody does, or the server does not know (before 17).
+    pub inactive_since: Option<Timestamp>,
+    /// PostgreSQL's word for why it gave the slot up; empty: it did not, or does not say (before 17).
+    pub invalidation_reason: String,
+    /// Transactions since the oldest row version it keeps; none: it keeps none.
+    pub xmin_age: Option<u64>,
 }
 
 impl SlotProgress {
@@ -62,13 +69,14 @@ impl Slot {
     }
 
     fn read(row: &Row) -> Result<Self, Error> {
+        let is_active: bool = field(row, "is_active")?;
         Ok(Self {
             name: field(row, "name")?,
             database: field(row, "database")?,
             plugin: field(row, "plugin")?,
             progress: SlotProgress {
                 confirmed_flush: lsn_field(row, "confirmed_flush")?,
-                is_active: field(row, "is_active")?,
+                is_active,
                 active_pid: field(row, "active_pid")?,
                 retained_bytes: field::<Option<i64>>(row, "retained_bytes")?
                     .map_or(0, |bytes| u64::try_from(bytes).unwrap_or(0)),
@@ -76,6 +84,9 @@ impl Slot {
                     .map(|bytes| u64::try_from(bytes).unwrap_or(0)),
                 wal_status: field(row, "wal_status")?,
                 safe_wal_bytes: field(row, "safe_wal_bytes")?,
+                inactive_since: field::<Option<Timestamp>>(row, "inactive_since")?.filter(|_| !is_active),
+                invalidation_reason: field(row, "invalidation_reason")?,
+                xmin_age: field::<Option<i64>>(row, "xmin_age")?.map(|age| u64::try_from(age).unwrap_or(0)),
             },
         })
     }
@@ -140,6 +151,59 @@ pub async fn drop(session: &Session, name: &str) -> Result<bool, Error> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Drops a slot that nobody reads, whoever made it, and says whether it was there; [`Error::StillInUse`] where somebody does.
+pub async fn drop_unread(session: &Session, name: &str) -> Result<bool, Error> {
+    let sql = "select pg_catalog.pg_drop_replication_slot($1::text)";
+    match session.execute(about("drop", name), sql, &[&name]).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.sqlstate() == Some("42704") => Ok(false),
+        Err(error) if error.sqlstate() == Some("55006") => {
+            let reader = find(session, name).await?.and_then(|slot| slot.progress.active_pid);
+            Err(Error::StillInUse { object: format!("slot {name}"), pid: reader.unwrap_or_default() })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Slots that nobody reads and whose WAL is not there any more, although PostgreSQL still counts on it; with the first
+/// file that is missing. None where the role may not look into pg_wal.
+pub async fn starved(session: &Session) -> Result<Vec<(String, String)>, Error> {
+    // PostgreSQL asks for the privilege before the first row, whatever a condition says.
+    let may = "select pg_catalog.has_function_privilege('pg_catalog.pg_ls_waldir()', 'execute') as may";
+    if !field::<bool>(&session.one(doing("look whether pg_wal may be looked at"), may, &[]).await?, "may")? {
+        return Ok(Vec::new());
+    }
+    let looking = doing("look whether the WAL of slots is there");
+    let rows = session.rows(looking, sql!("replication/list_starved_slots.sql"), &[]).await?;
+    rows.iter().map(|row| Ok((field(row, "name")?, field(row, "file")?))).collect()
+}
+
+/// A slot that a subscription of this server reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Needed {
+    /// The slot, on whichever server.
+    pub name: String,
+    /// The subscription, in whichever database.
+    pub subscription: String,
+    /// It runs, or would.
+    pub is_enabled: bool,
+}
+
+/// Which of these slots of other servers subscriptions of this one read.
+pub async fn needed(session: &Session, slots: &[String]) -> Result<Vec<Needed>, Error> {
+    let looking = doing("look which slots subscriptions read");
+    let rows = session.rows(looking, sql!("replication/list_needed_slots.sql"), &[&slots]).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Needed {
+                name: field(row, "name")?,
+                subscription: field(row, "subscription")?,
+                is_enabled: field(row, "is_enabled")?,
+            })
+        })
+        .collect()
 }
 
 async fn terminate(session: &Session, pid: i32) -> Result<(), Error> {

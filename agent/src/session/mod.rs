@@ -301,6 +301,11 @@ impl Sessions {
         }
     }
 
+    /// A session can no longer keep its promise, for `failure`: its target hears that, and undoes its operation.
+    pub async fn give_up(&self, held: &Held, failure: Failure) {
+        held.fail(failure).await;
+    }
+
     /// Ends every session, for an agent that shuts down; their effects stay written down.
     pub async fn end_all(&self) {
         for op in self.operations() {

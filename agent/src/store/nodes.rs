@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde_json::json;
 use steep_protocol::{
+    failure::Failure,
     ids::{NodeId, OperationId},
     node::NodeState,
 };
@@ -74,6 +75,37 @@ pub async fn advance(store: &Store, event: NodeEvent, op: Option<OperationId>, a
     held.end(moved).await
 }
 
+/// Says that this node is diverged, for `failure`: moves it there, unless it is there already, and writes the cause down,
+/// in one transaction. Returns the move, if one was made.
+///
+/// Fails with [`Error::IllegalMove`] where it cannot diverge in its present state; nothing is changed then.
+pub async fn diverge(store: &Store, failure: &Failure, actor: &Actor) -> Result<Option<Moved>, Error> {
+    let mut held = store.transaction().await?;
+    let moved = diverge_within(&mut held, &store.owner().node, failure, actor).await;
+    held.end(moved).await
+}
+
+async fn diverge_within(
+    held: &mut Held<'_>,
+    node: &NodeId,
+    failure: &Failure,
+    actor: &Actor,
+) -> Result<Option<Moved>, Error> {
+    let moved = match state_of(held, node.as_str()).await? {
+        NodeState::Diverged => None,
+        _ => Some(advance_within(held, node, NodeEvent::Diverged, None, actor).await?),
+    };
+    let failure = serde_json::to_value(failure).expect("a failure is plain data");
+    held.execute("write down why the node is diverged", sql!("store/diverge.sql"), &[&failure]).await?;
+    Ok(moved)
+}
+
+/// The node's state, which nobody else changes before the transaction ends.
+async fn state_of(held: &mut Held<'_>, node: &str) -> Result<NodeState, Error> {
+    let rows = held.rows("move the node's state", sql!("store/lock_node.sql"), &[&node]).await?;
+    word(rows.first().ok_or_else(|| missing(node))?, "init_state")
+}
+
 async fn advance_within(
     held: &mut Held<'_>,
     node: &NodeId,
@@ -83,11 +115,13 @@ async fn advance_within(
 ) -> Result<Moved, Error> {
     let what = "move the node's state";
     let id = node.as_str();
-    let rows = held.rows(what, sql!("store/lock_node.sql"), &[&id]).await?;
-    let from: NodeState = word(rows.first().ok_or_else(|| missing(id))?, "init_state")?;
+    let from = state_of(held, id).await?;
     let to = lifecycle::next(from, event)?;
     let op_id = op.map(|op| op.uuid());
     held.execute(what, sql!("store/move_node.sql"), &[&id, &to.as_str(), &op_id]).await?;
+    if from == NodeState::Diverged {
+        held.execute(what, sql!("store/end_divergence.sql"), &[]).await?;
+    }
     let detail = json!({ "previous_state": from, "new_state": to });
     audit::append_within(held, actor, "init.state_change", id, op, &detail).await?;
     Ok(Moved { from, to })

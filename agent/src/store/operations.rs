@@ -205,7 +205,7 @@ fn read(row: &Row) -> Result<Operation, Error> {
 }
 
 /// A failure as stored; one that a newer version wrote keeps at least its words.
-fn read_failure(stored: Value) -> Failure {
+pub(super) fn read_failure(stored: Value) -> Failure {
     let words = stored.get("message").and_then(Value::as_str).unwrap_or("the reason cannot be read").to_owned();
     serde_json::from_value(stored).unwrap_or_else(|_| Failure::new(Code::Internal, words))
 }

@@ -9,7 +9,7 @@ use crate::{
     client::{Client, Files},
     commands::{
         agent::AgentCommand, config::ConfigCommand, events::EventsArgs, explain::ExplainArgs, mesh::MeshCommand,
-        node::NodeCommand, op::OpCommand, pki::PkiCommand, schema::SchemaCommand,
+        node::NodeCommand, op::OpCommand, pki::PkiCommand, schema::SchemaCommand, seq::SeqCommand, slot::SlotCommand,
     },
     contexts::{File, Given, Origin, Setting, Settings},
     output::{Color, Format, Output, Talk},
@@ -68,6 +68,12 @@ pub enum Command {
     /// Compare the schemas of nodes, and bring one up to date with another
     #[command(subcommand)]
     Schema(SchemaCommand),
+    /// Look at replication slots, find orphans, drop them
+    #[command(subcommand)]
+    Slot(SlotCommand),
+    /// Compare the sequences of two nodes, and move one's ahead
+    #[command(subcommand)]
+    Seq(SeqCommand),
     /// Make, issue, renew and revoke certificates
     #[command(subcommand)]
     Pki(PkiCommand),

@@ -5,6 +5,7 @@
 //! that the agents need not believe each other. The only file that knows how requests travel.
 
 mod schemas;
+mod slots;
 
 use std::{
     path::{Path, PathBuf},

@@ -10,6 +10,8 @@ pub mod op;
 pub mod pki;
 pub mod schema;
 pub mod selection;
+pub mod seq;
+pub mod slot;
 pub mod status;
 pub mod version;
 
@@ -33,6 +35,8 @@ pub fn run(cli: Cli, out: &Output) -> Result<Exit, Failure> {
         Command::Config(command) => config::run(command, global, out),
         Command::Mesh(command) => wait_for(mesh::run(command, global, out)),
         Command::Schema(command) => wait_for(schema::run(command, global, out)),
+        Command::Slot(command) => wait_for(slot::run(command, global, out)),
+        Command::Seq(command) => wait_for(seq::run(command, global, out)),
         Command::Pki(command) => wait_for(pki::run(command, global, out)),
         Command::Explain(args) => explain::run(&args, out),
         Command::Version => version::run(out),

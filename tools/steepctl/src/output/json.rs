@@ -175,6 +175,10 @@ mod tests {
             "TableSchema",
             "ObjectSchema",
             "SchemaHistoryReply",
+            "ListSlotsReply",
+            "DropSlotReply",
+            "CheckSequencesReply",
+            "SyncSequencesReply",
         ] {
             assert!(pool().get_message_by_name(&format!("steep.v1.{name}")).is_some(), "{name}");
         }

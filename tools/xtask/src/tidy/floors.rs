@@ -18,6 +18,9 @@ const TABLE: &[(&str, &[&str])] = &[
         "api",
         &[
             "upkeep",
+            "health",
+            "slots",
+            "sequences",
             "removal",
             "initialize",
             "rooms",
@@ -35,7 +38,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ("mirror", &["mesh", "store"]),
     ("removal", &["initialize", "rooms", "operations", "session", "mesh", "lifecycle", "postgres", "store"]),
     ("upkeep", &["rooms", "identity", "postgres", "store"]),
-    ("vitals", &["rooms", "drift", "identity", "postgres", "lifecycle", "store"]),
+    ("vitals", &["rooms", "drift", "identity", "postgres", "lifecycle", "store", "troubles"]),
+    ("health", &["rooms", "session", "lifecycle", "postgres", "store", "troubles"]),
     (
         "initialize",
         &[
@@ -54,7 +58,9 @@ const TABLE: &[(&str, &[&str])] = &[
             "lifecycle",
         ],
     ),
-    ("rooms", &["operations", "session", "cleanup", "link", "drift", "mesh", "postgres", "store"]),
+    ("slots", &["rooms", "postgres", "store"]),
+    ("sequences", &["rooms", "postgres", "store"]),
+    ("rooms", &["operations", "session", "cleanup", "link", "drift", "mesh", "postgres", "store", "troubles"]),
     ("snapshot", &["operations", "session", "cleanup", "parts", "breakpoint", "mesh", "postgres", "store"]),
     ("drift", &["mesh", "schema", "postgres", "store"]),
     ("operations", &["breakpoint", "store"]),
@@ -69,6 +75,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("parts", &[]),
     ("breakpoint", &[]),
     ("lifecycle", &[]),
+    ("troubles", &[]),
 ];
 
 /// What every room may import: it is told its settings, and it logs. They import nothing but each other, downwards.

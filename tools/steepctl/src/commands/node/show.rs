@@ -50,7 +50,8 @@ pub async fn run(args: &ShowArgs, global: &Global, out: &Output) -> Result<Exit,
     }
     if let Some(last) = &reply.last_failure {
         let text = failure::text(&Failure::from(last.clone()));
-        out.data(&format!("\nLast failure\n{text}"))?;
+        let title = if node.state == "diverged" { "Diverged for" } else { "Last failure" };
+        out.data(&format!("\n{title}\n{text}"))?;
     }
     out.via(&reply.served_by);
     Ok(Exit::Success)
