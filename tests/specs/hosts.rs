@@ -8,8 +8,10 @@ use crate::transport::health_becomes;
 
 const NOTICED: Duration = Duration::from_secs(30);
 
-/// What is cut in a network of two.
-const CUTS: [(&str, fn(&Hosts)); 3] = [
+/// Takes something away from a network of two.
+type Cut = fn(&Hosts);
+
+const CUTS: [(&str, Cut); 3] = [
     ("nothing passes", |hosts| hosts.cut()),
     ("node_a is not heard", |hosts| hosts.cut_from(0, 1)),
     ("node_b is not heard", |hosts| hosts.cut_from(1, 0)),
