@@ -25,6 +25,8 @@ pub struct Found {
 pub struct ToldSlots {
     /// Which run of this agent and of its PostgreSQL.
     pub run: String,
+    /// How often this run has looked.
+    pub look: u64,
     /// Each slot by its name.
     pub slots: BTreeMap<String, FollowedSlot>,
 }

@@ -52,7 +52,7 @@ pub fn tell(rooms: &Rooms, caller: &NodeId, asked: &[String]) -> Result<v1::Foll
         }
     };
     let slots = names.map(|name| told.slots.get(name).cloned().unwrap_or_else(|| released(name)));
-    Ok(v1::FollowSlotsReply { slots: slots.collect(), run: told.run })
+    Ok(v1::FollowSlotsReply { slots: slots.collect(), run: told.run, look: told.look })
 }
 
 /// How a slot fares that was made here, whether it is there or not.
@@ -78,9 +78,10 @@ fn fate(name: &str, slot: Option<&Slot>, lost: Option<&String>, starving: Option
 }
 
 /// What a source has told; none where it says something this version does not know.
-pub(super) fn read(told: &v1::FollowedSlot, run: &str) -> Option<Told> {
+pub(super) fn read(told: &v1::FollowedSlot, reply: &v1::FollowSlotsReply) -> Option<Told> {
     Some(Told {
-        run: run.to_owned(),
+        run: reply.run.clone(),
+        look: reply.look,
         fate: Fate::told(&told.fate)?,
         reason: told.reason.clone(),
         unconfirmed_bytes: told.unconfirmed_bytes,
@@ -105,6 +106,7 @@ fn missing(file: &str) -> String {
 /// Remembers from look to look what was told.
 #[derive(Debug, Default)]
 pub(super) struct Keeping {
+    looks: u64,
     told: BTreeSet<String>,
     /// Gone, or starved, when looked at last: once is no proof.
     gone_before: BTreeSet<String>,
@@ -177,9 +179,12 @@ impl Keeping {
             (name.clone(), fate(name, slot, lost.get(name), starving.get(name)))
         });
         let slots = told.collect();
+        self.looks += 1;
         let started = activity::started_at(session).await.map_err(explain)?;
         let run = format!("{} {started}", rooms.peers.facts().instance_id);
-        rooms.troubles.find(|found| (found.kept, found.told) = (troubles, Some(ToldSlots { run, slots })));
+        rooms
+            .troubles
+            .find(|found| (found.kept, found.told) = (troubles, Some(ToldSlots { run, look: self.looks, slots })));
         Ok(Look { ours })
     }
 

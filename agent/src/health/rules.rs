@@ -22,7 +22,7 @@ use crate::store::follows::Followed;
 const SETTLED: Duration = Duration::from_secs(3);
 /// A slot that was taken away on purpose goes with its subscription; who removes a node tells all others within this.
 const RELEASED: Duration = Duration::from_secs(60);
-/// As many errors without any progress between them are no accident.
+/// As many looks that found errors, without any progress between them, are no accident.
 const ERRORS: u64 = 2;
 /// A worker that has run for so long, and is not far behind, has got over its errors.
 const STEADY: Duration = Duration::from_secs(15);
@@ -90,6 +90,8 @@ pub struct Told {
     pub confirmed: Lsn,
     /// Which run of that node's agent and server tells it.
     pub run: String,
+    /// Which of its looks this is; later ones have higher numbers.
+    pub look: u64,
 }
 
 /// One subscription, in one look.
@@ -164,7 +166,7 @@ pub struct Judge {
     runs: BTreeMap<String, Run>,
 }
 
-/// Errors at one position, and the kinds of conflict that came with them.
+/// How many looks found errors at one position, and the kinds of conflict that came with them.
 type Streak = (u64, BTreeSet<String>);
 
 /// How a subscription's worker has fared.
@@ -176,9 +178,10 @@ struct Run {
     worker: Option<(i32, Instant)>,
     was_told: bool,
     run: String,
+    look: u64,
     streak: Streak,
-    /// How many of these errors came with the last look.
-    last: u64,
+    /// Found, but the source has not looked at itself since: it may have been a restart.
+    pending: u64,
 }
 
 impl Run {
@@ -197,27 +200,23 @@ impl Run {
         if let Some(told) = &seen.told {
             let is_other_run = told.run != self.run;
             if is_other_run {
-                // What it last said may be older than its restart, and that was the error.
-                self.streak.0 = self.streak.0.saturating_sub(self.last);
+                // A restart was the error.
                 self.run.clone_from(&told.run);
+                self.pending = 0;
+            } else if told.look > self.look {
+                self.streak.0 += std::mem::take(&mut self.pending);
             }
-            let counts = more > 0 && self.was_told && !is_other_run;
             let has_moved = told.confirmed > self.confirmed;
             let is_well = self.ran_for(now) >= STEADY && told.unconfirmed_bytes <= NEAR_BYTES;
             if has_moved || is_well {
-                self.streak = Streak::default();
+                (self.streak, self.pending) = (Streak::default(), 0);
             }
-            self.confirmed = self.confirmed.max(told.confirmed);
-            self.last = match (counts, has_moved) {
-                (false, _) => 0,
-                // Something was applied, before the error or between two: a streak of its own begins.
-                (true, true) => 1,
-                (true, false) => more,
-            };
-            if counts {
-                self.streak.0 += self.last;
+            // What was applied in the same moment was so before the error, or between two.
+            if more > 0 && self.was_told && !is_other_run {
+                self.pending += 1;
                 self.streak.1.extend(met);
             }
+            (self.look, self.confirmed) = (told.look, self.confirmed.max(told.confirmed));
         }
         self.was_told = seen.told.is_some();
     }
@@ -361,10 +360,9 @@ fn failure(kind: Kind, me: &NodeId, seen: &Seen, streak: &Streak, limits: &Limit
                 .hint(format!("put the file back into pg_wal of {source}; or: {}", again(me, source)))
         }
         Kind::Failing => {
-            let (errors, conflicts) = streak;
-            let kinds: Vec<&str> = conflicts.iter().map(String::as_str).collect();
+            let kinds: Vec<&str> = streak.1.iter().map(String::as_str).collect();
             let kinds = if kinds.is_empty() { String::new() } else { format!("; conflicts: {}", kinds.join(", ")) };
-            let text = format!("subscription {name} fails again and again: {errors} errors and nothing applied{kinds}");
+            let text = format!("subscription {name} fails again and again with errors, and nothing is applied{kinds}");
             Failure::new(Code::SubscriptionFailing, text).hint(format!(
                 "PostgreSQL's log on {me} says which row or table; mend it, and replication goes on by itself"
             ))

@@ -1,4 +1,4 @@
-//! Looks every two seconds, asks the sources, and moves the node where that is called for.
+//! Looks every second, asks the sources, and moves the node where that is called for.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ use crate::{
     telemetry,
 };
 
-const EVERY: Duration = Duration::from_secs(2);
+const EVERY: Duration = Duration::from_secs(1);
 /// How long a source may take to say how its slot fares.
 const ANSWER: Duration = Duration::from_millis(1500);
 
@@ -150,7 +150,7 @@ impl Watcher<'_> {
             client.follow_slots(request).await.map_err(|status| failure_of(&status))
         };
         let answer = timeout(ANSWER, asked).await.ok()?.ok()?.into_inner();
-        answer.slots.iter().find(|told| told.name == slot).and_then(|told| kept::read(told, &answer.run))
+        answer.slots.iter().find(|told| told.name == slot).and_then(|told| kept::read(told, &answer))
     }
 
     /// Moves the node to where `verdict` says it is.

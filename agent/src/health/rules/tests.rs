@@ -21,7 +21,14 @@ fn followed() -> Followed {
 }
 
 fn good() -> Told {
-    Told { fate: Fate::Good, reason: String::new(), unconfirmed_bytes: 0, confirmed: Lsn(100), run: "1".into() }
+    Told {
+        fate: Fate::Good,
+        reason: String::new(),
+        unconfirmed_bytes: 0,
+        confirmed: Lsn(100),
+        run: "1".into(),
+        look: 0,
+    }
 }
 
 fn well() -> Seen {
@@ -32,17 +39,23 @@ fn well() -> Seen {
 struct Bench {
     judge: Judge,
     now: Instant,
+    looks: u64,
     limits: Limits,
 }
 
 impl Bench {
     fn new() -> Self {
         let limits = Limits { lag: Some(1000), lag_for: Duration::from_secs(6), drift_for: Duration::from_secs(15) };
-        Self { judge: Judge::default(), now: Instant::now(), limits }
+        Self { judge: Judge::default(), now: Instant::now(), looks: 0, limits }
     }
 
-    fn look(&mut self, seen: Seen) -> (Vec<Kind>, bool) {
+    /// The source has looked at itself between any two looks.
+    fn look(&mut self, mut seen: Seen) -> (Vec<Kind>, bool) {
         self.now += Duration::from_secs(2);
+        self.looks += 1;
+        if let Some(told) = &mut seen.told {
+            told.look = self.looks;
+        }
         let verdict = self.judge.look(self.now, &node("node_b"), &[seen], &self.limits);
         (verdict.troubles.iter().map(|trouble| trouble.kind).collect(), verdict.is_whole)
     }
@@ -115,6 +128,7 @@ fn errors_without_progress_between_them_are_trouble_and_one_is_not() {
     bench.look(well());
     assert_eq!(bench.look(failing(1, 100, true)).0, []);
     assert_eq!(bench.after(600, &failing(1, 100, true)), [], "a restart of the source is one error");
+    assert_eq!(bench.look(failing(2, 100, true)).0, [], "it may have been a restart");
     assert_eq!(bench.look(failing(2, 100, true)).0, [Kind::Failing]);
     // The row was mended: it goes on.
     let again = Seen {
@@ -158,6 +172,11 @@ fn an_error_of_a_restart_does_not_count_whichever_is_noticed_first() {
         let first = if round % 2 == 0 { &stale } else { &now };
         assert_eq!(bench.look(run(round - 1, first)).0, [], "round {round}");
         assert_eq!(bench.look(run(round - 1, &now)).0, [], "round {round}");
+    }
+    let both = Seen { followed: Followed { apply_errors: 10, ..failing(10, 100, true).followed }, ..run(10, "9") };
+    assert_eq!(bench.look(both).0, [], "two errors at once are one occasion");
+    for errors in [10, 11, 11] {
+        bench.look(run(errors, "9"));
     }
     assert_eq!(bench.look(run(11, "9")).0, [Kind::Failing], "nothing was restarted");
 }
