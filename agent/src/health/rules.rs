@@ -334,7 +334,7 @@ fn claims(seen: &Seen, errors: u64, limits: &Limits) -> Vec<(Kind, Duration)> {
 
 /// The commands that bring `me` back from `source` when nothing else does.
 fn again(me: &NodeId, source: &NodeId) -> String {
-    format!("steepctl node remove {me}; then: steepctl node start {me} --from {source} --force")
+    format!("steepctl node reinit {me} --full --source {source}")
 }
 
 fn failure(kind: Kind, me: &NodeId, seen: &Seen, streak: &Streak, limits: &Limits) -> Failure {
