@@ -78,14 +78,14 @@ async fn a_lost_slot_is_noticed(versions: &[&str]) {
         (Some("node_a"), Some("STP-4203"))
     );
     let hint = shown["last_failure"]["hint"].as_str().unwrap_or_default();
-    assert!(hint.contains("node start node_b --from node_a"), "{shown}");
+    assert!(hint.contains("node reinit node_b --full --source node_a"), "{shown}");
     // PostgreSQL would ask for it for ever.
     is_put_to_rest(&b).await;
     until("both are told anywhere", PATIENCE, async || {
         let status = a.steepctl("status").outcome().to_string();
         let whole = status.contains("DIVERGED")
             && status.contains("kept for node_b, is lost")
-            && status.contains("node start node_b");
+            && status.contains("node reinit node_b --full");
         if whole { Ok(()) } else { Err(status) }
     })
     .await;
@@ -104,6 +104,11 @@ async fn a_lost_slot_is_noticed(versions: &[&str]) {
     }
     assert_eq!(b.state().await, Ok(Diverged));
     assert!(events(&b, "node.recovered").is_empty(), "what is lost stays lost");
+
+    // What it was told to type does.
+    b.steepctl("node reinit node_b --full --source node_a --confirm node_b").succeeds();
+    b.becomes(Synchronized).await;
+    b.holds_the_same_as(&a, "customers").await;
 }
 
 #[tokio::test]

@@ -121,7 +121,7 @@ STATUS      TABLE             DETAIL
 MISMATCH    public.customers  column loyalty_tier missing on node_b; default of created_at differs
 LOCAL_ONLY  public.inventory  exists only on node_a
 MATCH       21 tables         (hidden, use --all)
-21 match, 1 mismatch, 1 local-only, 0 remote-only; 2 tables cannot be replicated as they are.
+21 match, 1 mismatch, 1 local-only, 0 remote-only; 2 tables cannot be replicated as they are: public.customers, public.inventory.
 next: steepctl schema diff node_a node_b     steepctl schema plan node_a node_b
 ";
     assert_eq!(timeless(&ended.stdout), expected);
@@ -259,6 +259,7 @@ fn a_plan_is_sql_that_says_who_would_be_changed() {
     let expected = r#"-- Changes node_b to look like node_a; node_a stays as it is. Nothing of this was run.
 -- 1 statement, 1 thing to do by hand.
 -- To run it on node_b: steepctl schema sync node_a node_b --apply --schemas public
+-- or, by hand on node_b: psql -v ON_ERROR_STOP=1 -f FILE, not as one transaction, with lock_timeout set.
 
 -- by hand: table public.orders: type of total differs
 --   why: narrowing could lose values

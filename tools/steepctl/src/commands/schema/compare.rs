@@ -159,9 +159,12 @@ fn counts(reply: &v1::CompareSchemasReply) -> String {
     if blocking.len() > NAMED {
         named.push(format!("{} more", units::count((blocking.len() - NAMED) as u64)));
     }
-    let blocking = match named.len() {
+    let blocking = match blocking.len() {
         0 => String::new(),
-        _ => format!("; cannot be replicated as on both nodes now: {}", named.join(", ")),
+        1 => format!("; 1 table cannot be replicated as it is: {}", named.join(", ")),
+        many => {
+            format!("; {} tables cannot be replicated as they are: {}", units::count(many as u64), named.join(", "))
+        }
     };
     format!(
         "{} match, {} mismatch, {} local-only, {} remote-only{blocking}.",
