@@ -272,7 +272,7 @@ fn are_there(chosen: &Selection, pair: &Pair) -> Result<(), Status> {
         let (own, other) = (&pair.own.environment.node_id, &pair.other.environment.node_id);
         let text = format!("neither {own} nor {other} has a table in a schema {}", readable_identifier(schema));
         return Err(told(
-            Failure::new(Code::BadRequest, text).hint("check the spelling; names are taken as psql takes them"),
+            Failure::new(Code::BadRequest, text).hint("check the spelling, and capital letters too; steepctl schema compare without --schemas lists all tables"),
         ));
     }
     match chosen.tables.iter().find(is_nowhere) {
