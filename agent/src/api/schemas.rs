@@ -271,9 +271,9 @@ fn are_there(chosen: &Selection, pair: &Pair) -> Result<(), Status> {
     if let Some(schema) = chosen.schemas.iter().find(|schema| !is_in(schema)) {
         let (own, other) = (&pair.own.environment.node_id, &pair.other.environment.node_id);
         let text = format!("neither {own} nor {other} has a table in a schema {}", readable_identifier(schema));
-        return Err(told(
-            Failure::new(Code::BadRequest, text).hint("check the spelling, and capital letters too; steepctl schema compare without --schemas lists all tables"),
-        ));
+        return Err(told(Failure::new(Code::BadRequest, text).hint(
+            "check the spelling, and capital letters too; steepctl schema compare without --schemas lists all tables",
+        )));
     }
     match chosen.tables.iter().find(is_nowhere) {
         None => Ok(()),
