@@ -77,12 +77,15 @@ async fn a_changed_configuration_is_taken_up_where_it_can_be_and_a_wrong_one_cha
     .await;
     write("nonsense");
     b.hang_up_agent();
+    // The log has had such a line since the first wrong file; the count tells this one.
+    until("both are counted", PATIENCE, async || {
+        let (_, metrics) = b.http("/metrics");
+        let counts = ["{result=\"ok\"} 3", "{result=\"failed\"} 2"].map(|end| format!("steep_config_reload_total{end}"));
+        if counts.iter().all(|line| metrics.contains(line)) { Ok(()) } else { Err(metrics) }
+    })
+    .await;
     logs(&b, "agent.reload_failed").await;
     assert!(b.agent_runs(), "a wrong file ends nothing");
-    let (_, metrics) = b.http("/metrics");
-    for line in ["steep_config_reload_total{result=\"ok\"} 3", "steep_config_reload_total{result=\"failed\"} 2"] {
-        assert!(metrics.contains(line), "{line} is missing: {metrics}");
-    }
     write(&toml);
     let denied = a.steepctl("agent reload node_b").as_operator("otto").fails_with("STP-5003");
     assert_eq!(denied.status, 7, "{denied}");
