@@ -28,6 +28,8 @@ const LIMIT: Duration = Duration::from_secs(300);
 const QUIET: Duration = Duration::from_secs(60);
 /// Agents that have to get by on busy cores.
 const SOAKED: usize = 10;
+/// Nodes that are being initialized at once, at most.
+const BUSY: usize = 10;
 
 fn main() -> io::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -92,10 +94,12 @@ fn simulated(members: usize, loss: f64, seed: u64) -> String {
     network.run(QUIET);
     let idle = network.rate(before, QUIET);
     let idle_packets = (network.packets - packets) as f64 / QUIET.as_secs_f64() / members as f64;
-    // One node in ten is being initialized and tells its percent every second.
+    // One node in ten, ten at most, is being initialized and tells its percent every second.
     let (before, exchanges) = (network.bytes, network.exchanges);
     for second in 0..30 {
-        (0..members).step_by(10).for_each(|index| network.say(index, &format!("copying {second}")));
+        (0..members)
+            .step_by((members / BUSY).max(10))
+            .for_each(|index| network.say(index, &format!("copying {second}")));
         network.run(Duration::from_secs(1));
     }
     let busy = network.rate(before, Duration::from_secs(30));

@@ -22,6 +22,7 @@ use foca::{
 use rand::{SeedableRng as _, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 use steep_protocol::{ids::NodeId, wire::datagram::LARGEST_DATAGRAM};
+use xxhash_rust::xxh3::xxh3_128;
 
 /// Longer pauses between two looks at the clock were no time in which others could have answered us.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -48,14 +49,15 @@ pub struct Run {
 }
 
 impl Identity for Run {
-    type Addr = NodeId;
+    /// The node's name in short: foca asks for it at every step of its walks over all members.
+    type Addr = u128;
 
     fn renew(&self) -> Option<Self> {
         Some(Self { generation: self.generation + 1, ..self.clone() })
     }
 
-    fn addr(&self) -> NodeId {
-        self.node.clone()
+    fn addr(&self) -> u128 {
+        xxh3_128(self.node.as_str().as_bytes())
     }
 
     fn win_addr_conflict(&self, adversary: &Self) -> bool {
@@ -201,7 +203,7 @@ fn config(members: usize) -> Config {
         // One byte is ours: what kind of datagram it is.
         max_packet_size: few(LARGEST_DATAGRAM - 1),
         suspect_to_down_after: patience,
-            max_transmissions: lan.max_transmissions.saturating_add(SURPLUS),
+        max_transmissions: lan.max_transmissions.saturating_add(SURPLUS),
         periodic_announce_to_down_members: Some(PeriodicParams { frequency: TRY_DEAD, num_members: few(2) }),
         ..lan
     }

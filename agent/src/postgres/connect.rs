@@ -16,6 +16,7 @@ use super::{
     ddl::{self, Statement},
     error::{Cause, Doing, Error, Refusal, doing, passes_by_itself},
     passfile,
+    replication::{Duplex, dial},
     version::Version,
 };
 
@@ -163,12 +164,31 @@ impl Database {
         let attempt = timeout(CONNECT_TIMEOUT, config.connect(NoTls)).await;
         let attempt = attempt.map_err(|elapsed| self.unreachable(elapsed))?;
         let (client, connection) = attempt.map_err(|error| self.not_connected(error))?;
+        self.introduce(client, connection, purpose).await
+    }
+
+    /// Opens a connection over `stream`, which leads to the server. Fails like [`Database::session`].
+    pub(super) async fn session_over<S>(&self, stream: S, purpose: Purpose) -> Result<Session, Error>
+    where
+        S: Duplex + 'static,
+    {
+        let config = self.config.client_config(purpose)?;
+        let attempt = timeout(CONNECT_TIMEOUT, config.connect_raw(stream, NoTls)).await;
+        let attempt = attempt.map_err(|elapsed| self.unreachable(elapsed))?;
+        let (client, connection) = attempt.map_err(|error| self.not_connected(error))?;
+        self.introduce(client, connection, purpose).await
+    }
+
+    async fn introduce<C>(&self, client: Client, connection: C, purpose: Purpose) -> Result<Session, Error>
+    where
+        C: Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static,
+    {
         let task = ConnectionTask::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%purpose, error = &error as &dyn std::error::Error, "connection ended");
             }
         });
-        Session::introduce(client, task, purpose).await
+        Session::introduce(self.clone(), client, task, purpose).await
     }
 
     /// User and group of the server's processes, as the operating system knows them; `None` where the server is not
@@ -237,6 +257,7 @@ impl Drop for ConnectionTask {
 /// Dropping it closes the connection at once; PostgreSQL rolls back what was open. A statement that runs on the
 /// server notices only when it next talks to the client: cancel it first where that matters.
 pub struct Session {
+    database: Database,
     client: Client,
     task: ConnectionTask,
     purpose: Purpose,
@@ -251,14 +272,19 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    async fn introduce(client: Client, task: ConnectionTask, purpose: Purpose) -> Result<Self, Error> {
+    async fn introduce(
+        database: Database,
+        client: Client,
+        task: ConnectionTask,
+        purpose: Purpose,
+    ) -> Result<Self, Error> {
         let asking = doing("ask the server who it is");
         let sql = sql!("catalog/introduce_session.sql");
         let row = client.query_one(sql, &[]).await.map_err(|error| asking.failed(error))?;
         let number: i32 = field(&row, "version_number")?;
         let backend_pid = field(&row, "backend_pid")?;
         let version = Version::from_number(u32::try_from(number).unwrap_or_default());
-        Ok(Self { client, task, purpose, backend_pid, version })
+        Ok(Self { database, client, task, purpose, backend_pid, version })
     }
 
     /// The server process that serves this connection.
@@ -283,7 +309,7 @@ impl Session {
 
     /// Something that can cancel what runs on this session, from any task.
     pub fn canceller(&self) -> Canceller {
-        Canceller(self.client.cancel_token())
+        Canceller { token: self.client.cancel_token(), database: self.database.clone() }
     }
 
     /// Says goodbye and waits until the connection is closed.
@@ -392,7 +418,10 @@ pub(crate) fn count_field(row: &Row, name: &str) -> Result<u64, Error> {
 
 /// Cancels what runs on one session. Cheap to clone, outlives the session harmlessly.
 #[derive(Clone)]
-pub struct Canceller(tokio_postgres::CancelToken);
+pub struct Canceller {
+    token: tokio_postgres::CancelToken,
+    database: Database,
+}
 
 impl Canceller {
     /// Asks the server to cancel the running statement, over a connection of its own.
@@ -400,8 +429,12 @@ impl Canceller {
     /// Racy by nature: the statement may have ended just before.
     pub async fn cancel(&self) -> Result<(), Error> {
         let asking = doing("cancel a statement");
-        match timeout(CONNECT_TIMEOUT, self.0.cancel_query(NoTls)).await {
-            Ok(asked) => asked.map_err(|error| asking.failed(error)),
+        let cancelling = async {
+            let stream = dial(self.database.config()).await.map_err(|source| self.database.unreachable(source))?;
+            self.token.cancel_query_raw(stream, NoTls).await.map_err(|error| asking.failed(error))
+        };
+        match timeout(CONNECT_TIMEOUT, cancelling).await {
+            Ok(asked) => asked,
             Err(elapsed) => Err(Error::Lost { doing: "cancel a statement".to_owned(), source: elapsed.into() }),
         }
     }

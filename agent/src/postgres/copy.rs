@@ -3,47 +3,100 @@
 //! The hot path of the whole agent. A row leaves the server as one buffer and is handed on as it is; blocks going in
 //! are written as they are. Flow control is the connection's own: who reads slowly makes the server write slowly.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
+use std::{ops::Deref, pin::Pin};
 
 use bytes::Bytes;
-use futures::{SinkExt, Stream};
+use futures::{SinkExt, StreamExt as _};
+use steep_protocol::ids::OperationId;
+use tokio::sync::{Mutex, MutexGuard, mpsc};
 use tokio_postgres::{CopyInSink, CopyOutStream};
 
 use super::{
-    connect::Session,
+    connect::{Database, Purpose, Session},
     ddl::Statement,
     error::{Doing, Error},
+    gather::{Block, Gathering},
+    replication::dial,
 };
 
-/// Begins to read what `statement` (of [`super::ddl::copy_out`]) selects.
-///
-/// To stop before the end, cancel through the session's [`super::Canceller`]: a dropped stream leaves the server
-/// writing, and the session busy, until the table ends.
-pub async fn copy_out(session: &Session, statement: &Statement) -> Result<CopyOut, Error> {
-    let doing = statement.doing();
-    let stream = session.client().copy_out(statement.as_str()).await.map_err(|error| doing.clone().failed(error))?;
-    Ok(CopyOut { stream: Box::pin(stream), doing })
+/// A session that rows are read through.
+#[derive(Debug)]
+pub struct Reader {
+    session: Session,
+    blocks: Mutex<mpsc::Receiver<Block>>,
+}
+
+impl Database {
+    /// Opens a session to read rows through. Fails like [`Database::session`].
+    pub async fn reader(&self, op: OperationId) -> Result<Reader, Error> {
+        let stream = dial(self.config()).await.map_err(|source| self.unreachable(source))?;
+        let (stream, blocks) = Gathering::over(stream);
+        let session = self.session_over(stream, Purpose::CopyOut(op)).await?;
+        Ok(Reader { session, blocks: Mutex::new(blocks) })
+    }
+}
+
+impl Deref for Reader {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}
+
+impl Reader {
+    /// Begins to read what `statement` (of [`super::ddl::copy_out`]) selects.
+    ///
+    /// To stop before the end, cancel through the session's [`super::Canceller`] and drop the reader: one that was not
+    /// read to the end leaves the server writing, and its next rows would be these.
+    pub async fn copy_out(&self, statement: &Statement) -> Result<CopyOut<'_>, Error> {
+        let doing = statement.doing();
+        let blocks = self.blocks.lock().await;
+        let stream = self.client().copy_out(statement.as_str()).await.map_err(|error| doing.clone().failed(error))?;
+        Ok(CopyOut { stream: Box::pin(stream), blocks, has_ended: false, messages: 0, doing })
+    }
 }
 
 /// Rows as PostgreSQL's COPY writes them.
 ///
-/// Each item is one CopyData message: a row of text with its newline; or a binary tuple, where the first also
-/// carries the file header and one more, the last, is the two-byte trailer (alone with the header where no row is).
-/// Their concatenation is exactly what [`copy_in`] takes.
-pub struct CopyOut {
+/// The concatenation of all blocks is exactly what [`copy_in`] takes: rows of text, each with its newline; or binary
+/// tuples behind the file header and before the two-byte trailer.
+pub struct CopyOut<'a> {
     stream: Pin<Box<CopyOutStream>>,
+    blocks: MutexGuard<'a, mpsc::Receiver<Block>>,
+    has_ended: bool,
+    messages: u64,
     doing: Doing,
 }
 
-impl Stream for CopyOut {
-    type Item = Result<Bytes, Error>;
+impl CopyOut<'_> {
+    /// The next rows, cut on the edge of one; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
+        let mut block = None;
+        if !self.has_ended {
+            block = tokio::select! {
+                biased;
+                // None: the connection is gone, of which the stream knows more.
+                Some(block) = self.blocks.recv() => Some(block),
+                ended = self.stream.next() => {
+                    if let Some(Err(error)) = ended {
+                        return Err(self.doing.clone().failed(error));
+                    }
+                    self.has_ended = true;
+                    None
+                }
+            };
+        }
+        // The last one lay ready before the library heard of the end.
+        let Some(block) = block.or_else(|| self.blocks.try_recv().ok()) else { return Ok(None) };
+        self.messages += block.messages;
+        Ok(Some(block.bytes))
+    }
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let next = ready!(self.stream.as_mut().poll_next(cx));
-        Poll::Ready(next.map(|row| row.map_err(|error| self.doing.clone().failed(error))))
+    /// Messages read so far. PostgreSQL sends one for a row; in binary one more, the trailer, while the file header comes
+    /// with the first of them.
+    pub fn messages(&self) -> u64 {
+        self.messages
     }
 }
 

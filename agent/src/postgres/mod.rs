@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`connect`] opens sessions; [`catalog`] and its neighbours look, [`shapes`] at what tables are made of, [`disk`] at free space; [`replication`], [`slots`],
 //! [`origins`], [`publications`] and [`subscriptions`] are what PostgreSQL's replication is made of, [`links`] those that
-//! make a mesh, [`walsender`] its bytes; [`copy`] moves rows; [`dump`] runs pg_dump and pg_restore; [`inventory`] knows what a restore made, so that it can be dropped;
+//! make a mesh, [`walsender`] its bytes; [`copy`] moves rows, which `gather` takes off the socket; [`dump`] runs pg_dump and pg_restore; [`inventory`] knows what a restore made, so that it can be dropped;
 //! [`ddl`] renders every statement that cannot take parameters.
 //!
 //! Hands out types of its own: no other room but the store names the client library.
@@ -40,6 +40,7 @@ mod unseen;
 pub mod walsender;
 
 pub mod copy;
+mod gather;
 
 mod archive;
 pub mod dump;
@@ -52,5 +53,6 @@ pub mod error;
 pub mod version;
 
 pub use connect::{Canceller, Database, PostgresConfig, Purpose, Session};
+pub use copy::Reader;
 pub use error::Error;
 pub use version::Version;

@@ -20,7 +20,7 @@ use tracing::error;
 
 use crate::{
     parts::TablePlan,
-    postgres::{self, Database, Purpose, Session as Connection, selection::Selection, tables::Table},
+    postgres::{self, Database, Reader, Session as Connection, selection::Selection, tables::Table},
     telemetry,
 };
 
@@ -87,7 +87,7 @@ pub(super) struct NewHeld {
     pub(super) one_way: bool,
     pub(super) database: Database,
     pub(super) keeper: Option<Connection>,
-    pub(super) idle: Vec<Connection>,
+    pub(super) idle: Vec<Reader>,
 }
 
 /// A session that is open.
@@ -117,7 +117,7 @@ pub struct Held {
     pub one_way: bool,
     pub(super) database: Database,
     pub(super) keeper: AsyncMutex<Option<Connection>>,
-    pub(super) idle: Mutex<Vec<Connection>>,
+    pub(super) idle: Mutex<Vec<Reader>>,
     pub(super) renewed: Mutex<Instant>,
     pub(super) retained_bytes: AtomicU64,
     pub(super) failure: OnceLock<Failure>,
@@ -157,7 +157,7 @@ impl Held {
     }
 
     /// A connection that reads inside the snapshot; give it back with [`Held::give_back`].
-    pub async fn reader(&self) -> Result<Connection, Failure> {
+    pub async fn reader(&self) -> Result<Reader, Failure> {
         self.still_good()?;
         if self.snapshot.is_empty() {
             return Err(Failure::new(Code::SnapshotLost, format!("the session of {} has no snapshot", self.op)));
@@ -167,13 +167,13 @@ impl Held {
             return Ok(connection);
         }
         let explain = |error: postgres::Error| error.explain();
-        let connection = self.database.session(Purpose::CopyOut(self.op)).await.map_err(explain)?;
+        let connection = self.database.reader(self.op).await.map_err(explain)?;
         connection.begin_snapshot(&self.snapshot).await.map_err(explain)?;
         Ok(connection)
     }
 
     /// Takes back a connection whose last statement went well.
-    pub fn give_back(&self, connection: Connection) {
+    pub fn give_back(&self, connection: Reader) {
         if !self.ended.is_cancelled() {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         }

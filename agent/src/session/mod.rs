@@ -34,7 +34,7 @@ use crate::{
     config::{self, OnBlockedDdl},
     parts,
     postgres::{
-        self, Database, Purpose, Session as Connection, activity, ddl,
+        self, Database, Purpose, Reader, Session as Connection, activity, ddl,
         replication::{self, ExportedSlot},
         slots,
         tables::{self, Table},
@@ -337,13 +337,13 @@ impl Sessions {
         parallel: u32,
         snapshot: &str,
         tables: &[Table],
-    ) -> Result<Vec<Connection>, Failure> {
+    ) -> Result<Vec<Reader>, Failure> {
         let explain = |error: postgres::Error| error.explain();
         let patience = format!("{}ms", self.settings.slot_timeout.as_millis());
         let names: Vec<_> = tables.iter().map(|table| table.name.clone()).collect();
         let mut readers = Vec::new();
         for _ in 0..parallel.clamp(1, 16) {
-            let reader = self.database.session(Purpose::CopyOut(op)).await.map_err(explain)?;
+            let reader = self.database.reader(op).await.map_err(explain)?;
             reader.begin_snapshot(snapshot).await.map_err(explain)?;
             reader.run(&ddl::set_local("lock_timeout", &patience)).await.map_err(explain)?;
             reader.run(&ddl::lock_access_share(&names)).await.map_err(explain)?;

@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure, Family},
     ids::{NodeId, SessionId},
@@ -25,7 +24,7 @@ use tracing::debug;
 use crate::{
     mesh::Peers,
     postgres::{
-        self, copy,
+        self, Reader,
         ddl::{self, CopyFormat, PageRange},
         dump::{DumpRequest, Programs},
     },
@@ -223,30 +222,18 @@ impl Sender {
     }
 }
 
-/// Gathers rows into blocks and sends them; returns how many rows.
+/// Sends the rows that `statement` selects; returns how many.
 async fn copy_rows(
-    reader: &postgres::Session,
+    reader: &Reader,
     statement: &ddl::Statement,
     binary: bool,
     sink: &mut BlockSink,
 ) -> Result<u64, Broken> {
-    let mut rows = copy::copy_out(reader, statement).await?;
-    let mut block = Vec::with_capacity(BLOCK_BYTES + (64 << 10));
-    let mut messages = 0u64;
-    while let Some(row) = rows.next().await {
-        let row = row?;
-        messages += 1;
-        block.extend_from_slice(&row);
-        if block.len() >= BLOCK_BYTES {
-            sink.send(&block).await?;
-            block.clear();
-        }
-    }
-    if !block.is_empty() {
+    let mut rows = reader.copy_out(statement).await?;
+    while let Some(block) = rows.next().await? {
         sink.send(&block).await?;
     }
-    // PostgreSQL sends one message a row; in binary one more, the trailer, and the header rides with the first.
-    Ok(if binary { messages.saturating_sub(1) } else { messages })
+    Ok(if binary { rows.messages().saturating_sub(1) } else { rows.messages() })
 }
 
 fn session_id(text: &str) -> Result<SessionId, Failure> {
