@@ -113,7 +113,7 @@ impl Gossip {
 
     /// How many others are up.
     pub fn up(&self) -> usize {
-        self.members().filter(|member| member.liveness.is_up()).count()
+        self.membership.up()
     }
 
     /// Whether we have said goodbye.
@@ -421,14 +421,15 @@ impl Gossip {
             return;
         }
         let is_author = |node: &NodeId| deltas.len() == 1 && deltas[0].node_id == node.as_str();
-        let up = self.members().filter(|member| member.liveness.is_up() && Some(&member.run.node) != but);
-        let up = up.filter(|member| !is_author(&member.run.node));
-        let mut to: Vec<Run> = up.map(|member| member.run.clone()).collect();
+        let is_meant = |member: &&Member| {
+            member.liveness.is_up() && Some(&member.run.node) != but && !is_author(&member.run.node)
+        };
+        let mut to: Vec<&Run> = self.membership.members().filter(is_meant).map(|member| &member.run).collect();
         if to.len() > TELL_ALL {
-            to = to.sample(&mut self.rng, FAN_OUT).cloned().collect();
+            to = to.sample(&mut self.rng, FAN_OUT).copied().collect();
         }
         let Some(bytes) = changes(deltas) else { return };
-        self.outputs.extend(to.into_iter().map(|to| Output::Datagram { to, bytes: bytes.clone() }));
+        self.outputs.extend(to.into_iter().map(|to| Output::Datagram { to: to.clone(), bytes: bytes.clone() }));
     }
 
     fn has_changed(&mut self) {

@@ -155,6 +155,8 @@ pub struct Membership {
     timers: BinaryHeap<Reverse<Due>>,
     planned: u64,
     members: BTreeMap<NodeId, Member>,
+    /// How many of them are up.
+    up: usize,
     outgoing: Vec<(Run, Bytes)>,
     changes: Vec<Change>,
     looked: Duration,
@@ -219,6 +221,7 @@ impl Membership {
             timers: BinaryHeap::new(),
             planned: 0,
             members: BTreeMap::new(),
+            up: 0,
             outgoing: Vec::new(),
             changes: Vec::new(),
             looked: Duration::ZERO,
@@ -237,6 +240,11 @@ impl Membership {
     /// Whether we have said goodbye.
     pub fn has_left(&self) -> bool {
         self.has_left
+    }
+
+    /// How many others are up.
+    pub fn up(&self) -> usize {
+        self.up
     }
 
     /// Everybody else who is or was there.
@@ -427,6 +435,8 @@ impl Membership {
         if before.is_some_and(|before| before.run == run && before.liveness == liveness) {
             return;
         }
+        let counted = usize::from(before.is_some_and(|before| before.liveness.is_up()));
+        self.up = self.up - counted + usize::from(liveness.is_up());
         let was_up = before.is_some_and(|before| before.run == run && before.liveness.is_up());
         match liveness {
             // An objection, which others need not hear of.
