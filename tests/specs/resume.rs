@@ -183,6 +183,204 @@ async fn a_newcomer_to_a_mesh_that_dies_at_a_crash_point_misses_nothing_of_any_n
     ledger.agrees(&[&a, &b, &c], &accounts).await;
 }
 
+/// Where the source's agent dies, in the order an initialization comes there.
+const SOURCE_POINTS: [&str; 9] = [
+    // The target does not know yet that there is a session.
+    "slot made",
+    "session noted",
+    "amid sending:100",
+    "amid sending:30000",
+    "counted",
+    "releasing",
+    "catching up",
+    "subscribed to the target",
+    "kept",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_agent_that_dies_at_any_crash_point_finds_its_sessions_again() {
+    source_dies_at_every_point(Cluster::of(2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_agent_on_16_that_dies_at_a_crash_point_finds_its_sessions_again() {
+    source_dies_at_every_point(Cluster::of(2).pg(&["16", "18"])).await;
+}
+
+async fn source_dies_at_every_point(cluster: Cluster) {
+    let cluster = cluster.agent_toml("[copy]\npart_size = \"1MiB\"").setting("wal_retrieve_retry_interval", "200ms");
+    let [a, b] = cluster.start().await;
+    let ledger = Ledger::on(&a, 2_000).await;
+    a.sql(WIDE).await;
+    let before = [a.slots().await, b.slots().await];
+    let [on_a, on_b] = [&a, &b].map(|node| ledger.writers(2, node));
+    on_a.write(20).await;
+    a.stop_agent();
+    a.start_agent_to_die(SOURCE_POINTS[0]);
+    let op = until("the target takes an order", PATIENCE, async || {
+        let outcome = b.steepctl(START).arg("--detach").arg("-o").arg("json").outcome();
+        if outcome.status == 0 { Ok(Operation::known(&b, &outcome)) } else { Err(outcome.to_string()) }
+    })
+    .await;
+    let mut parts = Vec::new();
+    for (index, point) in SOURCE_POINTS.iter().enumerate() {
+        match *point {
+            "catching up" => {
+                op.reaches("catch up").await;
+                a.kill_agent();
+            }
+            point => a.agent_dies(point).await,
+        }
+        eprintln!("died at {point:?}, {} parts had landed", landed(&b).await.len());
+        parts = is_kept(&parts, &b, point).await;
+        on_a.write(20).await;
+        match SOURCE_POINTS.get(index + 1) {
+            Some(&"catching up") | None => a.start_agent_unready(),
+            Some(next) => a.start_agent_to_die(next),
+        }
+    }
+    op.completes().await;
+    b.becomes(Synchronized).await;
+    is_kept(&parts, &b, "at the end").await;
+    a.keeps_nothing().await;
+    on_a.write(30).await;
+    on_b.write(30).await;
+    let accounts = [on_a.stop().await, on_b.stop().await];
+    ledger.agrees(&[&a, &b], &accounts).await;
+    alike(&a, &b, &["wide", "bag"]).await;
+    for (node, before) in [&a, &b].into_iter().zip(before) {
+        assert_eq!(node.slots().await.len(), before.len() + 1, "{}: {:?}", node.id(), node.slots().await);
+        let left = "steep_repl.intents where state in ('planned', 'live') or (kind = 'session' and state = 'kept')";
+        assert_eq!(node.count(left).await, 0, "{}", node.id());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_agent_that_is_killed_or_restarted_is_waited_for_and_the_copy_goes_on_in_the_same_snapshot() {
+    let [a, b] = Cluster::of(2).agent_toml("[copy]\npart_size = \"1MiB\"").start().await;
+    let ledger = Ledger::on(&a, 1_000).await;
+    a.sql(WIDE).await;
+    a.sql(
+        "create function slow(bigint) returns bigint immutable language plpgsql as
+           $$ begin if current_setting('application_name') like 'steep-restore%' then perform pg_sleep(1); end if; return $1; end $$;
+         create table few (id bigint primary key); insert into few values (1), (2), (3);
+         create index slowly on few (slow(id))",
+    )
+    .await;
+    let [on_a, on_b] = [&a, &b].map(|node| ledger.writers(2, node));
+    b.hold_after("subscribe");
+    let op = b.steepctl(START).arg("--max-rate").arg("3MB").operation();
+    let mut parts = parts_land(&b, 1).await;
+    let keepers = a.keepers();
+    let goes_on = async |how: &str| {
+        let told = a.log().matches("snapshot.session_resumed").count();
+        match how {
+            "killed" => a.kill_agent(),
+            _ => a.stop_agent(),
+        }
+        assert_eq!(a.slots().await.len(), 1, "{how}: the slot stays");
+        on_a.write(20).await;
+        let began = Instant::now();
+        a.start_agent();
+        let took = began.elapsed();
+        eprintln!("{how}: its session was taken up within {:.1} s", took.as_secs_f64());
+        assert!(a.log().matches("snapshot.session_resumed").count() > told, "{how}: before anybody could ask for it");
+    };
+    goes_on("killed").await;
+    parts = is_kept(&parts, &b, "killed").await;
+    parts_land(&b, parts.len()).await;
+    assert_eq!(a.keepers(), keepers, "the keeper is still the same");
+    goes_on("told to end").await;
+    parts = is_kept(&parts, &b, "told to end").await;
+    assert_eq!(a.keepers(), keepers, "the keeper is still the same");
+    let restarts = async |how: &str, step: &str| {
+        op.reaches(step).await;
+        goes_on(how).await;
+    };
+    restarts("killed", "build indexes").await;
+    b.is_held().await;
+    goes_on("killed").await;
+    b.let_go();
+    op.completes().await;
+    is_kept(&parts, &b, "at the end").await;
+    a.keeps_nothing().await;
+    on_b.write(20).await;
+    ledger.agrees(&[&a, &b], &[on_a.stop().await, on_b.stop().await]).await;
+    alike(&a, &b, &["wide", "bag", "few"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_source_of_a_mesh_dies_while_a_newcomer_copies_and_nobody_misses_a_change() {
+    let [a, b, c] = Cluster::of(3).setting("wal_retrieve_retry_interval", "200ms").start().await;
+    let ledger = Ledger::on(&a, 500).await;
+    b.steepctl(START).succeeds();
+    let [on_a, on_b, on_c] = [&a, &b, &c].map(|node| ledger.writers(2, node));
+    c.hold_after("create tables");
+    let op = c.steepctl("node start node_c --from node_a").operation();
+    c.is_held().await;
+    // The source and a member, which holds a slot for the newcomer.
+    for node in [&a, &b] {
+        node.kill_agent();
+        on_b.write(20).await;
+        node.start_agent();
+    }
+    c.let_go();
+    op.completes().await;
+    for writers in [&on_a, &on_b, &on_c] {
+        writers.write(30).await;
+    }
+    let accounts = [on_a.stop().await, on_b.stop().await, on_c.stop().await];
+    ledger.agrees(&[&a, &b, &c], &accounts).await;
+}
+
+#[tokio::test]
+async fn a_copy_is_cancelled_while_its_source_is_down_and_the_source_is_clean_once_it_is_back() {
+    let [a, b] = Cluster::of(2).agent_toml("[copy]\npart_size = \"1MiB\"").start().await;
+    a.sql(WIDE).await;
+    let before: [Inventory; 2] = [a.inventory().await, b.inventory().await];
+    let op = b.steepctl(START).arg("--max-rate").arg("200kB").operation();
+    op.reaches("copy tables").await;
+    a.kill_agent();
+    let cancelling = b.steepctl("node cancel node_b");
+    let cancelled = tokio::task::spawn_blocking(move || cancelling.outcome());
+    assert!(["cancelled", "failed"].contains(&op.ends().await.as_str()), "it ends, whoever is away");
+    let _ = cancelled.await;
+    assert_eq!(a.keepers().len(), 1, "the keeper knows nothing of it");
+    a.start_agent();
+    for (node, before) in [&a, &b].iter().zip(&before) {
+        until(&format!("{} holds what it held", node.id()), PATIENCE * 3, async || {
+            let left = node.inventory().await.since(before);
+            if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
+        })
+        .await;
+    }
+    a.keeps_nothing().await;
+}
+
+#[tokio::test]
+async fn a_keeper_lets_go_of_snapshot_and_slot_when_no_agent_comes_back() {
+    let [a, b] = Cluster::of(2).agent_toml("[copy]\npart_size = \"1MiB\"\nsession_lease = \"4s\"").start().await;
+    a.sql(WIDE).await;
+    let before: [Inventory; 2] = [a.inventory().await, b.inventory().await];
+    let op = b.steepctl(START).arg("--max-rate").arg("200kB").operation();
+    op.reaches("copy tables").await;
+    a.stop_agent();
+    assert_eq!((a.keepers().len(), a.slots().await.len()), (1, 1), "it is kept for the next run");
+    a.keeps_nothing().await;
+    assert_eq!(a.slots().await, Vec::<String>::new(), "a slot that nobody can use keeps no WAL back");
+    assert_eq!(a.count("pg_stat_activity where application_name like 'steep-keeper%'").await, 0);
+    assert!(a.log().contains("STP-3102"), "it says why");
+    assert_eq!(op.ends().await, "failed");
+    a.start_agent();
+    for (node, before) in [&a, &b].iter().zip(&before) {
+        until(&format!("{} holds what it held", node.id()), PATIENCE * 3, async || {
+            let left = node.inventory().await.since(before);
+            if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
+        })
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn an_agent_that_is_told_to_end_leaves_its_operation_to_the_next_run() {
     let [a, b] = Cluster::of(2).agent_toml("[copy]\npart_size = \"1MiB\"").start().await;

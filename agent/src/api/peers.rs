@@ -212,8 +212,9 @@ impl Peers for Service {
 
     async fn release_snapshot(&self, request: Request<v1::ReleaseSnapshotRequest>) -> Answer<v1::ReleaseSnapshotReply> {
         let caller = self.0.admit(&request, Rpc::PeersReleaseSnapshot).await?;
-        self.session(&caller, &request.get_ref().session_id).await?.release().await;
-        Ok(Response::new(v1::ReleaseSnapshotReply {}))
+        let held = self.session(&caller, &request.get_ref().session_id).await?;
+        let released = self.0.rooms()?.sessions.release(&held).await;
+        reply(released.map(|()| v1::ReleaseSnapshotReply {}))
     }
 
     async fn read_sequences(&self, request: Request<v1::ReadSequencesRequest>) -> Answer<v1::ReadSequencesReply> {

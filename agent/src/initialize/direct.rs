@@ -91,6 +91,8 @@ pub struct Direct {
     pub(super) members: Vec<Joined>,
     /// How long the source holds the session without hearing from this node; none: there is no session yet.
     pub(super) lease: Option<Duration>,
+    /// The source was asked for a session, and may be opening it.
+    pub(super) is_opening: bool,
     /// Steps may have been run before, and stopped half-way.
     pub(super) goes_on: bool,
     /// Why a session was given up, by whichever node.
@@ -159,6 +161,7 @@ impl Direct {
             subscription: String::new(),
             members: Vec::new(),
             lease: None,
+            is_opening: false,
             goes_on: false,
             lost: watch::Sender::new(None),
         }
@@ -292,7 +295,9 @@ impl Work for Direct {
     }
 
     fn goes_on_after(&self, failure: &Failure) -> Option<Duration> {
-        self.lease.filter(|_| passes(failure))
+        // What died while it opened the session, opens the same or another one when it is asked again.
+        let while_opening = self.is_opening.then_some(self.rooms.config.copy.session_lease);
+        self.lease.or(while_opening).filter(|_| passes(failure))
     }
 
     fn outlives_the_agent(&self) -> bool {

@@ -15,6 +15,7 @@ use super::{
     subscribe::{self, Inflow},
 };
 use crate::{
+    breakpoint::crash_point,
     lifecycle::NodeEvent,
     postgres::{
         self, Purpose, Session,
@@ -41,6 +42,7 @@ pub async fn count_rows(held: &Held) -> Result<Vec<v1::TableRows>, Failure> {
     let names: Vec<_> = plain.iter().map(|table| table.name.clone()).collect();
     let counts = rows::count(&reader, &names).await.map_err(explain)?;
     held.give_back(reader);
+    crash_point!("counted");
     Ok(plain.iter().zip(counts).map(|(table, rows)| v1::TableRows { oid: table.oid, rows }).collect())
 }
 
@@ -127,6 +129,7 @@ pub async fn subscribe_back(rooms: &Rooms, held: &Held, request: &v1::SubscribeR
     let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
     let made = subscriptions::find(&session, &name).await.map_err(explain)?;
     held.not_counting(made.map_or(0, |made| made.apply_errors));
+    crash_point!("subscribed to the target");
     Ok(name)
 }
 
@@ -141,6 +144,7 @@ pub async fn close(rooms: &Rooms, target: &NodeId, op: OperationId, keep: bool, 
     if keep {
         // Kept before the session ends: what belongs to no session and is not kept, the janitor takes away.
         rooms.cleanup.keep(op).await?;
+        crash_point!("kept");
         rooms.sessions.end(op).await;
         signed_intents::end(&rooms.store, op).await.map_err(|error| error.explain())?;
         become_member(rooms, op, &actor).await?;

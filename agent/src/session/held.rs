@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use crate::{
+    keeper::Keeper,
     parts::TablePlan,
     postgres::{self, Database, Purpose, Session as Connection, selection::Selection, tables::Table},
     telemetry,
@@ -75,6 +76,7 @@ pub enum Role {
 
 /// A session about to be open.
 pub(super) struct NewHeld {
+    pub(super) id: SessionId,
     pub(super) op: OperationId,
     pub(super) target: NodeId,
     pub(super) slot: String,
@@ -85,8 +87,10 @@ pub(super) struct NewHeld {
     pub(super) tables: Vec<(Table, TablePlan)>,
     pub(super) role: Role,
     pub(super) one_way: bool,
+    pub(super) parallel: u32,
+    pub(super) lacks_readers: bool,
     pub(super) database: Database,
-    pub(super) keeper: Option<Connection>,
+    pub(super) keeper: Option<Keeper>,
     pub(super) idle: Vec<Connection>,
 }
 
@@ -115,8 +119,12 @@ pub struct Held {
     pub role: Role,
     /// Nothing is sent back.
     pub one_way: bool,
+    /// As many streams read at once.
+    pub(super) parallel: u32,
+    /// Its readers ended with the run before; they have to be ready before any DDL waits.
+    pub(super) lacks_readers: bool,
     pub(super) database: Database,
-    pub(super) keeper: AsyncMutex<Option<Connection>>,
+    pub(super) keeper: AsyncMutex<Option<Keeper>>,
     pub(super) idle: Mutex<Vec<Connection>>,
     pub(super) renewed: Mutex<Instant>,
     pub(super) retained_bytes: AtomicU64,
@@ -129,7 +137,7 @@ pub struct Held {
 impl Held {
     pub(super) fn new(new: NewHeld) -> Self {
         Self {
-            id: SessionId::generate(),
+            id: new.id,
             op: new.op,
             target: new.target,
             slot: new.slot,
@@ -140,6 +148,8 @@ impl Held {
             tables: new.tables,
             role: new.role,
             one_way: new.one_way,
+            parallel: new.parallel,
+            lacks_readers: new.lacks_readers,
             database: new.database,
             keeper: AsyncMutex::new(new.keeper),
             idle: Mutex::new(new.idle),
@@ -220,7 +230,7 @@ impl Held {
     pub async fn release(&self) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
         if let Some(keeper) = self.keeper.lock().await.take() {
-            keeper.close().await;
+            keeper.let_go().await;
         }
     }
 

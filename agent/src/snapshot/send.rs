@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
+    breakpoint::crash_point,
     mesh::Peers,
     postgres::{
         self, copy,
@@ -237,6 +238,7 @@ async fn copy_rows(
         let row = row?;
         messages += 1;
         block.extend_from_slice(&row);
+        crash_point!("amid sending");
         if block.len() >= BLOCK_BYTES {
             sink.send(&block).await?;
             block.clear();
