@@ -381,6 +381,94 @@ async fn a_keeper_lets_go_of_snapshot_and_slot_when_no_agent_comes_back() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_snapshot_costs_what_was_copied_and_the_copy_begins_anew_by_itself() {
+    let [a, b] = Cluster::of(2).agent_toml("[copy]\npart_size = \"1MiB\"").start().await;
+    let ledger = Ledger::on(&a, 1_000).await;
+    a.sql(WIDE).await;
+    // One table is there before, and stays.
+    b.sql("create table bag (n int, text text); alter table bag replica identity full").await;
+    let bag = b.value::<u32>("select 'bag'::regclass::oid").await;
+    let on_a = ledger.writers(2, &a);
+    let op = b.steepctl(START).arg("--max-rate").arg("4MB").operation();
+    let mut watching = a.steepctl("op watch").arg(op.id()).arg("--progress").arg("plain").follows();
+    let begins_anew = async |how: &str, times: usize| {
+        until(&format!("{how}: the copy begins anew"), PATIENCE, async || {
+            let told = b.log().matches("\"init.restarted\"").count();
+            if told == times { Ok(()) } else { Err(format!("{told} times")) }
+        })
+        .await;
+    };
+    parts_land(&b, 2).await;
+    a.kill_keepers();
+    begins_anew("its keeper was killed", 1).await;
+    parts_land(&b, 2).await;
+    a.stop_postgres(Stop::Immediate);
+    a.start_postgres();
+    begins_anew("its server crashed", 2).await;
+    parts_land(&b, 2).await;
+    // Both the agent and what it kept.
+    a.kill_agent();
+    a.kill_keepers();
+    a.start_agent();
+    begins_anew("both died", 3).await;
+    op.completes().await;
+    assert_eq!(b.value::<u32>("select 'bag'::regclass::oid").await, bag, "what was there before stayed");
+    assert_eq!(watching.ends().await, 0, "whoever watched saw it to its end: {}", watching.talk());
+    assert!(watching.lines().iter().any(|line| line.contains("begins anew")), "{:#?}", watching.lines());
+    a.keeps_nothing().await;
+    let on_b = ledger.writers(2, &b);
+    on_a.write(20).await;
+    on_b.write(20).await;
+    ledger.agrees(&[&a, &b], &[on_a.stop().await, on_b.stop().await]).await;
+    alike(&a, &b, &["wide", "bag"]).await;
+    for node in [&a, &b] {
+        assert_eq!(node.slots().await.len(), 1, "{}: {:?}", node.id(), node.slots().await);
+        assert_eq!(node.count("steep_repl.intents where state in ('planned', 'live')").await, 0, "{}", node.id());
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_lost_too_often_or_where_rows_were_written_meanwhile_is_for_an_operator_to_decide() {
+    let [a, b] = Cluster::of(2).agent_toml("[copy]\npart_size = \"1MiB\"").start().await;
+    a.sql(WIDE).await;
+    let before: [Inventory; 2] = [a.inventory().await, b.inventory().await];
+    let is_clean = async |when: &str| {
+        for (node, before) in [&a, &b].iter().zip(&before) {
+            until(&format!("{when}: {} holds what it held", node.id()), PATIENCE, async || {
+                let left = node.inventory().await.since(before);
+                if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
+            })
+            .await;
+        }
+    };
+    let slow = format!("{START} --max-rate 200kB");
+
+    // Beginning anew would throw away a row that an application has been told is there.
+    let op = b.steepctl(&slow).operation();
+    op.reaches("copy tables").await;
+    b.sql("insert into wide values (-1, 'written on the target')").await;
+    a.kill_keepers();
+    op.fails_with("STP-3107").await;
+    let failure = op.shown().await.expect("it is known")["operation"]["failure"].clone();
+    assert!(failure.to_string().contains("applications have written to node_b"), "{failure}");
+    assert!(failure["hint"].as_str().is_some_and(|hint| hint.contains("node resume node_b")), "{failure}");
+    is_clean("rows were written").await;
+
+    let op = b.steepctl(&slow).operation();
+    for times in 1..=4 {
+        until(&format!("it begins for the {times}. time"), PATIENCE, async || {
+            let told = b.log().matches("\"init.restarted\"").count();
+            if told == times - 1 && !a.keepers().is_empty() { Ok(()) } else { Err(told) }
+        })
+        .await;
+        op.reaches("copy tables").await;
+        a.kill_keepers();
+    }
+    op.fails_with("STP-3107").await;
+    is_clean("lost too often").await;
+}
+
 #[tokio::test]
 async fn an_agent_that_is_told_to_end_leaves_its_operation_to_the_next_run() {
     let [a, b] = Cluster::of(2).agent_toml("[copy]\npart_size = \"1MiB\"").start().await;

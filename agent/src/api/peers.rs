@@ -161,7 +161,6 @@ impl Peers for Service {
             one_way: request.one_way,
             neighbours: neighbours(request.members.iter())?,
         };
-        let reach = Reach::own(&rooms).map_err(|failure| status_of(&failure))?.to_message();
         let names: Vec<_> = open.tables.iter().map(|(_, name)| name.to_string()).collect();
         let detail = json!({ "through": caller.node(), "whole_database": open.whole_database, "tables": names });
         let actor = authorize::actor(&caller.signed().signer.who);
@@ -169,32 +168,20 @@ impl Peers for Service {
             .await
             .map_err(|error| status_of(&error.explain()))?;
         let held = rooms.sessions.open(caller.node(), open).await.map_err(|failure| status_of(&failure))?;
-        let positions = match &held.role {
-            Role::Source { positions } => positions.clone(),
-            Role::Member { .. } => Vec::new(),
-        };
-        let position =
-            |(node, lsn): &(NodeId, Lsn)| v1::MemberPosition { node: node.to_string(), lsn: lsn.to_string() };
-        let tables = held.tables.iter().map(|(table, plan)| v1::SessionTable {
-            oid: table.oid,
-            bytes: table.bytes,
-            rows_estimate: table.rows_estimate,
-            part_starts: plan.starts.clone(),
-            pages: plan.pages,
-        });
-        Ok(Response::new(v1::OpenSessionReply {
-            session_id: held.id.to_string(),
-            publication: held.publication.clone(),
-            slot: held.slot.clone(),
-            lsn: held.lsn.to_string(),
-            snapshot: held.snapshot.clone(),
-            conninfo: reach.conninfo,
-            tables: tables.collect(),
-            lease_seconds: rooms.sessions.lease().as_secs(),
-            link: reach.link,
-            database: reach.database,
-            positions: positions.iter().map(position).collect(),
-        }))
+        reply(source::opened(&rooms, &held))
+    }
+
+    async fn reopen_session(&self, request: Request<v1::ReopenSessionRequest>) -> Answer<v1::OpenSessionReply> {
+        let caller = self.0.admit(&request, Rpc::PeersReopenSession).await?;
+        let op = operation(&request.get_ref().op_id)?;
+        let rooms = self.0.rooms()?;
+        self.session_of(&caller, op).await?;
+        let node = caller.node();
+        audit::append(&rooms.store, &Actor::node(node), "session.reopen", node.as_str(), Some(op), &json!({}))
+            .await
+            .map_err(|error| status_of(&error.explain()))?;
+        let reopened = rooms.sessions.reopen(node, op, mesh::neighbour).await;
+        reply(reopened.and_then(|held| source::opened(&rooms, &held)))
     }
 
     async fn renew_session(&self, request: Request<v1::RenewSessionRequest>) -> Answer<v1::RenewSessionReply> {

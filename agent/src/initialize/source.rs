@@ -34,6 +34,36 @@ fn explain(error: postgres::Error) -> Failure {
     error.explain()
 }
 
+/// What the target is told of a session that is open.
+pub fn opened(rooms: &Rooms, held: &Held) -> Result<v1::OpenSessionReply, Failure> {
+    let reach = Reach::own(rooms)?.to_message();
+    let positions = match &held.role {
+        Role::Source { positions } => positions.clone(),
+        Role::Member { .. } => Vec::new(),
+    };
+    let position = |(node, lsn): &(NodeId, Lsn)| v1::MemberPosition { node: node.to_string(), lsn: lsn.to_string() };
+    let tables = held.tables.iter().map(|(table, plan)| v1::SessionTable {
+        oid: table.oid,
+        bytes: table.bytes,
+        rows_estimate: table.rows_estimate,
+        part_starts: plan.starts.clone(),
+        pages: plan.pages,
+    });
+    Ok(v1::OpenSessionReply {
+        session_id: held.id.to_string(),
+        publication: held.publication.clone(),
+        slot: held.slot.clone(),
+        lsn: held.lsn.to_string(),
+        snapshot: held.snapshot.clone(),
+        conninfo: reach.conninfo,
+        tables: tables.collect(),
+        lease_seconds: rooms.sessions.lease().as_secs(),
+        link: reach.link,
+        database: reach.database,
+        positions: positions.iter().map(position).collect(),
+    })
+}
+
 /// Exact row counts of the session's tables, inside its snapshot.
 pub async fn count_rows(held: &Held) -> Result<Vec<v1::TableRows>, Failure> {
     let plain: Vec<_> =

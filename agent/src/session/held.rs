@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId, SessionId},
@@ -77,6 +78,7 @@ pub enum Role {
 /// A session about to be open.
 pub(super) struct NewHeld {
     pub(super) id: SessionId,
+    pub(super) opened_at: Timestamp,
     pub(super) op: OperationId,
     pub(super) target: NodeId,
     pub(super) slot: String,
@@ -99,6 +101,8 @@ pub(super) struct NewHeld {
 pub struct Held {
     /// Its id.
     pub id: SessionId,
+    /// When it was opened, by this run of the agent or an earlier one.
+    pub opened_at: Timestamp,
     /// The operation it serves.
     pub op: OperationId,
     /// For whom.
@@ -138,6 +142,7 @@ impl Held {
     pub(super) fn new(new: NewHeld) -> Self {
         Self {
             id: new.id,
+            opened_at: new.opened_at,
             op: new.op,
             target: new.target,
             slot: new.slot,
@@ -207,6 +212,14 @@ impl Held {
     /// Why the session can no longer keep its promise, if so.
     pub fn failure(&self) -> Option<&Failure> {
         self.failure.get()
+    }
+
+    /// How long its snapshot is held; none: it has none, or holds it no more.
+    pub fn snapshot_age(&self) -> Option<Duration> {
+        // Whoever uses the keeper at this moment has one.
+        let is_kept = self.keeper.try_lock().map_or(true, |keeper| keeper.is_some());
+        let age = Timestamp::now().duration_since(self.opened_at);
+        is_kept.then(|| Duration::try_from(age).unwrap_or_default())
     }
 
     /// WAL its slot keeps back.

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId, SessionId},
@@ -76,6 +77,7 @@ impl Sessions {
         let marker = slots::emit_marker(&look, &slot).await.map_err(explain)?;
         let held = Arc::new(Held::new(NewHeld {
             id: SessionId::generate(),
+            opened_at: Timestamp::now(),
             op,
             target: target.clone(),
             slot: slot.clone(),

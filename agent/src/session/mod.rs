@@ -16,6 +16,7 @@
 use std::{sync::Arc, time::Duration};
 
 use dashmap::DashMap;
+use jiff::Timestamp;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId, SessionId},
@@ -38,11 +39,15 @@ use crate::{
     },
 };
 
+/// The publication of all tables.
+const WHOLE_DATABASE: &str = "steep";
+
 mod held;
 mod join;
 mod pause;
 mod publish;
 mod record;
+mod reopen;
 mod resume;
 mod watch;
 
@@ -160,11 +165,21 @@ impl Sessions {
     pub async fn open(&self, target: &NodeId, request: OpenRequest) -> Result<Arc<Held>, Failure> {
         // One at a time: two targets may need the same publication.
         let _turn = self.opening.lock().await;
-        let op = request.op;
-        if let Some(held) = self.opened_before(target, op) {
+        if let Some(held) = self.opened_before(target, request.op) {
             return Ok(held);
         }
-        let opening = self.serve(op)?;
+        let opening = self.serve(request.op)?;
+        self.open_in_turn(target, request, opening).await
+    }
+
+    /// Opens a session that is not open, in the turn of the caller's.
+    async fn open_in_turn(
+        &self,
+        target: &NodeId,
+        request: OpenRequest,
+        opening: Opening,
+    ) -> Result<Arc<Held>, Failure> {
+        let op = request.op;
         let explain = |error: postgres::Error| error.explain();
         let look = self.database.session(Purpose::Watch).await.map_err(explain)?;
         if !request.one_way {
@@ -173,7 +188,8 @@ impl Sessions {
         }
         let agreed = tables_as_agreed(&look, &request.tables).await?;
         let members: Vec<Member> = tables::published(&agreed).into_iter().map(Into::into).collect();
-        let publication = if request.whole_database { "steep".to_owned() } else { format!("steep_only_{target}") };
+        let publication =
+            if request.whole_database { WHOLE_DATABASE.to_owned() } else { format!("steep_only_{target}") };
         publish(&self.cleanup, &look, op, &publication, &members).await?;
 
         let slot = slot_name(target, op);
@@ -208,6 +224,7 @@ impl Sessions {
         });
         let held = Arc::new(Held::new(NewHeld {
             id: SessionId::generate(),
+            opened_at: Timestamp::now(),
             op,
             target: target.clone(),
             slot: slot.clone(),

@@ -1,5 +1,6 @@
 //! All that a session is, as it stands in its intent row for the agent's next run.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use steep_protocol::{
@@ -19,6 +20,7 @@ const FORMAT: u32 = 1;
 pub(super) struct Record {
     format: u32,
     pub(super) id: SessionId,
+    pub(super) opened_at: Timestamp,
     pub(super) target: NodeId,
     pub(super) slot: String,
     pub(super) lsn: Lsn,
@@ -70,6 +72,7 @@ impl Record {
         Self {
             format: FORMAT,
             id: held.id,
+            opened_at: held.opened_at,
             target: held.target.clone(),
             slot: held.slot.clone(),
             lsn: held.lsn,
@@ -123,6 +126,7 @@ mod tests {
         Record {
             format: FORMAT,
             id: SessionId::generate(),
+            opened_at: Timestamp::now(),
             target: "node_b".parse().expect("a node"),
             slot: "steep_node_b_0123456789ab".into(),
             lsn: Lsn(77),

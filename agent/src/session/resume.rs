@@ -52,6 +52,7 @@ impl Sessions {
         };
         let held = Arc::new(Held::new(NewHeld {
             id: record.id,
+            opened_at: record.opened_at,
             op,
             target: record.target.clone(),
             slot: record.slot.clone(),
