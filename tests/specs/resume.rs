@@ -411,11 +411,16 @@ async fn a_lost_snapshot_costs_what_was_copied_and_the_copy_begins_anew_by_itsel
     a.start_postgres();
     begins_anew("its server crashed", 2).await;
     parts_land(&b, 2).await;
-    // Both the agent and what it kept.
+    // The source's agent and what it kept; and the target's agent, while it takes back what it copied.
+    b.kill_agent();
+    b.start_agent_to_die("copy taken back");
     a.kill_agent();
     a.kill_keepers();
     a.start_agent();
-    begins_anew("both died", 3).await;
+    b.agent_dies("copy taken back").await;
+    assert_eq!(landed(&b).await, Vec::<Part>::new(), "nothing of a lost snapshot counts any more");
+    b.start_agent();
+    begins_anew("all died", 3).await;
     op.completes().await;
     assert_eq!(b.value::<u32>("select 'bag'::regclass::oid").await, bag, "what was there before stayed");
     assert_eq!(watching.ends().await, 0, "whoever watched saw it to its end: {}", watching.talk());

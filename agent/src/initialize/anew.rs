@@ -12,11 +12,15 @@ use steep_protocol::{
 
 use super::direct::Direct;
 use crate::{
+    breakpoint::crash_point,
     operations::Context,
     postgres::{Purpose, activity, slots},
     session::slot_name,
     snapshot::indexes::{BEGUN, BUILT},
-    store::{self, ledger, notes},
+    store::{
+        self, ledger, notes,
+        steps::{self, StepStatus},
+    },
 };
 
 /// So often an operation begins anew; a source that loses more snapshots needs somebody to look at it.
@@ -41,9 +45,15 @@ impl Direct {
         }
         self.nobody_has_written(context, failure).await?;
         self.take_copy_back(context).await?;
+        let again = &STEPS[usize::from(self.plan.wanted.one_way)..];
+        for step in again {
+            steps::mark(&self.rooms.store, context.op, step, StepStatus::Pending).await.map_err(explain)?;
+        }
+        crash_point!("copy taken back");
         let reply = self.reopen().await?;
+        // Only now there is a session that is not lost: should this agent die before, all this is done once more.
         self.note_session(context, &reply).await?;
-        Ok(STEPS[usize::from(self.plan.wanted.one_way)..].to_vec())
+        Ok(again.to_vec())
     }
 
     /// The session in a snapshot of its own; the next one, should that be lost while it is made.

@@ -176,7 +176,7 @@ impl<'a, W: Work> Course<'a, W> {
         }
     }
 
-    /// Has steps run once more whose work `failure` has cost; returns why not, where it is not so or does not work.
+    /// Has steps begin once more whose work `failure` has cost; returns why not, where it is not so or does not work.
     async fn begun_anew(&mut self, failure: Failure) -> Result<(), Failure> {
         let context = self.context;
         let begun = self.work.begin_anew(context, &failure);
@@ -188,10 +188,6 @@ impl<'a, W: Work> Course<'a, W> {
             Err(error) if error.code == failure.code => return Err(error),
             Err(error) => return Err(error.cause(failure.message)),
         };
-        for step in &steps {
-            let marked = store::steps::mark(&self.operations.store, context.op, step, StepStatus::Pending).await;
-            marked.map_err(|error| error.explain())?;
-        }
         let told = format!("{}; begins anew with {}", failure.message, steps[0]);
         context.announce(Milestone::new("init.restarted", told)).await;
         self.is_waiting = true;
