@@ -22,9 +22,9 @@ pub(super) fn text(web: &Web) -> String {
     }
     let own = web.peers.facts().headline;
     if let Some(rooms) = web.rooms.borrow().as_ref() {
-        let ages: Vec<_> = rooms.sessions.list().iter().filter_map(|held| held.snapshot_age()).collect();
-        metrics.keeper_sessions.of([&own.node_id]).set(ages.len() as f64);
-        let oldest = ages.into_iter().max().unwrap_or_default();
+        let sessions = rooms.sessions.list();
+        metrics.keeper_sessions.of([&own.node_id]).set(sessions.len() as f64);
+        let oldest = sessions.iter().filter_map(|held| held.snapshot_age()).max().unwrap_or_default();
         metrics.keeper_age.of([&own.node_id]).set(oldest.as_secs_f64());
     }
     let transport = |node: &str| {
