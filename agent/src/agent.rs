@@ -32,6 +32,7 @@ use crate::{
     health::watcher,
     identity::Certificates,
     initialize::{reinit, resume},
+    keeper::Keepers,
     lifecycle::NodeEvent,
     link::{self, Links, Publisher},
     mesh::{Facts, Peers, Revocations},
@@ -132,14 +133,7 @@ async fn live(
     rooms: &watch::Sender<Option<Arc<Rooms>>>,
 ) -> Result<(), Failure> {
     let config = &upkeep.config;
-    let database = Database::new(PostgresConfig {
-        host: config.postgres.host.clone(),
-        port: config.postgres.port,
-        dbname: config.postgres.dbname.clone(),
-        user: config.postgres.user.clone(),
-        passfile: config.postgres.passfile.clone(),
-        bin_dir: config.postgres.bin_dir.clone(),
-    });
+    let database = Database::new(PostgresConfig::of(&config.postgres));
     let owner = Owner { node: config.node.id.clone(), mesh: peers.mesh().clone() };
     let store = reach_postgres(&database, &owner, links, facts).await?;
     let identity = store.identity();
@@ -148,13 +142,14 @@ async fn live(
         facts.database = identity.database.clone();
     });
     mirror::recall(&store, peers).await.map_err(|error| error.explain())?;
-    let cleanup = Cleanup::new(store.clone(), database.clone(), peers.clone(), links.clone());
+    let keepers = Keepers::new(config);
+    let cleanup = Cleanup::new(store.clone(), database.clone(), peers.clone(), links.clone(), keepers.clone());
     look_after_links(links, &database).await;
     let breakpoints = Breakpoints::new(&config.node.state_dir);
     let made = Arc::new(Rooms {
         me: config.node.id.clone(),
         config: Arc::clone(config),
-        sessions: Sessions::new(database.clone(), cleanup.clone(), config.copy.clone(), breakpoints.clone()),
+        sessions: Sessions::new(database.clone(), cleanup.clone(), keepers, config.copy.clone(), breakpoints.clone()),
         operations: Operations::new(store.clone(), breakpoints, upkeep.metrics.clone()),
         links: links.clone(),
         publisher: Publisher::new(database.clone(), store.clone(), links),
@@ -223,6 +218,8 @@ async fn reach_postgres(
 async fn recover(rooms: &Rooms) -> Result<(), Failure> {
     let explain = |error: store::Error| error.explain();
     let actor = Actor::agent(&rooms.me);
+    // Before anybody can ask for one: there must be no moment in which a session that goes on is unknown.
+    rooms.sessions.take_up().await?;
     for unfinished in store::operations::unfinished(&rooms.store).await.map_err(explain)? {
         let op = unfinished.op_id;
         if Box::pin(resume::go_on(rooms, &unfinished)).await? {
@@ -272,8 +269,9 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
         let status = if why.code == Code::Cancelled { OperationStatus::Cancelled } else { OperationStatus::Failed };
         store::operations::finish(&rooms.store, op, status, Some(&why)).await.map_err(explain)?;
     }
-    // What peers had this node make for them; their operations cannot go on without the lost session.
-    rooms.cleanup.sweep(|op| rooms.operations.is_running(op)).await?;
+    // What peers had this node make for them, where their session is lost.
+    rooms.cleanup.sweep(|op| rooms.sessions.serves(op) || rooms.operations.is_running(op)).await?;
+    rooms.sessions.end_strays().await;
     tell_standstill(rooms).await
 }
 
@@ -358,6 +356,7 @@ async fn janitor(rooms: &Rooms) {
         if let Err(failure) = rooms.cleanup.sweep(is_running).await {
             warn!(event = "agent.cleanup", error = telemetry::failure(&failure), "the janitor could not look");
         }
+        rooms.sessions.end_strays().await;
         if let Err(failure) = tell_standstill(rooms).await {
             warn!(event = "agent.cleanup", error = telemetry::failure(&failure), "the janitor could not look");
         }
@@ -419,16 +418,10 @@ async fn serve_links(
     streams.wait().await;
 }
 
-/// Ends operations and sessions so that nothing keeps WAL back while no agent looks after it.
+/// Leaves operations that can be gone on with, and sessions of peers, to the next run of the agent; ends all others.
 async fn wind_up(rooms: &Rooms) {
     rooms.operations.drain().await;
-    let open = rooms.sessions.operations();
-    rooms.sessions.end_all().await;
-    for op in open {
-        if let Err(failure) = rooms.cleanup.undo(op).await {
-            warn!(event = "agent.cleanup", op_id = %op, error = telemetry::failure(&failure), "left for the next start");
-        }
-    }
+    rooms.sessions.leave().await;
 }
 
 /// Reads the configuration again at every SIGHUP.

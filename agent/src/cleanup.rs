@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId},
@@ -16,6 +17,7 @@ use tracing::{info, warn};
 
 use crate::{
     breakpoint::crash_point,
+    keeper::Keepers,
     link::Links,
     mesh::{Peers, Source},
     postgres::{
@@ -31,6 +33,9 @@ use crate::{
 };
 
 mod detour;
+mod sessions;
+
+use sessions::SESSION;
 
 pub use detour::{Contents, Detour, Stage, held_tables};
 
@@ -125,6 +130,13 @@ pub enum Effect {
         /// The name of its triggers and their function.
         name: String,
     },
+    /// What is held open here for a peer, and the keeper of its snapshot.
+    Session {
+        /// The slot it is for.
+        slot: String,
+        /// All that the agent's next run needs to go on with it; null until it is open.
+        record: Value,
+    },
     /// What a peer holds and makes for this operation.
     PeerSession {
         /// The peer.
@@ -146,6 +158,7 @@ impl Effect {
             Self::Detour(detour) => ("detour", detour.subscription.clone()),
             Self::Staged { tables } => ("staged", format!("{} tables", tables.len())),
             Self::Fence { name } => ("fence", name.clone()),
+            Self::Session { slot, .. } => (SESSION, slot.clone()),
             Self::PeerSession { node } => ("peer_session", node.to_string()),
         }
     }
@@ -158,12 +171,13 @@ pub struct Cleanup {
     database: Database,
     peers: Peers,
     links: Links,
+    keepers: Keepers,
 }
 
 impl Cleanup {
     /// For operations on this node.
-    pub fn new(store: Store, database: Database, peers: Peers, links: Links) -> Self {
-        Self { store, database, peers, links }
+    pub fn new(store: Store, database: Database, peers: Peers, links: Links, keepers: Keepers) -> Self {
+        Self { store, database, peers, links, keepers }
     }
 
     /// Writes `effect` down, does it, and marks it as there. After an error the row stays: nobody knows how
@@ -197,7 +211,9 @@ impl Cleanup {
 
     /// What the operation made is there to stay.
     pub async fn keep(&self, op: OperationId) -> Result<(), Failure> {
-        intents::keep(&self.store, op).await.map_err(|error| error.explain())
+        let sessions = self.pending(op, SESSION).await?;
+        intents::keep(&self.store, op).await.map_err(|error| error.explain())?;
+        self.settle_sessions(&sessions).await
     }
 
     /// Drops the origins of the load sessions: once the rows are in and sent past, nobody needs them, and a server
@@ -306,6 +322,10 @@ impl Cleanup {
             Effect::Detour(_) => Box::pin(self.finish_detours(op, DETOUR_PATIENCE)).await,
             Effect::Staged { tables } => staging::drop(session, &tables).await.map_err(explain),
             Effect::Fence { name } => self.take_fence_away(op, &name).await,
+            Effect::Session { .. } => {
+                self.keepers.let_go(op).await;
+                Ok(())
+            }
             Effect::PeerSession { node } => {
                 let source = Source::new(self.peers.clone(), node, op);
                 source.close_session(false, "the operation was undone").await
@@ -434,6 +454,7 @@ mod tests {
             Effect::Detour(detour),
             Effect::Staged { tables: vec![TableName::new("steep_repl", "stage_0_0")] },
             Effect::Fence { name: "f".into() },
+            Effect::Session { slot: "s".into(), record: serde_json::json!({ "format": 1 }) },
             Effect::PeerSession { node: "node_a".parse().expect("a node") },
         ];
         for effect in effects {

@@ -13,7 +13,7 @@
 //!   it works with. [`removal`] takes a node out of replication again.
 //! * [`snapshot`] moves a database as blocks; [`operations`] runs long work as steps that can be undone;
 //!   [`drift`] brings this node's schema to another's.
-//! * [`session`] is what this node holds open for a peer; [`cleanup`] knows every side effect and how it is undone;
+//! * [`session`] is what this node holds open for a peer, [`keeper`] the process that holds its snapshot; [`cleanup`] knows every side effect and how it is undone;
 //!   [`link`] carries replication; [`parts`] cuts tables; [`breakpoint`] is for specs.
 //! * [`store`] is what the agent remembers; [`mesh`] the other agents; [`schema`] compares what two
 //!   databases hold, and plans what would bring one to the other; [`identity`] the agent's own certificate while
@@ -40,6 +40,7 @@ pub mod snapshot;
 
 pub mod breakpoint;
 pub mod cleanup;
+pub mod keeper;
 pub mod link;
 pub mod parts;
 pub mod session;

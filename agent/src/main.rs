@@ -3,8 +3,11 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use steep_agent::{agent, config::Config, telemetry};
-use steep_protocol::failure::{Explain as _, Failure};
+use steep_agent::{agent, config::Config, keeper, telemetry};
+use steep_protocol::{
+    failure::{Explain as _, Failure},
+    ids::OperationId,
+};
 
 /// The agent that runs beside each PostgreSQL node of a Steep mesh.
 #[derive(Parser)]
@@ -23,6 +26,15 @@ enum Command {
     Config(ConfigCommand),
     /// Print the version.
     Version,
+    /// Keep the snapshot of one operation; started by the agent.
+    #[command(hide = true)]
+    Keep {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// The operation.
+        #[arg(long, value_name = "ID")]
+        op: OperationId,
+    },
 }
 
 #[derive(Subcommand)]
@@ -42,6 +54,9 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(file) => Config::load(&file.config).map_err(|error| error.explain()).and_then(run),
         Command::Config(ConfigCommand::Check(file)) => check(&file.config),
+        Command::Keep { file, op } => {
+            Config::load(&file.config).map_err(|error| error.explain()).map(|config| keep(config, op))
+        }
         Command::Version => {
             telemetry::say(&format!("steep-agent {}", env!("CARGO_PKG_VERSION")));
             Ok(())
@@ -63,6 +78,15 @@ fn run(config: Config) -> Result<(), Failure> {
         .build()
         .expect("the system grants threads to a fresh process")
         .block_on(agent::run(config, log))
+}
+
+fn keep(config: Config, op: OperationId) {
+    telemetry::init(&config);
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("the system grants a fresh process what it needs")
+        .block_on(keeper::run(config, op));
 }
 
 fn check(file: &std::path::Path) -> Result<(), Failure> {

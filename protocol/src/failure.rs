@@ -152,6 +152,7 @@ codes! {
     3103 DdlWaits Conflict true "a DDL on the source waits behind the copy" "run the DDL first, then start the node again; or set copy.on_blocked_ddl = \"wait\""
     3104 SchemaChanged Schema false "a table changed on the source during the copy" "start the node again; run no DDL meanwhile"
     3107 SnapshotLost General true "the source's snapshot is gone" "steepctl node resume NODE starts it anew"
+    3108 KeeperFailed General true "the process that keeps a snapshot cannot do its work" "see the agent's log on the source; its user must be able to run steep-agent and to write node.state_dir"
     3201 RestoreFailed General false "pg_restore could not make the schema" "see the cause above; mend it on the source or the target, then start the node again"
     3202 DumpFailed General false "pg_dump could not read the schema" "see the cause above"
     3301 NotReplicated Precondition false "a table does not replicate from the source" "steepctl node show NODE lists its subscriptions; a table that never replicated comes with steepctl node start"

@@ -53,6 +53,29 @@ impl Node {
         self.parts().agent.pid().is_some()
     }
 
+    /// The processes that keep snapshots for this node's peers.
+    pub fn keepers(&self) -> Vec<u32> {
+        self.parts().agent.keepers()
+    }
+
+    /// What keeps snapshots for this node's peers dies as in a crash.
+    pub fn kill_keepers(&self) {
+        let keepers = self.keepers();
+        assert!(!keepers.is_empty(), "{} keeps no snapshot", self.id());
+        for pid in keepers {
+            xtask::process::signal(pid, Signal::Kill);
+        }
+    }
+
+    /// Waits until no process keeps a snapshot.
+    pub async fn keeps_nothing(&self) {
+        until(&format!("{} keeps no snapshot", self.id()), PATIENCE, async || match &self.keepers()[..] {
+            [] => Ok(()),
+            left => Err(format!("{left:?}")),
+        })
+        .await;
+    }
+
     /// The agent stands still until [`Node::thaw_agent`].
     pub fn freeze_agent(&self) {
         self.parts().agent.signal(Signal::Stop).expect("the agent runs");

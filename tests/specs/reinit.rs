@@ -205,11 +205,31 @@ async fn whoever_dies_meanwhile_it_is_taken_back_or_finished_and_the_others_go_o
     on_a.write(50).await;
     assert_eq!(b.value::<i64>(stray).await, 0);
 
-    // What the new rows still need is lost with the source's session: they stand still, and the node says so.
+    // The source's agent dies and comes back: its session is still there, and what was begun is finished.
+    b.hold_after("switch tables");
+    let op = b.steepctl(again).operation();
+    b.is_held().await;
+    on_a.write(50).await;
+    a.kill_agent();
+    a.start_agent();
+    b.let_go();
+    assert_eq!(op.ends().await, "failed");
+    b.becomes(Synchronized).await;
+    has_no_traces(&b).await;
+    until("the source has its slots of before", PATIENCE, async || {
+        let now = a.slots().await;
+        if now == slots { Ok(()) } else { Err(format!("{now:?}")) }
+    })
+    .await;
+
+    // What the new rows still need is lost with the slot made for them: they stand still, and the node says so.
     b.hold_after("switch tables");
     let op = b.steepctl(again).operation();
     b.is_held().await;
     a.kill_agent();
+    for slot in a.slots().await.iter().filter(|slot| !slots.contains(slot)) {
+        a.sql(&format!("select pg_drop_replication_slot('{slot}')")).await;
+    }
     a.start_agent();
     b.let_go();
     assert_eq!(op.ends().await, "failed");

@@ -71,6 +71,7 @@ pub enum Rpc {
     PeersNeedSlots,
     PeersExamine,
     PeersOpenSession,
+    PeersReopenSession,
     PeersExamineMember,
     PeersJoinMember,
     PeersForgetNode,
@@ -164,6 +165,7 @@ pub const TABLE: &[(Rpc, &str, Allowed, Signed)] = &[
     // What an operator signed for it comes in the message: it is told for longer than a signature begins anything.
     (Rpc::PeersForgetNode, "steep.v1.Peers/ForgetNode", Allowed::Nodes, Signed::No),
     // From here on within a session of the caller's, which only a signature opens.
+    (Rpc::PeersReopenSession, "steep.v1.Peers/ReopenSession", Allowed::Nodes, Signed::No),
     (Rpc::PeersRenewSession, "steep.v1.Peers/RenewSession", Allowed::Nodes, Signed::No),
     (Rpc::PeersCountRows, "steep.v1.Peers/CountRows", Allowed::Nodes, Signed::No),
     (Rpc::PeersReleaseSnapshot, "steep.v1.Peers/ReleaseSnapshot", Allowed::Nodes, Signed::No),

@@ -161,7 +161,6 @@ impl Peers for Service {
             one_way: request.one_way,
             neighbours: neighbours(request.members.iter())?,
         };
-        let reach = Reach::own(&rooms).map_err(|failure| status_of(&failure))?.to_message();
         let names: Vec<_> = open.tables.iter().map(|(_, name)| name.to_string()).collect();
         let detail = json!({ "through": caller.node(), "whole_database": open.whole_database, "tables": names });
         let actor = authorize::actor(&caller.signed().signer.who);
@@ -169,32 +168,20 @@ impl Peers for Service {
             .await
             .map_err(|error| status_of(&error.explain()))?;
         let held = rooms.sessions.open(caller.node(), open).await.map_err(|failure| status_of(&failure))?;
-        let positions = match &held.role {
-            Role::Source { positions } => positions.clone(),
-            Role::Member { .. } => Vec::new(),
-        };
-        let position =
-            |(node, lsn): &(NodeId, Lsn)| v1::MemberPosition { node: node.to_string(), lsn: lsn.to_string() };
-        let tables = held.tables.iter().map(|(table, plan)| v1::SessionTable {
-            oid: table.oid,
-            bytes: table.bytes,
-            rows_estimate: table.rows_estimate,
-            part_starts: plan.starts.clone(),
-            pages: plan.pages,
-        });
-        Ok(Response::new(v1::OpenSessionReply {
-            session_id: held.id.to_string(),
-            publication: held.publication.clone(),
-            slot: held.slot.clone(),
-            lsn: held.lsn.to_string(),
-            snapshot: held.snapshot.clone(),
-            conninfo: reach.conninfo,
-            tables: tables.collect(),
-            lease_seconds: rooms.sessions.lease().as_secs(),
-            link: reach.link,
-            database: reach.database,
-            positions: positions.iter().map(position).collect(),
-        }))
+        reply(source::opened(&rooms, &held))
+    }
+
+    async fn reopen_session(&self, request: Request<v1::ReopenSessionRequest>) -> Answer<v1::OpenSessionReply> {
+        let caller = self.0.admit(&request, Rpc::PeersReopenSession).await?;
+        let op = operation(&request.get_ref().op_id)?;
+        let rooms = self.0.rooms()?;
+        self.session_of(&caller, op).await?;
+        let node = caller.node();
+        audit::append(&rooms.store, &Actor::node(node), "session.reopen", node.as_str(), Some(op), &json!({}))
+            .await
+            .map_err(|error| status_of(&error.explain()))?;
+        let reopened = rooms.sessions.reopen(node, op, mesh::neighbour).await;
+        reply(reopened.and_then(|held| source::opened(&rooms, &held)))
     }
 
     async fn renew_session(&self, request: Request<v1::RenewSessionRequest>) -> Answer<v1::RenewSessionReply> {
@@ -212,8 +199,9 @@ impl Peers for Service {
 
     async fn release_snapshot(&self, request: Request<v1::ReleaseSnapshotRequest>) -> Answer<v1::ReleaseSnapshotReply> {
         let caller = self.0.admit(&request, Rpc::PeersReleaseSnapshot).await?;
-        self.session(&caller, &request.get_ref().session_id).await?.release().await;
-        Ok(Response::new(v1::ReleaseSnapshotReply {}))
+        let held = self.session(&caller, &request.get_ref().session_id).await?;
+        let released = self.0.rooms()?.sessions.release(&held).await;
+        reply(released.map(|()| v1::ReleaseSnapshotReply {}))
     }
 
     async fn read_sequences(&self, request: Request<v1::ReadSequencesRequest>) -> Answer<v1::ReadSequencesReply> {

@@ -22,7 +22,10 @@ pub(super) fn text(web: &Web) -> String {
     }
     let own = web.peers.facts().headline;
     if let Some(rooms) = web.rooms.borrow().as_ref() {
-        metrics.keeper_sessions.of([&own.node_id]).set(rooms.sessions.list().len() as f64);
+        let sessions = rooms.sessions.list();
+        metrics.keeper_sessions.of([&own.node_id]).set(sessions.len() as f64);
+        let oldest = sessions.iter().filter_map(|held| held.snapshot_age()).max().unwrap_or_default();
+        metrics.keeper_age.of([&own.node_id]).set(oldest.as_secs_f64());
     }
     let transport = |node: &str| {
         let transport = node.parse::<NodeId>().ok().and_then(|node| web.peers.transport(&node));

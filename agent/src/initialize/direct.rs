@@ -91,10 +91,14 @@ pub struct Direct {
     pub(super) members: Vec<Joined>,
     /// How long the source holds the session without hearing from this node; none: there is no session yet.
     pub(super) lease: Option<Duration>,
+    /// How often it was begun anew, since the source had lost the snapshot.
+    pub(super) anew: u32,
+    /// The source was asked for a session, and may be opening it.
+    pub(super) is_opening: bool,
     /// Steps may have been run before, and stopped half-way.
     pub(super) goes_on: bool,
     /// Why a session was given up, by whichever node.
-    lost: watch::Sender<Option<Failure>>,
+    pub(super) lost: watch::Sender<Option<Failure>>,
 }
 
 /// The direct recipe, read top to bottom. Undo runs bottom to top.
@@ -159,6 +163,8 @@ impl Direct {
             subscription: String::new(),
             members: Vec::new(),
             lease: None,
+            anew: 0,
+            is_opening: false,
             goes_on: false,
             lost: watch::Sender::new(None),
         }
@@ -237,7 +243,7 @@ impl Direct {
         source.into_iter().chain(self.members.iter().map(|member| member.node.node().clone())).collect()
     }
 
-    fn forget_archive(&mut self) {
+    pub(super) fn forget_archive(&mut self) {
         let Some(path) = self.archive.take() else { return };
         // One that was not fetched to its end has another name.
         drop(std::fs::remove_file(path.with_extension("part")));
@@ -292,7 +298,13 @@ impl Work for Direct {
     }
 
     fn goes_on_after(&self, failure: &Failure) -> Option<Duration> {
-        self.lease.filter(|_| passes(failure))
+        // What died while it opened the session, opens the same or another one when it is asked again.
+        let while_opening = self.is_opening.then_some(self.rooms.config.copy.session_lease);
+        self.lease.or(while_opening).filter(|_| passes(failure))
+    }
+
+    async fn begin_anew(&mut self, context: &Context, failure: &Failure) -> Result<Vec<&'static str>, Failure> {
+        Box::pin(self.copy_anew(context, failure)).await
     }
 
     fn outlives_the_agent(&self) -> bool {

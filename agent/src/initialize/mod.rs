@@ -2,11 +2,12 @@
 //!
 //! [`preflight`] looks whether both nodes can do it and changes nothing, with [`shapes`] for the tables and [`disk`]
 //! for the room they need; [`direct`] is the recipe, read top to bottom; [`steps`] its longer steps, [`schema`] the one
-//! that makes tables; [`subscribe`] makes subscriptions on either end, over what [`reach`] says; [`start`] is the door, [`resume`] that of an operation an earlier run of the agent has left, and [`scope`] the source's,
+//! that makes tables; [`subscribe`] makes subscriptions on either end, over what [`reach`] says; [`start`] is the door, [`resume`] that of an operation an earlier run of the agent has left, [`anew`] what is done about a lost snapshot, and [`scope`] the source's,
 //! where what a peer asks for is held against what an operator has signed. Where the source already replicates both ways
 //! with others, [`mesh`] looks at all of them and [`members`] has the steps they take part in. [`reinit`] copies some tables of
 //! a node again that was initialized before.
 
+mod anew;
 pub mod direct;
 mod disk;
 mod drifted;

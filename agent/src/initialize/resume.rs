@@ -298,11 +298,14 @@ impl Direct {
         Ok(())
     }
 
-    /// Fails with [`Code::Interrupted`] when `node` has let go of `session`.
+    /// Fails with [`Code::SnapshotLost`] when `node` has lost the snapshot of `session`, and with [`Code::Interrupted`] when
+    /// it has let go of all of it.
     async fn still_held(&self, node: &Source, session: SessionId) -> Result<(), Failure> {
         let gone = match node.renew(session).await {
             Ok(renewed) => match renewed.failure.map(Failure::from) {
                 None => return Ok(()),
+                // Then it can begin anew.
+                Some(failure) if failure.code == Code::SnapshotLost => return Err(failure),
                 Some(failure) => failure,
             },
             Err(failure) if failure.code == Code::SessionUnknown => failure,

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
-    names::{TableName, quote_identifier},
+    names::TableName,
     v1::{self, bulk_request::Want},
 };
 use tokio::{fs::OpenOptions, io::AsyncWriteExt as _};
@@ -25,8 +25,7 @@ use crate::{
     postgres::{
         self, Purpose, Session, catalog, ddl,
         dump::{Programs, RestoreRequest, Section, TocEntry},
-        inventory::{self, CreatedObject},
-        rows,
+        inventory, rows,
         tables::TableKind,
     },
     rooms::Rooms,
@@ -225,13 +224,9 @@ impl Direct {
         for name in wanted.into_iter().filter(|name| !there.iter().any(|schema| schema.name == **name)) {
             session.run(&ddl::create_schema(name)).await.map_err(explain)?;
             let now = catalog::schemas(session).await.map_err(explain)?;
-            let made = now.iter().find(|schema| schema.name == name);
-            created.extend(made.map(|schema| CreatedObject {
-                class_id: PG_NAMESPACE,
-                object_id: schema.oid,
-                kind: "schema".into(),
-                identity: quote_identifier(name),
-            }));
+            let made = now.iter().find(|schema| schema.name == name).map(|schema| (PG_NAMESPACE, schema.oid));
+            // PostgreSQL's own name for it, by which it is known again when it has to go.
+            created.extend(inventory::identify(session, made.into_iter()).await.map_err(explain)?);
         }
         if created.is_empty() {
             return Ok(());

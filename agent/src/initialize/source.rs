@@ -15,6 +15,7 @@ use super::{
     subscribe::{self, Inflow},
 };
 use crate::{
+    breakpoint::crash_point,
     lifecycle::NodeEvent,
     postgres::{
         self, Purpose, Session,
@@ -33,6 +34,36 @@ fn explain(error: postgres::Error) -> Failure {
     error.explain()
 }
 
+/// What the target is told of a session that is open.
+pub fn opened(rooms: &Rooms, held: &Held) -> Result<v1::OpenSessionReply, Failure> {
+    let reach = Reach::own(rooms)?.to_message();
+    let positions = match &held.role {
+        Role::Source { positions } => positions.clone(),
+        Role::Member { .. } => Vec::new(),
+    };
+    let position = |(node, lsn): &(NodeId, Lsn)| v1::MemberPosition { node: node.to_string(), lsn: lsn.to_string() };
+    let tables = held.tables.iter().map(|(table, plan)| v1::SessionTable {
+        oid: table.oid,
+        bytes: table.bytes,
+        rows_estimate: table.rows_estimate,
+        part_starts: plan.starts.clone(),
+        pages: plan.pages,
+    });
+    Ok(v1::OpenSessionReply {
+        session_id: held.id.to_string(),
+        publication: held.publication.clone(),
+        slot: held.slot.clone(),
+        lsn: held.lsn.to_string(),
+        snapshot: held.snapshot.clone(),
+        conninfo: reach.conninfo,
+        tables: tables.collect(),
+        lease_seconds: rooms.sessions.lease().as_secs(),
+        link: reach.link,
+        database: reach.database,
+        positions: positions.iter().map(position).collect(),
+    })
+}
+
 /// Exact row counts of the session's tables, inside its snapshot.
 pub async fn count_rows(held: &Held) -> Result<Vec<v1::TableRows>, Failure> {
     let plain: Vec<_> =
@@ -41,6 +72,7 @@ pub async fn count_rows(held: &Held) -> Result<Vec<v1::TableRows>, Failure> {
     let names: Vec<_> = plain.iter().map(|table| table.name.clone()).collect();
     let counts = rows::count(&reader, &names).await.map_err(explain)?;
     held.give_back(reader);
+    crash_point!("counted");
     Ok(plain.iter().zip(counts).map(|(table, rows)| v1::TableRows { oid: table.oid, rows }).collect())
 }
 
@@ -127,6 +159,7 @@ pub async fn subscribe_back(rooms: &Rooms, held: &Held, request: &v1::SubscribeR
     let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
     let made = subscriptions::find(&session, &name).await.map_err(explain)?;
     held.not_counting(made.map_or(0, |made| made.apply_errors));
+    crash_point!("subscribed to the target");
     Ok(name)
 }
 
@@ -141,6 +174,7 @@ pub async fn close(rooms: &Rooms, target: &NodeId, op: OperationId, keep: bool, 
     if keep {
         // Kept before the session ends: what belongs to no session and is not kept, the janitor takes away.
         rooms.cleanup.keep(op).await?;
+        crash_point!("kept");
         rooms.sessions.end(op).await;
         signed_intents::end(&rooms.store, op).await.map_err(|error| error.explain())?;
         become_member(rooms, op, &actor).await?;

@@ -83,6 +83,7 @@ impl Direct {
             members: self.with_me_if_again(self.plan.members.iter().map(|member| member.node.clone())),
         };
         let effect = Effect::PeerSession { node: self.plan.source.clone() };
+        self.is_opening = true;
         let opened = self.source.open_session(&self.plan.signed, request);
         let reply = self.rooms.cleanup.make(context.op, "open session", &effect, opened).await?;
         let id = reply.session_id.parse().map_err(|error| Failure::new(Code::BadRequest, format!("{error}")))?;

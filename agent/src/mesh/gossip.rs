@@ -421,9 +421,8 @@ impl Gossip {
             return;
         }
         let is_author = |node: &NodeId| deltas.len() == 1 && deltas[0].node_id == node.as_str();
-        let is_meant = |member: &&Member| {
-            member.liveness.is_up() && Some(&member.run.node) != but && !is_author(&member.run.node)
-        };
+        let is_meant =
+            |member: &&Member| member.liveness.is_up() && Some(&member.run.node) != but && !is_author(&member.run.node);
         let mut to: Vec<&Run> = self.membership.members().filter(is_meant).map(|member| &member.run).collect();
         if to.len() > TELL_ALL {
             to = to.sample(&mut self.rng, FAN_OUT).copied().collect();

@@ -78,6 +78,11 @@ impl Source {
         ask!(self, open_session, with(signed, request))
     }
 
+    /// Opens the operation's session anew, whose snapshot was lost.
+    pub async fn reopen_session(&self) -> Result<v1::OpenSessionReply, Failure> {
+        ask!(self, reopen_session, v1::ReopenSessionRequest { op_id: self.op.to_string() })
+    }
+
     /// Says that we still live; hears how the session fares.
     pub async fn renew(&self, session: SessionId) -> Result<v1::RenewSessionReply, Failure> {
         ask!(self, renew_session, v1::RenewSessionRequest { session_id: session.to_string() })

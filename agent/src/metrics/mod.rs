@@ -163,6 +163,8 @@ metrics! {
         "When the running initialization last came further";
     keeper_sessions: Gauge = Gauge::default, "steep_snapshot_keeper_sessions", ["source"],
         "Snapshots this node holds open for others";
+    keeper_age: Gauge = Gauge::default, "steep_snapshot_keeper_age_seconds", ["source"],
+        "How long the oldest snapshot is held for another node; 0 without one";
     slot_retained: Gauge = Gauge::default, "steep_slot_retained_bytes", ["slot", "owner"],
         "WAL a replication slot keeps back";
     slot_status: Gauge = Gauge::default, "steep_slot_wal_status", ["slot", "status"],

@@ -147,6 +147,11 @@ impl<'a, W: Work> Course<'a, W> {
             if self.running.stop.is_cancelled() {
                 return Err(failure);
             }
+            from = Entry::WhereItStopped;
+            let failure = match self.begun_anew(failure).await {
+                Ok(()) => continue,
+                Err(failure) => failure,
+            };
             let Some(limit) = self.work.goes_on_after(&failure) else { return Err(failure) };
             // Whatever came further meanwhile, or ran for long, shows that it is worth while.
             let moved = self.moved().await;
@@ -168,8 +173,25 @@ impl<'a, W: Work> Course<'a, W> {
             }
             let stop = &self.running.stop;
             stop.run_until_cancelled(sleep(pause.next().unwrap_or(LONGEST_PAUSE))).await;
-            from = Entry::WhereItStopped;
         }
+    }
+
+    /// Has steps begin once more whose work `failure` has cost; returns why not, where it is not so or does not work.
+    async fn begun_anew(&mut self, failure: Failure) -> Result<(), Failure> {
+        let context = self.context;
+        let begun = self.work.begin_anew(context, &failure);
+        let Some(begun) = self.running.stop.run_until_cancelled(begun).await else { return Err(failure) };
+        let steps = match begun {
+            Ok(steps) if steps.is_empty() => return Err(failure),
+            Ok(steps) => steps,
+            // Whether it passes says whether this is tried again.
+            Err(error) if error.code == failure.code => return Err(error),
+            Err(error) => return Err(error.cause(failure.message)),
+        };
+        let told = format!("{}; begins anew with {}", failure.message, steps[0]);
+        context.announce(Milestone::new("init.restarted", told)).await;
+        self.is_waiting = true;
+        Ok(())
     }
 
     /// Grows with everything that is done for good.

@@ -51,6 +51,12 @@ pub trait Work: Send + 'static {
     /// How long to try again after `failure`, going on where it stopped; none: there is no going on.
     fn goes_on_after(&self, failure: &Failure) -> Option<Duration>;
 
+    /// Where `failure` has cost all that some steps had done, and they can be run once more: undoes what they made, marks them
+    /// as pending and returns their names; none: it is not so. May be repeated.
+    async fn begin_anew(&mut self, _context: &Context, _failure: &Failure) -> Result<Vec<&'static str>, Failure> {
+        Ok(Vec::new())
+    }
+
     /// Whether it can be left as it is when the agent ends, and gone on with by the next run.
     fn outlives_the_agent(&self) -> bool;
 

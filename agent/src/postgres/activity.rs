@@ -9,7 +9,7 @@ use steep_protocol::{
 use tokio::time::{Instant, sleep};
 
 use super::{
-    connect::{Session, count_field, field},
+    connect::{Purpose, Session, count_field, field},
     ddl::quote_literal,
     error::{Error, doing},
 };
@@ -200,6 +200,14 @@ fn seconds(seconds: f64) -> Duration {
 /// within ten seconds is [`Error::StillInUse`].
 pub async fn terminate(session: &Session, op: OperationId) -> Result<u64, Error> {
     terminate_named(session, &format!("-{}", op.short())).await
+}
+
+/// Ends the sessions that read for `op`, its keeper's not among them, and waits until they are gone.
+pub async fn terminate_readers(session: &Session, op: OperationId) -> Result<(), Error> {
+    for purpose in [Purpose::CopyOut(op), Purpose::Dump(op), Purpose::Slot(op)] {
+        terminate_named(session, &purpose.to_string()).await?;
+    }
+    Ok(())
 }
 
 /// Connections of ours to this database, as (what for, what they do, how many).

@@ -19,6 +19,7 @@ use super::{
     replication::{Duplex, dial},
     version::Version,
 };
+use crate::config;
 
 /// How long a connection attempt may take, from dialling to the first answer.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,6 +64,12 @@ pub struct PostgresConfig {
 }
 
 impl PostgresConfig {
+    /// What `agent.toml` says.
+    pub fn of(settings: &config::Postgres) -> Self {
+        let config::Postgres { host, port, dbname, user, passfile, bin_dir } = settings.clone();
+        Self { host, port, dbname, user, passfile, bin_dir }
+    }
+
     /// For people: `db1:5432`, or `/run/postgresql:5432` for a unix socket.
     pub fn address(&self) -> String {
         format!("{}:{}", self.host, self.port)

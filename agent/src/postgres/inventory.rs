@@ -131,7 +131,11 @@ async fn event_triggers(session: &Session, functions: &[u32]) -> Result<Vec<Crea
     identify(session, objects.into_iter()).await
 }
 
-async fn identify(session: &Session, objects: impl Iterator<Item = (u32, u32)>) -> Result<Vec<CreatedObject>, Error> {
+/// What objects, as (catalog, oid), are called; those that are gone are left out.
+pub async fn identify(
+    session: &Session,
+    objects: impl Iterator<Item = (u32, u32)>,
+) -> Result<Vec<CreatedObject>, Error> {
     let (classes, oids): (Vec<u32>, Vec<u32>) = objects.unzip();
     let naming = doing("read what objects are called");
     let rows = session.rows(naming, sql!("catalog/identify_objects.sql"), &[&classes, &oids]).await?;

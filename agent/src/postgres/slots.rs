@@ -121,6 +121,13 @@ pub async fn progress(session: &Session, name: &str) -> Result<Option<SlotProgre
     Ok(find(session, name).await?.map(|slot| slot.progress))
 }
 
+/// Whether `slot`, which nobody reads, has a change of `publication` to send that was made here, and not loaded or applied
+/// under an origin.
+pub async fn has_own_changes(session: &Session, slot: &str, publication: &str) -> Result<bool, Error> {
+    let sql = sql!("replication/find_own_change.sql");
+    Ok(session.maybe(about("look into", slot), sql, &[&slot, &publication]).await?.is_some())
+}
+
 /// Drops a slot whoever reads it, and says whether it was there.
 ///
 /// Ends the walsender that reads it, again and again while a subscription reconnects, for up to ten seconds.

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId, SessionId},
@@ -19,8 +20,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use crate::{
+    keeper::Keeper,
     parts::TablePlan,
-    postgres::{self, Database, Reader, Session as Connection, selection::Selection, tables::Table},
+    postgres::{self, Database, Reader, selection::Selection, tables::Table},
     telemetry,
 };
 
@@ -75,6 +77,8 @@ pub enum Role {
 
 /// A session about to be open.
 pub(super) struct NewHeld {
+    pub(super) id: SessionId,
+    pub(super) opened_at: Timestamp,
     pub(super) op: OperationId,
     pub(super) target: NodeId,
     pub(super) slot: String,
@@ -85,8 +89,10 @@ pub(super) struct NewHeld {
     pub(super) tables: Vec<(Table, TablePlan)>,
     pub(super) role: Role,
     pub(super) one_way: bool,
+    pub(super) parallel: u32,
+    pub(super) lacks_readers: bool,
     pub(super) database: Database,
-    pub(super) keeper: Option<Connection>,
+    pub(super) keeper: Option<Keeper>,
     pub(super) idle: Vec<Reader>,
 }
 
@@ -95,6 +101,8 @@ pub(super) struct NewHeld {
 pub struct Held {
     /// Its id.
     pub id: SessionId,
+    /// When it was opened, by this run of the agent or an earlier one.
+    pub opened_at: Timestamp,
     /// The operation it serves.
     pub op: OperationId,
     /// For whom.
@@ -115,8 +123,12 @@ pub struct Held {
     pub role: Role,
     /// Nothing is sent back.
     pub one_way: bool,
+    /// As many streams read at once.
+    pub(super) parallel: u32,
+    /// Its readers ended with the run before; they have to be ready before any DDL waits.
+    pub(super) lacks_readers: bool,
     pub(super) database: Database,
-    pub(super) keeper: AsyncMutex<Option<Connection>>,
+    pub(super) keeper: AsyncMutex<Option<Keeper>>,
     pub(super) idle: Mutex<Vec<Reader>>,
     pub(super) renewed: Mutex<Instant>,
     pub(super) retained_bytes: AtomicU64,
@@ -129,7 +141,8 @@ pub struct Held {
 impl Held {
     pub(super) fn new(new: NewHeld) -> Self {
         Self {
-            id: SessionId::generate(),
+            id: new.id,
+            opened_at: new.opened_at,
             op: new.op,
             target: new.target,
             slot: new.slot,
@@ -140,6 +153,8 @@ impl Held {
             tables: new.tables,
             role: new.role,
             one_way: new.one_way,
+            parallel: new.parallel,
+            lacks_readers: new.lacks_readers,
             database: new.database,
             keeper: AsyncMutex::new(new.keeper),
             idle: Mutex::new(new.idle),
@@ -199,6 +214,14 @@ impl Held {
         self.failure.get()
     }
 
+    /// How long its snapshot is held; none: it has none, or holds it no more.
+    pub fn snapshot_age(&self) -> Option<Duration> {
+        // Whoever uses the keeper at this moment has one.
+        let is_kept = self.keeper.try_lock().map_or(true, |keeper| keeper.is_some());
+        let age = Timestamp::now().duration_since(self.opened_at);
+        is_kept.then(|| Duration::try_from(age).unwrap_or_default())
+    }
+
     /// WAL its slot keeps back.
     pub fn retained_bytes(&self) -> u64 {
         self.retained_bytes.load(Ordering::Relaxed)
@@ -220,7 +243,7 @@ impl Held {
     pub async fn release(&self) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
         if let Some(keeper) = self.keeper.lock().await.take() {
-            keeper.close().await;
+            keeper.let_go().await;
         }
     }
 

@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
-    ids::{NodeId, OperationId},
+    ids::{NodeId, OperationId, SessionId},
     names::TableName,
 };
 use tokio_util::sync::CancellationToken;
@@ -64,6 +65,8 @@ impl Sessions {
         let publication = if request.whole_database { "steep".to_owned() } else { format!("steep_only_{target}") };
         publish(&self.cleanup, &look, op, &publication, &members).await?;
         let slot = slot_name(target, op);
+        let session = Effect::Session { slot: slot.clone(), record: serde_json::Value::Null };
+        self.cleanup.make(op, &format!("session for {target}"), &session, async { Ok(()) }).await?;
         let effect = Effect::Slot { name: slot.clone(), peer: Some(target.clone()) };
         let made = async {
             let never = CancellationToken::new();
@@ -73,6 +76,8 @@ impl Sessions {
         let lsn = self.cleanup.make(op, &format!("session for {target}"), &effect, made).await?;
         let marker = slots::emit_marker(&look, &slot).await.map_err(explain)?;
         let held = Arc::new(Held::new(NewHeld {
+            id: SessionId::generate(),
+            opened_at: Timestamp::now(),
             op,
             target: target.clone(),
             slot: slot.clone(),
@@ -84,6 +89,8 @@ impl Sessions {
             tables: found.into_iter().map(|table| (table, TablePlan { starts: Vec::new(), pages: 0 })).collect(),
             role: Role::Member { source_slot: request.source_slot, marker },
             one_way: false,
+            parallel: 0,
+            lacks_readers: false,
             database: self.database.clone(),
             keeper: None,
             idle: Vec::new(),
@@ -91,6 +98,7 @@ impl Sessions {
         if !self.serves(op) {
             return Err(already_ended(op));
         }
+        self.note(&held, false).await?;
         info!(event = "slot.created", op_id = %op, slot, lsn = %lsn, peer = %target, session = %held.id, "joined");
         self.look_after_from_now_on(&held, opening);
         Ok(held)

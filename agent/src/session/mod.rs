@@ -7,48 +7,49 @@
 //! Where others replicate both ways with this node, [`pause`] holds their changes still while the slot is made; their
 //! own sessions for the same target ([`join`]) hold a slot alone.
 //!
+//! Locks and snapshot are held by a process of its own ([`crate::keeper`]), and all that a session is stands in an intent
+//! row ([`record`]): the agent's next run takes it up again ([`resume`]).
+//!
 //! A session ends when its target closes it, when nobody renews it for the lease, or when it can no longer keep
-//! its promise; its effects are intent rows, so that a dead agent's sessions are cleaned up by the next one.
+//! its promise; what it has made is cleaned up by whichever agent finds it without a session.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use dashmap::DashMap;
+use jiff::Timestamp;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId, SessionId},
     names::TableName,
 };
-use tokio::{
-    sync::Mutex as AsyncMutex,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::{
-    breakpoint::Breakpoints,
+    breakpoint::{Breakpoints, crash_point},
     cleanup::{Cleanup, Effect, Member},
     config::{self, OnBlockedDdl},
+    keeper::{Keeper, Keepers},
     parts,
     postgres::{
-        self, Database, Purpose, Reader, Session as Connection, activity, ddl,
+        self, Database, Purpose, Reader, ddl,
         replication::{self, ExportedSlot},
-        slots,
         tables::{self, Table},
     },
-    telemetry,
 };
 
-/// How often a session looks after itself.
-const WATCH: Duration = Duration::from_secs(1);
+/// The publication of all tables.
+const WHOLE_DATABASE: &str = "steep";
 
 mod held;
 mod join;
 mod pause;
 mod publish;
+mod record;
+mod reopen;
+mod resume;
+mod watch;
 
 use held::NewHeld;
 pub use held::{DumpChoice, Held, Role, Scope};
@@ -89,6 +90,7 @@ struct Open {
 pub struct Sessions {
     database: Database,
     cleanup: Cleanup,
+    keepers: Keepers,
     settings: Arc<config::Copy>,
     open: Arc<DashMap<SessionId, Open>>,
     /// Operations whose session opens, is open, or ends: the janitor leaves them alone.
@@ -110,10 +112,17 @@ enum Stage {
 
 impl Sessions {
     /// None are open yet.
-    pub fn new(database: Database, cleanup: Cleanup, settings: config::Copy, breakpoints: Breakpoints) -> Self {
+    pub fn new(
+        database: Database,
+        cleanup: Cleanup,
+        keepers: Keepers,
+        settings: config::Copy,
+        breakpoints: Breakpoints,
+    ) -> Self {
         Self {
             database,
             cleanup,
+            keepers,
             settings: Arc::new(settings),
             open: Arc::default(),
             served: Arc::default(),
@@ -156,11 +165,21 @@ impl Sessions {
     pub async fn open(&self, target: &NodeId, request: OpenRequest) -> Result<Arc<Held>, Failure> {
         // One at a time: two targets may need the same publication.
         let _turn = self.opening.lock().await;
-        let op = request.op;
-        if let Some(held) = self.opened_before(target, op) {
+        if let Some(held) = self.opened_before(target, request.op) {
             return Ok(held);
         }
-        let opening = self.serve(op)?;
+        let opening = self.serve(request.op)?;
+        self.open_in_turn(target, request, opening).await
+    }
+
+    /// Opens a session that is not open, in the turn of the caller's.
+    async fn open_in_turn(
+        &self,
+        target: &NodeId,
+        request: OpenRequest,
+        opening: Opening,
+    ) -> Result<Arc<Held>, Failure> {
+        let op = request.op;
         let explain = |error: postgres::Error| error.explain();
         let look = self.database.session(Purpose::Watch).await.map_err(explain)?;
         if !request.one_way {
@@ -169,10 +188,12 @@ impl Sessions {
         }
         let agreed = tables_as_agreed(&look, &request.tables).await?;
         let members: Vec<Member> = tables::published(&agreed).into_iter().map(Into::into).collect();
-        let publication = if request.whole_database { "steep".to_owned() } else { format!("steep_only_{target}") };
+        let publication =
+            if request.whole_database { WHOLE_DATABASE.to_owned() } else { format!("steep_only_{target}") };
         publish(&self.cleanup, &look, op, &publication, &members).await?;
 
-        let keeper = self.lock_tables(op, &agreed).await?;
+        let slot = slot_name(target, op);
+        let keeper = self.lock_tables(op, target, &slot, &agreed).await?;
         // Under the locks nothing can change any more; now look again.
         let found = tables_as_agreed(&look, &request.tables).await?;
         if let Some((then, _)) = agreed.iter().zip(&found).find(|(then, now)| then.columns != now.columns) {
@@ -181,15 +202,14 @@ impl Sessions {
                 format!("table {} changed while the session opened", then.name),
             ));
         }
-        let slot = slot_name(target, op);
         let (exported, positions) = match &request.neighbours[..] {
             neighbours if !request.one_way && !neighbours.is_empty() => {
                 self.slot_while_still(op, target, &slot, neighbours).await?
             }
             _ => (self.slot_at_once(op, target, &slot).await?, Vec::new()),
         };
-        keeper.run(&ddl::set_snapshot(&exported.snapshot)).await.map_err(explain)?;
-        let snapshot = keeper.export_snapshot().await.map_err(explain)?;
+        crash_point!("slot made");
+        let snapshot = keeper.hold(&exported.snapshot, &slot).await?;
         let lsn = exported.lsn;
         exported.release();
         let idle = match self.settings.on_blocked_ddl {
@@ -203,6 +223,8 @@ impl Sessions {
             (table, parts)
         });
         let held = Arc::new(Held::new(NewHeld {
+            id: SessionId::generate(),
+            opened_at: Timestamp::now(),
             op,
             target: target.clone(),
             slot: slot.clone(),
@@ -213,6 +235,8 @@ impl Sessions {
             tables: tables.collect(),
             role: Role::Source { positions },
             one_way: request.one_way,
+            parallel: request.parallel,
+            lacks_readers: false,
             database: self.database.clone(),
             keeper: Some(keeper),
             idle,
@@ -222,6 +246,8 @@ impl Sessions {
             held.release().await;
             return Err(already_ended(op));
         }
+        self.note(&held, false).await?;
+        crash_point!("session noted");
         info!(event = "slot.created", op_id = %op, slot, lsn = %lsn, peer = %target, session = %held.id, "session opened");
         self.look_after_from_now_on(&held, opening);
         Ok(held)
@@ -238,7 +264,7 @@ impl Sessions {
 
     fn look_after_from_now_on(&self, held: &Arc<Held>, mut opening: Opening) {
         opening.op = None;
-        let watch = AbortOnDropHandle::new(tokio::spawn(self.clone().watch(Arc::clone(held))));
+        let watch = AbortOnDropHandle::new(tokio::spawn(Box::pin(self.clone().watch(Arc::clone(held)))));
         self.open.insert(held.id, Open { held: Arc::clone(held), _watch: watch });
     }
 
@@ -306,26 +332,18 @@ impl Sessions {
         held.fail(failure).await;
     }
 
-    /// Ends every session, for an agent that shuts down; their effects stay written down.
-    pub async fn end_all(&self) {
-        for op in self.operations() {
-            self.end(op).await;
-        }
-        // Nothing may stay paused while no agent looks after it.
-        let pausing: Vec<_> = self.pauses.iter().map(|pause| *pause.key()).collect();
-        for op in pausing {
-            self.end_pause(op).await;
-        }
-    }
-
-    async fn lock_tables(&self, op: OperationId, tables: &[Table]) -> Result<Connection, Failure> {
-        let explain = |error: postgres::Error| error.explain();
-        let keeper = self.database.session(Purpose::Keeper(op)).await.map_err(explain)?;
-        keeper.run(&ddl::begin_snapshot()).await.map_err(explain)?;
-        let patience = format!("{}ms", self.settings.slot_timeout.as_millis());
-        keeper.run(&ddl::set_local("lock_timeout", &patience)).await.map_err(explain)?;
-        let names: Vec<_> = tables.iter().map(|table| table.name.clone()).collect();
-        keeper.run(&ddl::lock_access_share(&names)).await.map_err(explain)?;
+    async fn lock_tables(
+        &self,
+        op: OperationId,
+        target: &NodeId,
+        slot: &str,
+        tables: &[Table],
+    ) -> Result<Keeper, Failure> {
+        let effect = Effect::Session { slot: slot.to_owned(), record: serde_json::Value::Null };
+        let started = self.keepers.start(op);
+        let keeper = self.cleanup.make(op, &format!("session for {target}"), &effect, started).await?;
+        let names = tables.iter().map(|table| table.name.clone()).collect();
+        keeper.lock(names, self.settings.slot_timeout).await?;
         Ok(keeper)
     }
 
@@ -350,94 +368,6 @@ impl Sessions {
             readers.push(reader);
         }
         Ok(readers)
-    }
-
-    async fn watch(self, held: Arc<Held>) {
-        let mut tick = interval(WATCH);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut look = None;
-        let mut told_waiting = false;
-        loop {
-            tick.tick().await;
-            if held.idle_for() > self.settings.session_lease {
-                self.expire(&held).await;
-                return;
-            }
-            if held.failure().is_some() {
-                continue;
-            }
-            if let Err(failure) = self.look_after(&held, &mut look, &mut told_waiting).await {
-                held.fail(failure).await;
-            }
-        }
-    }
-
-    /// One look: is the snapshot still held, the slot alive, and nobody stuck behind our locks?
-    async fn look_after(
-        &self,
-        held: &Held,
-        look: &mut Option<Connection>,
-        told_waiting: &mut bool,
-    ) -> Result<(), Failure> {
-        let keeper = held.keeper.lock().await.as_ref().map(|keeper| (keeper.backend_pid(), keeper.is_closed()));
-        if let Some((_, true)) = keeper {
-            let text = format!("the snapshot of {} on the source is gone: its connection ended", held.op);
-            return Err(Failure::new(Code::SnapshotLost, text));
-        }
-        if look.as_ref().is_none_or(Connection::is_closed) {
-            // Without PostgreSQL the keeper is gone too, which the next look says better.
-            *look = self.database.session(Purpose::Watch).await.ok();
-        }
-        let Some(look) = look else { return Ok(()) };
-        let Ok(progress) = slots::progress(look, &held.slot).await else { return Ok(()) };
-        match progress {
-            None => return Err(Failure::new(Code::SlotLost, format!("slot {} is gone", held.slot))),
-            Some(slot) if slot.wal_status == "lost" => {
-                return Err(Failure::new(Code::SlotLost, format!("slot {} lost WAL it still needs", held.slot))
-                    .hint("raise max_slot_wal_keep_size on the source, then start the node again"));
-            }
-            Some(slot) => held.retained_bytes.store(slot.retained_bytes, Ordering::Relaxed),
-        }
-        let Some((pid, _)) = keeper else { return Ok(()) };
-        let Ok(waiting) = activity::waiting_behind(look, &[pid]).await else { return Ok(()) };
-        let Some(waiter) = waiting.first() else { return Ok(()) };
-        let table = waiter.table.as_ref().map(ToString::to_string).unwrap_or_default();
-        let text = format!("a DDL on {table} (pid {}) waits behind the copy: {}", waiter.pid, waiter.query);
-        match self.settings.on_blocked_ddl {
-            OnBlockedDdl::Fail => Err(Failure::new(Code::DdlWaits, text)),
-            OnBlockedDdl::Wait => {
-                let pids: Vec<_> = waiting.iter().map(|waiter| waiter.pid).collect();
-                let behind = activity::waiting_behind(look, &pids).await.unwrap_or_default();
-                let ours = format!("-{}", held.op.short());
-                if behind.iter().any(|waiter| waiter.application.ends_with(&ours)) {
-                    let text = format!("{text}; and the copy itself now waits behind that");
-                    return Err(Failure::new(Code::DdlWaits, text));
-                }
-                if !std::mem::replace(told_waiting, true) {
-                    warn!(event = "snapshot.ddl_waits", op_id = %held.op, table, "{text}");
-                }
-                Ok(())
-            }
-        }
-    }
-
-    async fn expire(&self, held: &Held) {
-        let lease = self.settings.session_lease.as_secs();
-        held.fail(Failure::new(
-            Code::SessionExpired,
-            format!("{} did not renew its session for {lease} s", held.target),
-        ))
-        .await;
-        // Removing it drops this very task at its next await; what is left to do belongs to another.
-        let (cleanup, open, served) = (self.cleanup.clone(), Arc::clone(&self.open), Arc::clone(&self.served));
-        let (op, id) = (held.op, held.id);
-        tokio::spawn(async move {
-            open.remove(&id);
-            served.insert(op, Stage::Ended);
-            if let Err(failure) = cleanup.undo(op).await {
-                warn!(event = "agent.cleanup", op_id = %op, error = telemetry::failure(&failure), "will be tried again");
-            }
-        });
     }
 }
 

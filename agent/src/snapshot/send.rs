@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
+    breakpoint::crash_point,
     mesh::Peers,
     postgres::{
         self, Reader,
@@ -231,6 +232,7 @@ async fn copy_rows(
 ) -> Result<u64, Broken> {
     let mut rows = reader.copy_out(statement).await?;
     while let Some(block) = rows.next().await? {
+        crash_point!("amid sending");
         sink.send(&block).await?;
     }
     Ok(if binary { rows.messages().saturating_sub(1) } else { rows.messages() })

@@ -54,6 +54,12 @@ pub async fn record(session: &Session, copied: &CopiedPart) -> Result<(), Error>
     Ok(())
 }
 
+/// Forgets what `op` has copied: its rows are gone.
+pub async fn forget(store: &Store, op: OperationId) -> Result<(), Error> {
+    let sql = sql!("store/forget_copied_parts.sql");
+    store.execute("forget the copied parts", sql, &[&op.uuid()]).await.map(drop)
+}
+
 /// The parts `op` has copied, by table and number.
 pub async fn parts(store: &Store, op: OperationId) -> Result<Vec<CopiedPart>, Error> {
     let rows = store.rows("read the copied parts", sql!("store/list_copied_parts.sql"), &[&op.uuid()]).await?;

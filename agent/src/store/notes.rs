@@ -34,3 +34,9 @@ pub async fn forget(store: &Store, op: OperationId) -> Result<(), Error> {
     let what = "forget what the operation knew";
     store.execute(what, sql!("store/forget_notes.sql"), &[&op.uuid()]).await.map(drop)
 }
+
+/// Forgets what `op` has written down under names that begin with one of `beginnings`.
+pub async fn forget_some(store: &Store, op: OperationId, beginnings: &[&str]) -> Result<(), Error> {
+    let what = "forget what the operation knew";
+    store.execute(what, sql!("store/forget_some_notes.sql"), &[&op.uuid(), &beginnings]).await.map(drop)
+}

@@ -224,11 +224,23 @@ impl Agent {
         process::wait_for(&what, within, || Ok(self.pid().is_none().then_some(())))
     }
 
-    /// Makes sure that it does not run any more: asks first, then insists.
+    /// Makes sure that it does not run any more: asks first, then insists. Its keepers end too, which outlive agents.
     pub fn end(&self, patience: Duration) {
         if self.signal(Signal::Terminate).is_ok() && self.is_gone(patience).is_err() {
             let _ = self.kill();
         }
+        for pid in self.keepers() {
+            process::signal(pid, Signal::Kill);
+        }
+    }
+
+    /// The processes that keep snapshots for it.
+    pub fn keepers(&self) -> Vec<u32> {
+        let files = fs::read_dir(self.state_dir.join("keepers")).into_iter().flatten().flatten();
+        let files = files.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "pid"));
+        let pids = files.filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok());
+        let is_one = |line: String| line.contains(" keep ") && line.contains(&*self.config.to_string_lossy());
+        pids.filter(|pid| process::command_line(*pid).is_some_and(is_one)).collect()
     }
 }
 

@@ -11,7 +11,7 @@ const PRINTED: Rule =
 
 /// A room of `agent/src`, and the rooms it may import. `*`: all of them.
 const TABLE: &[(&str, &[&str])] = &[
-    ("main", &["agent"]),
+    ("main", &["agent", "keeper"]),
     ("agent", &["*"]),
     // Reads rows to show them and appends to the audit log; changes nothing else in the store.
     (
@@ -64,8 +64,9 @@ const TABLE: &[(&str, &[&str])] = &[
     ("snapshot", &["operations", "session", "cleanup", "parts", "breakpoint", "mesh", "postgres", "store"]),
     ("drift", &["mesh", "schema", "postgres", "store"]),
     ("operations", &["breakpoint", "store"]),
-    ("session", &["breakpoint", "cleanup", "parts", "postgres"]),
-    ("cleanup", &["breakpoint", "link", "mesh", "postgres", "store"]),
+    ("session", &["breakpoint", "cleanup", "keeper", "parts", "postgres"]),
+    ("cleanup", &["breakpoint", "keeper", "link", "mesh", "postgres", "store"]),
+    ("keeper", &["postgres"]),
     ("link", &["mesh", "postgres", "store"]),
     ("store", &["postgres", "lifecycle"]),
     ("identity", &["mesh"]),

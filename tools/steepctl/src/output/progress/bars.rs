@@ -153,7 +153,7 @@ fn lasting_line(milestone: &v1::Milestone, glyphs: &Glyphs) -> Option<String> {
             let why = milestone.failure.as_ref().map(|failure| failure.message.as_str()).unwrap_or_default();
             Some(format!("{} {}: {}", Tone::Bad.paint(glyphs.bad), safe(&milestone.table), safe(why)))
         }
-        "init.interrupted" | "init.resumed" | "remove.pending" => {
+        "init.interrupted" | "init.resumed" | "init.restarted" | "remove.pending" => {
             Some(format!("{} {}", Tone::Warn.paint(glyphs.warn), safe(&milestone.message)))
         }
         _ => None,

@@ -73,7 +73,9 @@ impl Plain {
         if let Some(failure) = &milestone.failure {
             line.text("code", &failure.code);
             line.text("error", &failure.message);
-        } else if milestone.event.ends_with(".started") || milestone.event.starts_with("remove.") {
+        } else if [".started", ".interrupted", ".restarted"].iter().any(|end| milestone.event.ends_with(end))
+            || milestone.event.starts_with("remove.")
+        {
             line.text("message", &milestone.message);
         }
         line.0

@@ -1,0 +1,112 @@
+//! Copying anew within the same operation, after the source has lost the snapshot: its keeper or its PostgreSQL died.
+//!
+//! What was copied fits no other snapshot, so all of it is taken back, and the slots for the way back are made anew after it;
+//! the preflight and the sessions of members stay. The source then opens the session anew, in a new snapshot with a new slot.
+//!
+//! Where applications have written to this node already, that would go with the rows: then it is for an operator to decide.
+
+use steep_protocol::{
+    failure::{Code, Explain as _, Failure},
+    v1,
+};
+
+use super::direct::Direct;
+use crate::{
+    breakpoint::crash_point,
+    operations::Context,
+    postgres::{Purpose, activity, slots},
+    session::slot_name,
+    snapshot::indexes::{BEGUN, BUILT},
+    store::{
+        self, ledger, notes,
+        steps::{self, StepStatus},
+    },
+};
+
+/// So often an operation begins anew; a source that loses more snapshots needs somebody to look at it.
+const MOST: u32 = 3;
+/// The steps that are run once more; the first only where both ways are replicated.
+const STEPS: [&str; 3] = ["publish on target", "create tables", "copy tables"];
+
+fn explain(error: store::Error) -> Failure {
+    error.explain()
+}
+
+impl Direct {
+    /// Takes back what was copied and has the source open its session anew, if that is what `failure` calls for; returns the
+    /// steps to run once more.
+    pub(super) async fn copy_anew(
+        &mut self,
+        context: &Context,
+        failure: &Failure,
+    ) -> Result<Vec<&'static str>, Failure> {
+        if failure.code != Code::SnapshotLost || self.lease.is_none() || self.anew == MOST {
+            return Ok(Vec::new());
+        }
+        self.nobody_has_written(context, failure).await?;
+        self.take_copy_back(context).await?;
+        let again = &STEPS[usize::from(self.plan.wanted.one_way)..];
+        for step in again {
+            steps::mark(&self.rooms.store, context.op, step, StepStatus::Pending).await.map_err(explain)?;
+        }
+        crash_point!("copy taken back");
+        let reply = self.reopen().await?;
+        // Only now there is a session that is not lost: should this agent die before, all this is done once more.
+        self.note_session(context, &reply).await?;
+        Ok(again.to_vec())
+    }
+
+    /// The session in a snapshot of its own; the next one, should that be lost while it is made.
+    async fn reopen(&mut self) -> Result<v1::OpenSessionReply, Failure> {
+        loop {
+            let reopened = self.source.reopen_session().await;
+            match &reopened {
+                Ok(_) => self.anew += 1,
+                Err(failure) if failure.code == Code::SnapshotLost => self.anew += 1,
+                Err(_) => return reopened,
+            }
+            if reopened.is_ok() || self.anew == MOST {
+                return reopened;
+            }
+        }
+    }
+
+    /// Fails, with what `failure` says and why it stays so, where this node holds changes that nobody else has yet.
+    async fn nobody_has_written(&self, context: &Context, failure: &Failure) -> Result<(), Failure> {
+        let look = self.rooms.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
+        for node in self.both_ways_with() {
+            let (slot, publication) = (slot_name(&node, context.op), self.publication_for(&node));
+            if slots::find(&look, &slot).await.map_err(|error| error.explain())?.is_none() {
+                continue;
+            }
+            if slots::has_own_changes(&look, &slot, &publication).await.map_err(|error| error.explain())? {
+                let me = &self.rooms.me;
+                let why = format!("it is not copied anew by itself: applications have written to {me} meanwhile");
+                return Err(failure.clone().cause(why).hint(format!(
+                    "save what was written to {me}, which is undone now; then: steepctl node resume {me}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_copy_back(&mut self, context: &Context) -> Result<(), Failure> {
+        // Whatever still runs for us must not make anything new meanwhile.
+        self.building = None;
+        self.builder = None;
+        self.session = None;
+        self.counts.clear();
+        self.lost.send_replace(None);
+        let look = self.rooms.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
+        activity::terminate(&look, context.op).await.map_err(|error| error.explain())?;
+        // Newest first, as they are made.
+        for kind in ["origin", "rows", "objects", "schema", "slot"] {
+            self.rooms.cleanup.undo_kind(context.op, kind).await?;
+        }
+        self.forget_archive();
+        ledger::forget(&self.rooms.store, context.op).await.map_err(explain)?;
+        notes::forget_some(&self.rooms.store, context.op, &["counts", BEGUN, BUILT]).await.map_err(explain)?;
+        context.feed.progress(|progress| progress.forget_tables());
+        Ok(())
+    }
+}
