@@ -21,7 +21,9 @@ use crate::{
     postgres::{
         self, Database, Purpose, Session, activity, ddl, inventory,
         inventory::{CreatedObject, Inventory},
-        origins, publications, slots, staging, subscriptions, tables,
+        origins, publications,
+        slots::{self, SyncSlots},
+        staging, subscriptions, tables,
     },
     store::{
         Store,
@@ -71,6 +73,11 @@ pub enum Effect {
         /// The node it was made for: a replication link lets nobody else read it.
         #[serde(default)]
         peer: Option<NodeId>,
+    },
+    /// Slots that a subscriber's PostgreSQL makes on this node for the time it copies tables by itself.
+    SyncSlots {
+        /// How they are named.
+        of: SyncSlots,
     },
     /// A publication, made or enlarged.
     Publication {
@@ -136,6 +143,7 @@ impl Effect {
     fn kind_and_name(&self) -> (&'static str, String) {
         match self {
             Self::Slot { name, .. } => ("slot", name.clone()),
+            Self::SyncSlots { of } => ("sync_slots", of.to_string()),
             Self::Publication { name, .. } => ("publication", name.clone()),
             Self::Subscription { name } => ("subscription", name.clone()),
             Self::Pause { subscription } => ("pause", subscription.clone()),
@@ -235,8 +243,13 @@ impl Cleanup {
         if pending.is_empty() {
             return Ok(());
         }
-        // The peer first: its subscription must be gone before anything is emptied here.
-        pending.sort_by_key(|intent| intent.kind != "peer_session");
+        // Our own subscriptions first: one that copies its tables makes slots on its publisher for as long as it runs. Then
+        // the peer: its subscription must be gone before anything is emptied here.
+        pending.sort_by_key(|intent| match intent.kind.as_str() {
+            "subscription" => 0,
+            "peer_session" => 1,
+            _ => 2,
+        });
         let session = self.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
         activity::terminate(&session, op).await.map_err(|error| error.explain())?;
         // What a subscription needs to come back from its detour is the operation's; nothing of that may go before.
@@ -287,10 +300,12 @@ impl Cleanup {
         let explain = |error: postgres::Error| error.explain();
         match effect {
             Effect::Slot { name, .. } => slots::drop(session, &name).await.map(drop).map_err(explain),
+            Effect::SyncSlots { of } => slots::drop_syncs(session, &of).await.map_err(explain),
             Effect::Subscription { name } => {
-                subscriptions::drop(session, &name).await.map_err(explain)?;
+                // Its link first: where tables are being copied, PostgreSQL would ask a publisher that may not answer to drop
+                // the slots for that; its own agent does.
                 self.links.close(&name);
-                Ok(())
+                subscriptions::drop(session, &name).await.map(drop).map_err(explain)
             }
             Effect::Pause { subscription } => subscriptions::resume(session, &subscription).await.map_err(explain),
             Effect::Origin { name } => origins::drop(session, &name).await.map(drop).map_err(explain),
@@ -424,6 +439,7 @@ mod tests {
         let created = CreatedObject { class_id: 1259, object_id: 16400, kind: "table".into(), identity: "a.b".into() };
         let effects = [
             Effect::Slot { name: "s".into(), peer: Some("node_b".parse().expect("a node")) },
+            Effect::SyncSlots { of: SyncSlots { subscription: 16403, system_identifier: u64::MAX } },
             Effect::Publication { name: "steep".into(), created: true, added: members.clone() },
             Effect::Subscription { name: "s".into() },
             Effect::Pause { subscription: "s".into() },

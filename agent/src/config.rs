@@ -231,6 +231,10 @@ pub struct Copy {
     /// How long the target may stand still while it catches up.
     #[serde(deserialize_with = "duration")]
     pub catch_up_timeout: Duration,
+    /// When this node is the target and no method was asked for: tables larger than this together are copied by PostgreSQL
+    /// itself, each in a snapshot of its own.
+    #[serde(deserialize_with = "size")]
+    pub snapshot_above: u64,
 }
 
 /// `copy.on_blocked_ddl`
@@ -317,6 +321,7 @@ impl Default for Copy {
             sequence_margin: 1000,
             slot_timeout: Duration::from_secs(30),
             catch_up_timeout: Duration::from_secs(10 * 60),
+            snapshot_above: 4 << 40,
         }
     }
 }
@@ -570,6 +575,7 @@ mod tests {
         "copy.sequence_margin",
         "copy.slot_timeout",
         "copy.catch_up_timeout",
+        "copy.snapshot_above",
         "watch.lag_limit",
         "watch.lag_for",
         "watch.drift_for",

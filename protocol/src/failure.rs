@@ -156,6 +156,8 @@ codes! {
     3202 DumpFailed General false "pg_dump could not read the schema" "see the cause above"
     3301 NotReplicated Precondition false "a table does not replicate from the source" "steepctl node show NODE lists its subscriptions; a table that never replicated comes with steepctl node start"
     3302 SwitchBlocked Timeout true "somebody holds a lock on a table that is to be switched" "end the transaction that holds it, then ask again"
+    3501 NativeCopyInMesh Precondition false "PostgreSQL's own copy cannot be exact among more than two nodes" "start the node with --method direct, or with --one-way"
+    3502 NativeCopyFailing General false "PostgreSQL cannot copy a table by itself" "PostgreSQL's log on the target says why; mend it, then start the node again, or with --method direct"
     4001 OperationRunning Conflict false "an operation already runs on the node" "steepctl op watch ID follows it; steepctl node cancel NODE stops it"
     4002 IllegalState Conflict false "the node's state does not allow this" "steepctl node show NODE says what it can do"
     4003 NothingRuns Conflict false "nothing runs on the node" "steepctl op list shows what ran"

@@ -101,6 +101,8 @@ words! {
     InitMethod {
         /// Steep picks, and says which and why.
         Auto = "auto",
+        /// PostgreSQL's own first copy: the subscription copies each table by itself.
+        Snapshot = "snapshot",
         /// The agents stream the snapshot in parallel.
         Direct = "direct",
     }

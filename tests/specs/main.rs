@@ -21,6 +21,7 @@ mod intents;
 mod link;
 mod membership;
 mod mesh;
+mod methods;
 mod names;
 mod operations;
 mod random_tables;

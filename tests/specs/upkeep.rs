@@ -80,7 +80,8 @@ async fn a_changed_configuration_is_taken_up_where_it_can_be_and_a_wrong_one_cha
     // The log has had such a line since the first wrong file; the count tells this one.
     until("both are counted", PATIENCE, async || {
         let (_, metrics) = b.http("/metrics");
-        let counts = ["{result=\"ok\"} 3", "{result=\"failed\"} 2"].map(|end| format!("steep_config_reload_total{end}"));
+        let counts =
+            ["{result=\"ok\"} 3", "{result=\"failed\"} 2"].map(|end| format!("steep_config_reload_total{end}"));
         if counts.iter().all(|line| metrics.contains(line)) { Ok(()) } else { Err(metrics) }
     })
     .await;

@@ -82,6 +82,7 @@ pub enum Rpc {
     PeersWriteMarker,
     PeersSlotProgress,
     PeersSubscribe,
+    PeersCopyNatively,
     PeersCloseSession,
 }
 
@@ -172,6 +173,7 @@ pub const TABLE: &[(Rpc, &str, Allowed, Signed)] = &[
     (Rpc::PeersWriteMarker, "steep.v1.Peers/WriteMarker", Allowed::Nodes, Signed::No),
     (Rpc::PeersSlotProgress, "steep.v1.Peers/SlotProgress", Allowed::Nodes, Signed::No),
     (Rpc::PeersSubscribe, "steep.v1.Peers/Subscribe", Allowed::Nodes, Signed::No),
+    (Rpc::PeersCopyNatively, "steep.v1.Peers/CopyNatively", Allowed::Nodes, Signed::No),
     (Rpc::PeersCloseSession, "steep.v1.Peers/CloseSession", Allowed::Nodes, Signed::No),
 ];
 

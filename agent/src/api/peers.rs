@@ -259,6 +259,14 @@ impl Peers for Service {
         reply(subscribed.map(|subscription| v1::SubscribeReply { subscription }))
     }
 
+    async fn copy_natively(&self, request: Request<v1::CopyNativelyRequest>) -> Answer<v1::CopyNativelyReply> {
+        let caller = self.0.admit(&request, Rpc::PeersCopyNatively).await?;
+        let request = request.into_inner();
+        let held = self.session(&caller, &request.session_id).await?;
+        let allowed = source::copy_natively(&*self.0.rooms()?, &held, &request).await;
+        reply(allowed.map(|()| v1::CopyNativelyReply {}))
+    }
+
     async fn close_session(&self, request: Request<v1::CloseSessionRequest>) -> Answer<v1::CloseSessionReply> {
         let caller = self.0.admit(&request, Rpc::PeersCloseSession).await?;
         let request = request.into_inner();

@@ -11,7 +11,7 @@ use futures::FutureExt as _;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, SessionId},
-    operation::{Phase, SchemaSync},
+    operation::{InitMethod, Phase, SchemaSync},
     v1,
 };
 use tokio::{
@@ -23,6 +23,7 @@ use tracing::warn;
 
 use super::{
     members::Joined,
+    native,
     preflight::{TargetTables, Wanted},
 };
 use crate::{
@@ -46,6 +47,10 @@ const CLOSE_TRIES: u32 = 10;
 pub struct DirectPlan {
     /// The other end.
     pub source: NodeId,
+    /// How rows are copied: never [`InitMethod::Auto`].
+    pub method: InitMethod,
+    /// Why so, where the operator left it open.
+    pub method_reason: String,
     /// Tables, directions, width.
     pub wanted: Wanted,
     /// The publication of the whole database serves; otherwise one of the target's own.
@@ -97,8 +102,16 @@ pub struct Direct {
     lost: watch::Sender<Option<Failure>>,
 }
 
+/// The recipe for the plan's method.
+pub fn recipe_for(plan: &DirectPlan) -> Recipe<Direct> {
+    match plan.method {
+        InitMethod::Snapshot => native::recipe(plan),
+        InitMethod::Direct | InitMethod::Auto => recipe(plan),
+    }
+}
+
 /// The direct recipe, read top to bottom. Undo runs bottom to top.
-pub fn recipe(plan: &DirectPlan) -> Recipe<Direct> {
+fn recipe(plan: &DirectPlan) -> Recipe<Direct> {
     let (both_ways, has_members) = (!plan.wanted.one_way, !plan.members.is_empty());
     let mut recipe = Recipe::<Direct>::new()
         .step("check both nodes", Phase::Preflight, |direct, context| direct.check_both_nodes(context).boxed());
@@ -284,7 +297,12 @@ impl Work for Direct {
     async fn begin(&mut self, context: &Context) -> Result<(), Failure> {
         self.advance(context, NodeEvent::Started).await?;
         let source = self.plan.source.clone();
-        nodes::set_source(&self.rooms.store, Some(&source)).await.map_err(|error| error.explain())
+        nodes::set_source(&self.rooms.store, Some(&source)).await.map_err(|error| error.explain())?;
+        if !self.plan.method_reason.is_empty() {
+            let told = format!("method {}: {}", self.plan.method, self.plan.method_reason);
+            context.announce(Milestone::new("init.method_chosen", told).phase(Phase::Preflight)).await;
+        }
+        Ok(())
     }
 
     async fn resume(&mut self, context: &Context, done: &[String]) -> Result<(), Failure> {
@@ -320,6 +338,9 @@ impl Work for Direct {
         crash_point!("synchronized");
         self.forget_archive();
         notes::forget(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
+        if self.plan.method == InitMethod::Snapshot {
+            return Ok(context.feed.progress(|progress| progress.rows()));
+        }
         let totals = ledger::totals(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
         Ok(totals.iter().map(|table| table.rows).sum())
     }

@@ -127,6 +127,7 @@ pub async fn examine_source(
         schemas: schemas.into_iter().map(|schema| v1::SourceSchema { oid: schema.oid, name: schema.name }).collect(),
         link: rooms.config.replication.link.as_str().to_owned(),
         members,
+        snapshot_minutes: server.snapshot_minutes,
     })
 }
 

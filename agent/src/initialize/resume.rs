@@ -14,13 +14,13 @@ use steep_protocol::{
     ids::{NodeId, SessionId},
     names::TableName,
     node::NodeState,
-    operation::{OperationStatus, SchemaSync},
+    operation::{InitMethod, OperationStatus, SchemaSync},
     v1,
 };
 use tracing::info;
 
 use super::{
-    direct::{Direct, DirectPlan, recipe},
+    direct::{Direct, DirectPlan, recipe_for},
     members::Joined,
     messages::{table_message, table_name},
     preflight::{TargetTables, Wanted},
@@ -66,6 +66,13 @@ pub struct Asked {
     max_rate: u64,
     compress: String,
     selection: Chosen,
+    /// Before there was more than one, it was direct.
+    #[serde(default = "direct")]
+    method: InitMethod,
+}
+
+fn direct() -> InitMethod {
+    InitMethod::Direct
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -87,6 +94,7 @@ impl Asked {
             max_rate: plan.max_rate,
             compress: plan.compress.clone(),
             selection: Chosen { tables, schemas, exclude },
+            method: plan.method,
         }
     }
 
@@ -108,6 +116,7 @@ impl Asked {
             force: plan.wanted.force,
             max_rate: plan.max_rate,
             compress: plan.compress,
+            method: plan.method.to_string(),
             schema_sync: match plan.wanted.schema_sync {
                 SchemaSync::Strict => String::new(),
                 asked => asked.as_str().to_owned(),
@@ -131,6 +140,8 @@ impl Asked {
         };
         DirectPlan {
             source,
+            method: self.method,
+            method_reason: String::new(),
             shared_publication: wanted.selection.is_whole_database(),
             wanted,
             selection,
@@ -163,7 +174,7 @@ pub async fn go_on(rooms: &Rooms, left: &Operation) -> Result<bool, Failure> {
     let Ok(asked) = serde_json::from_value::<Asked>(left.request.clone()) else { return Ok(false) };
     let Some(order) = signed_intents::find(&rooms.store, op).await.map_err(explain)? else { return Ok(false) };
     let plan = asked.plan(left.source.clone(), order.signed, facts.members);
-    let recipe = recipe(&plan);
+    let recipe = recipe_for(&plan);
     // Another version of the agent may take other steps.
     if recipe.names() != planned.iter().map(|step| step.name.as_str()).collect::<Vec<_>>() {
         return Ok(false);
@@ -337,7 +348,7 @@ mod tests {
     #[test]
     fn what_was_asked_comes_back_as_it_was_kept() {
         let kept = json!({
-            "one_way": true, "parallel": 3, "force": false, "schema_sync": "auto", "max_rate": 5, "compress": "none",
+            "one_way": true, "parallel": 3, "force": false, "schema_sync": "auto", "max_rate": 5, "compress": "none", "method": "snapshot",
             "selection": {
                 "tables": [TableName::new("public", "orders")], "schemas": ["shop"], "exclude": [TableName::new("a", "b c")],
             },

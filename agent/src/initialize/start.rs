@@ -11,11 +11,13 @@ use steep_protocol::{
 };
 
 use super::{
-    direct::{Direct, DirectPlan, recipe},
+    choose::choose,
+    direct::{Direct, DirectPlan, recipe_for},
     drifted::may_sync,
-    findings::verdict,
+    findings::{Findings, verdict},
     mesh,
     messages::table_name,
+    native,
     preflight::{self, TargetTables, Wanted},
     resume::Asked,
     steps::is_binary,
@@ -24,7 +26,7 @@ use crate::{
     lifecycle::{self, NodeEvent},
     mesh::Source,
     parts::{self, PAGE_BYTES},
-    postgres::selection::Selection,
+    postgres::{self, Purpose, catalog, selection::Selection},
     rooms::Rooms,
     store::{
         self, Actor, nodes,
@@ -44,6 +46,10 @@ pub struct Answer {
     pub tables: Vec<v1::PlannedTable>,
     /// All nodes the target will replicate with both ways, the source first; none for one way.
     pub mesh: Vec<String>,
+    /// How rows are copied; auto: it was said when the operation began.
+    pub method: InitMethod,
+    /// Why so, where that was left open.
+    pub method_reason: String,
 }
 
 /// Checks a request against both nodes and, unless it is a dry run, starts the operation.
@@ -58,7 +64,15 @@ pub async fn start(
 ) -> Result<Answer, Failure> {
     let (op, mut plan) = plan_of(rooms, request, verified)?;
     if was_started(rooms, op, verified).await? {
-        return Ok(Answer { op: Some(op), checks: Vec::new(), tables: Vec::new(), mesh: Vec::new() });
+        let (method, method_reason) = (plan.method, String::new());
+        return Ok(Answer {
+            op: Some(op),
+            checks: Vec::new(),
+            tables: Vec::new(),
+            mesh: Vec::new(),
+            method,
+            method_reason,
+        });
     }
     refuse_unconfirmed(request, verified)?;
     refuse_second(rooms, op)?;
@@ -66,14 +80,17 @@ pub async fn start(
     let link = rooms.config.replication.link.as_str();
     let (selection, wanted) = (plan.selection.clone(), &plan.wanted);
     let facts = source.examine(&plan.signed, selection, wanted.one_way, wanted.parallel, link).await?;
+    (plan.method, plan.method_reason) = choose(plan.method, &facts, rooms.config.copy.snapshot_above);
     let (mut checks, here) = preflight::examine_target(rooms, plan.source.as_str(), &facts, &plan.wanted).await?;
+    checks.extend(native_checks(rooms, &plan, &facts).await?);
     checks.extend(mesh::examine_members(rooms, op, &plan.source, &plan.signed, &facts).await?);
     checks.extend(facts.checks.iter().cloned());
     let tables = planned_tables(rooms, &facts, &here);
     let both_ways = (!plan.wanted.one_way).then(|| plan.source.to_string());
     let mesh = both_ways.into_iter().chain(facts.members.iter().map(|member| member.node.clone())).collect();
+    let (method, method_reason) = (plan.method, plan.method_reason.clone());
     if request.dry_run {
-        return Ok(Answer { op: None, checks, tables, mesh });
+        return Ok(Answer { op: None, checks, tables, mesh, method, method_reason });
     }
     plan.members = facts.members;
     let own = nodes::own(&rooms.store).await.map_err(|error| error.explain())?;
@@ -89,7 +106,7 @@ pub async fn start(
         kind: "init".into(),
         target: rooms.me.clone(),
         source: plan.source.clone(),
-        method: InitMethod::Direct,
+        method,
         request: Asked::of(&plan).to_json(),
         started_by: actor.to_string(),
     };
@@ -98,10 +115,26 @@ pub async fn start(
         Claim::Used => return Err(signed_intents::used(verified)),
     }
     let workers = plan.wanted.parallel;
-    let recipe = recipe(&plan);
+    let recipe = recipe_for(&plan);
     let work = Direct::new(rooms.clone(), source, plan);
     rooms.operations.start(new, actor.clone(), workers, recipe, work).await?;
-    Ok(Answer { op: Some(op), checks, tables, mesh })
+    Ok(Answer { op: Some(op), checks, tables, mesh, method, method_reason })
+}
+
+/// Findings about this node that only PostgreSQL's own copy gives reason for.
+pub(super) async fn native_checks(
+    rooms: &Rooms,
+    plan: &DirectPlan,
+    facts: &v1::ExamineReply,
+) -> Result<Vec<v1::Check>, Failure> {
+    let mut findings = Findings::about(&rooms.me);
+    if plan.method == InitMethod::Snapshot {
+        let explain = |error: postgres::Error| error.explain();
+        let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+        let server = catalog::server_facts(&session).await.map_err(explain)?;
+        native::check(&mut findings, &server, facts);
+    }
+    Ok(findings.into_checks())
 }
 
 /// Whether this very order began its operation before.
@@ -149,9 +182,10 @@ fn plan_of(
     if !rooms.peers.knows(&source) {
         return Err(rooms.peers.unknown(source.as_str()));
     }
-    if !request.method.is_empty() {
-        request.method.parse::<InitMethod>().map_err(|error| bad(error.to_string()))?;
-    }
+    let method = match request.method.as_str() {
+        "" => InitMethod::Auto,
+        word => word.parse().map_err(|error: BadWord| bad(format!("--method: {error}")))?,
+    };
     let compression: Compression = request.compress.parse().map_err(|error| bad(format!("{error}")))?;
     let parallel = if request.parallel == 0 { rooms.config.copy.parallel } else { request.parallel };
     if !(1..=16).contains(&parallel) {
@@ -173,6 +207,8 @@ fn plan_of(
     may_sync(rooms, &wanted, &verified.signer.who)?;
     let plan = DirectPlan {
         source,
+        method,
+        method_reason: String::new(),
         shared_publication: wanted.selection.is_whole_database(),
         wanted,
         selection,

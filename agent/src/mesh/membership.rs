@@ -201,7 +201,7 @@ fn config(members: usize) -> Config {
         // One byte is ours: what kind of datagram it is.
         max_packet_size: few(LARGEST_DATAGRAM - 1),
         suspect_to_down_after: patience,
-            max_transmissions: lan.max_transmissions.saturating_add(SURPLUS),
+        max_transmissions: lan.max_transmissions.saturating_add(SURPLUS),
         periodic_announce_to_down_members: Some(PeriodicParams { frequency: TRY_DEAD, num_members: few(2) }),
         ..lan
     }

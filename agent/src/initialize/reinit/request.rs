@@ -183,6 +183,8 @@ async fn plan_of(
         again: true,
     };
     let direct = DirectPlan {
+        method: InitMethod::Direct,
+        method_reason: String::new(),
         source,
         wanted,
         shared_publication: found.publications.iter().any(|name| name == "steep"),
