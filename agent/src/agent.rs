@@ -31,7 +31,7 @@ use crate::{
     drift::{Drift, watch as drift_watch},
     health::watcher,
     identity::Certificates,
-    initialize::{reinit, resume},
+    initialize::{prepare, reinit, resume},
     lifecycle::NodeEvent,
     link::{self, Links, Publisher},
     mesh::{Facts, Peers, Revocations},
@@ -41,10 +41,10 @@ use crate::{
     postgres::{Database, PostgresConfig},
     removal::spread,
     rooms::Rooms,
-    session::Sessions,
+    session::{Sessions, Snapshots},
     slots,
     snapshot::send::Sender,
-    store::{self, Actor, Owner, Store, denials::Denials, nodes, steps::StepStatus},
+    store::{self, Actor, Owner, Store, denials::Denials, nodes, preparations, steps::StepStatus},
     telemetry,
     troubles::Troubles,
     upkeep::{Upkeep, measures},
@@ -154,6 +154,7 @@ async fn live(
     let made = Arc::new(Rooms {
         me: config.node.id.clone(),
         config: Arc::clone(config),
+        snapshots: Snapshots::default(),
         sessions: Sessions::new(database.clone(), cleanup.clone(), config.copy.clone(), breakpoints.clone()),
         operations: Operations::new(store.clone(), breakpoints, upkeep.metrics.clone()),
         links: links.clone(),
@@ -273,7 +274,9 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
         store::operations::finish(&rooms.store, op, status, Some(&why)).await.map_err(explain)?;
     }
     // What peers had this node make for them; their operations cannot go on without the lost session.
-    rooms.cleanup.sweep(|op| rooms.operations.is_running(op)).await?;
+    preparations::strike_half(&rooms.store).await.map_err(explain)?;
+    let kept = prepare::kept(rooms).await?;
+    rooms.cleanup.sweep(|op| rooms.operations.is_running(op) || kept.contains(&op)).await?;
     tell_standstill(rooms).await
 }
 
@@ -354,8 +357,7 @@ async fn janitor(rooms: &Rooms) {
             // Whoever was away may have been what an undo was waiting for; its connection settles first.
             Ok(()) = arrivals.changed() => sleep(SETTLED).await,
         }
-        let is_running = |op| rooms.sessions.serves(op) || rooms.operations.is_running(op);
-        if let Err(failure) = rooms.cleanup.sweep(is_running).await {
+        if let Err(failure) = sweep(rooms).await {
             warn!(event = "agent.cleanup", error = telemetry::failure(&failure), "the janitor could not look");
         }
         if let Err(failure) = tell_standstill(rooms).await {
@@ -363,6 +365,13 @@ async fn janitor(rooms: &Rooms) {
         }
         look_after_links(&rooms.links, &rooms.database).await;
     }
+}
+
+async fn sweep(rooms: &Rooms) -> Result<(), Failure> {
+    prepare::expire(rooms).await?;
+    let kept = prepare::kept(rooms).await?;
+    let is_running = |op| rooms.sessions.serves(op) || rooms.operations.is_running(op) || kept.contains(&op);
+    rooms.cleanup.sweep(is_running).await
 }
 
 /// Links follow their subscriptions, also those that were dropped by hand.

@@ -21,7 +21,7 @@ use crate::{
     postgres::{
         self, Database, Purpose, Session, activity, ddl, inventory,
         inventory::{CreatedObject, Inventory},
-        origins, publications,
+        marks, origins, publications,
         slots::{self, SyncSlots},
         staging, subscriptions, tables,
     },
@@ -78,6 +78,11 @@ pub enum Effect {
     SyncSlots {
         /// How they are named.
         of: SyncSlots,
+    },
+    /// The mark of a preparation in this database.
+    Mark {
+        /// The preparation's short id.
+        id: String,
     },
     /// A publication, made or enlarged.
     Publication {
@@ -144,6 +149,7 @@ impl Effect {
         match self {
             Self::Slot { name, .. } => ("slot", name.clone()),
             Self::SyncSlots { of } => ("sync_slots", of.to_string()),
+            Self::Mark { id } => ("mark", id.clone()),
             Self::Publication { name, .. } => ("publication", name.clone()),
             Self::Subscription { name } => ("subscription", name.clone()),
             Self::Pause { subscription } => ("pause", subscription.clone()),
@@ -206,6 +212,15 @@ impl Cleanup {
     /// What the operation made is there to stay.
     pub async fn keep(&self, op: OperationId) -> Result<(), Failure> {
         intents::keep(&self.store, op).await.map_err(|error| error.explain())
+    }
+
+    /// A slot that `op` made for nobody yet is `peer`'s from now on: a replication link lets it read it.
+    pub async fn give_slot(&self, op: OperationId, slot: &str, peer: &NodeId) -> Result<(), Failure> {
+        let explain = |error: postgres::Error| error.explain();
+        let effect = Effect::Slot { name: slot.to_owned(), peer: Some(peer.clone()) };
+        let detail = serde_json::to_value(&effect).expect("an effect is plain data");
+        let session = self.database.session(Purpose::Watch).await.map_err(explain)?;
+        intents::revise(&session, op, "slot", slot, &detail).await.map_err(explain)
     }
 
     /// Drops the origins of the load sessions: once the rows are in and sent past, nobody needs them, and a server
@@ -301,6 +316,7 @@ impl Cleanup {
         match effect {
             Effect::Slot { name, .. } => slots::drop(session, &name).await.map(drop).map_err(explain),
             Effect::SyncSlots { of } => slots::drop_syncs(session, &of).await.map_err(explain),
+            Effect::Mark { id } => marks::remove(session, &id).await.map_err(explain),
             Effect::Subscription { name } => {
                 // Its link first: where tables are being copied, PostgreSQL would ask a publisher that may not answer to drop
                 // the slots for that; its own agent does.
@@ -440,6 +456,7 @@ mod tests {
         let effects = [
             Effect::Slot { name: "s".into(), peer: Some("node_b".parse().expect("a node")) },
             Effect::SyncSlots { of: SyncSlots { subscription: 16403, system_identifier: u64::MAX } },
+            Effect::Mark { id: "0192f3ac7d21".into() },
             Effect::Publication { name: "steep".into(), created: true, added: members.clone() },
             Effect::Subscription { name: "s".into() },
             Effect::Pause { subscription: "s".into() },

@@ -19,6 +19,7 @@ mod http;
 mod identity;
 mod intents;
 mod link;
+mod manual;
 mod membership;
 mod mesh;
 mod methods;

@@ -209,3 +209,17 @@ async fn auto_says_which_method_it_takes_and_why() {
     assert!(chosen.expect("it was told").contains("method snapshot"), "which, in the operation's first lines");
     tokio::time::timeout(Duration::from_secs(60), b.holds_the_same_as(&a, "orders")).await.expect("the same rows");
 }
+
+#[tokio::test]
+async fn large_tables_are_left_to_a_backup_made_by_hand_where_the_target_says_so() {
+    let large = "[copy]\nlarge_table_threshold = \"100KiB\"\nlarge_table_method = \"pg_dump\"";
+    let [a, b] = Cluster::of(2).agent_toml(large).start().await;
+    a.sql(&shop::orders(5_000)).await;
+    let before = b.inventory().await;
+    let refused = b.steepctl("node start node_b --from node_a").fails_with("STP-3503");
+    for word in ["public.orders", "steepctl node prepare node_a --for pg_dump --target node_b", "--method direct"] {
+        assert!(refused.to_string().contains(word), "{word:?} is not in {refused}");
+    }
+    b.inventory().await.is_as(&before);
+    b.steepctl("node start node_b --from node_a --method direct --dry-run").succeeds();
+}

@@ -7,7 +7,7 @@ with known as (
      where i.op_id = $1::uuid
        and i.kind = $3::text
        and i.name = $4::text
-       and i.kind in ('slot', 'publication', 'subscription', 'pause', 'origin', 'peer_session', 'sync_slots')
+       and i.kind in ('slot', 'publication', 'subscription', 'pause', 'origin', 'peer_session', 'sync_slots', 'mark')
        and i.state in ('planned', 'live')
      order by i.id
      limit 1

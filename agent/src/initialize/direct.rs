@@ -22,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use super::{
+    manual::{self, Prepared},
     members::Joined,
     native,
     preflight::{TargetTables, Wanted},
@@ -51,6 +52,8 @@ pub struct DirectPlan {
     pub method: InitMethod,
     /// Why so, where the operator left it open.
     pub method_reason: String,
+    /// What the node was restored from, where that was done by hand.
+    pub prepared: Option<Prepared>,
     /// Tables, directions, width.
     pub wanted: Wanted,
     /// The publication of the whole database serves; otherwise one of the target's own.
@@ -90,6 +93,8 @@ pub struct Direct {
     pub(super) builder: Option<Builder>,
     pub(super) building: Option<AbortOnDropHandle<Result<(), Failure>>>,
     pub(super) counts: Vec<v1::TableRows>,
+    /// Rows that were restored by hand, as far as they were counted.
+    pub(super) restored_rows: u64,
     /// For each node that this one's changes go to: the slot made for it.
     pub(super) reverse_slots: Vec<(NodeId, String)>,
     pub(super) subscription: String,
@@ -106,6 +111,7 @@ pub struct Direct {
 pub fn recipe_for(plan: &DirectPlan) -> Recipe<Direct> {
     match plan.method {
         InitMethod::Snapshot => native::recipe(plan),
+        InitMethod::Manual => manual::recipe(plan),
         InitMethod::Direct | InitMethod::Auto => recipe(plan),
     }
 }
@@ -168,6 +174,7 @@ impl Direct {
             builder: None,
             building: None,
             counts: Vec::new(),
+            restored_rows: 0,
             reverse_slots: Vec::new(),
             subscription: String::new(),
             members: Vec::new(),
@@ -338,8 +345,10 @@ impl Work for Direct {
         crash_point!("synchronized");
         self.forget_archive();
         notes::forget(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
-        if self.plan.method == InitMethod::Snapshot {
-            return Ok(context.feed.progress(|progress| progress.rows()));
+        match self.plan.method {
+            InitMethod::Snapshot => return Ok(context.feed.progress(|progress| progress.rows())),
+            InitMethod::Manual => return Ok(self.restored_rows),
+            InitMethod::Direct | InitMethod::Auto => {}
         }
         let totals = ledger::totals(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
         Ok(totals.iter().map(|table| table.rows).sum())

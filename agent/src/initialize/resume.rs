@@ -21,6 +21,7 @@ use tracing::info;
 
 use super::{
     direct::{Direct, DirectPlan, recipe_for},
+    manual::Prepared,
     members::Joined,
     messages::{table_message, table_name},
     preflight::{TargetTables, Wanted},
@@ -69,6 +70,8 @@ pub struct Asked {
     /// Before there was more than one, it was direct.
     #[serde(default = "direct")]
     method: InitMethod,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prepared: Option<Prepared>,
 }
 
 fn direct() -> InitMethod {
@@ -95,6 +98,7 @@ impl Asked {
             compress: plan.compress.clone(),
             selection: Chosen { tables, schemas, exclude },
             method: plan.method,
+            prepared: plan.prepared.clone(),
         }
     }
 
@@ -107,7 +111,8 @@ impl Asked {
     pub fn again(operation: &Operation) -> Option<v1::StartNodeRequest> {
         let asked: Self = serde_json::from_value(operation.request.clone()).ok()?;
         let plan = asked.plan(operation.source.clone(), v1::SignedIntent::default(), Vec::new());
-        (operation.kind == "init").then(|| v1::StartNodeRequest {
+        let can_be_started = operation.kind == "init" && plan.method != InitMethod::Manual;
+        can_be_started.then(|| v1::StartNodeRequest {
             target: operation.target.to_string(),
             source: operation.source.to_string(),
             selection: Some(plan.selection),
@@ -142,6 +147,7 @@ impl Asked {
             source,
             method: self.method,
             method_reason: String::new(),
+            prepared: self.prepared,
             shared_publication: wanted.selection.is_whole_database(),
             wanted,
             selection,
@@ -182,7 +188,7 @@ pub async fn go_on(rooms: &Rooms, left: &Operation) -> Result<bool, Failure> {
     let mut work = Direct::new(rooms.clone(), Source::new(rooms.peers.clone(), plan.source.clone(), op), plan);
     work.lease = read::<v1::OpenSessionReply>(&known, SESSION).map(|reply| Duration::from_secs(reply.lease_seconds));
     let (actor, workers) = (Actor::agent(&rooms.me), work.plan.wanted.parallel);
-    rooms.operations.resume(left.clone(), actor, workers, recipe, work).await?;
+    Box::pin(rooms.operations.resume(left.clone(), actor, workers, recipe, work)).await?;
     Ok(true)
 }
 

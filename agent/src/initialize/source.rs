@@ -10,7 +10,7 @@ use steep_protocol::{
 use tracing::info;
 
 use super::{
-    messages,
+    messages, prepare,
     reach::Reach,
     subscribe::{self, Inflow},
 };
@@ -155,6 +155,7 @@ pub async fn close(rooms: &Rooms, target: &NodeId, op: OperationId, keep: bool, 
     if keep {
         // No table is being copied any more.
         rooms.cleanup.undo_kind(op, "sync_slots").await?;
+        prepare::finish(rooms, op).await?;
         // Kept before the session ends: what belongs to no session and is not kept, the janitor takes away.
         rooms.cleanup.keep(op).await?;
         rooms.sessions.end(op).await;

@@ -23,6 +23,7 @@ use super::{
     steps::is_binary,
 };
 use crate::{
+    config::LargeTables,
     lifecycle::{self, NodeEvent},
     mesh::Source,
     parts::{self, PAGE_BYTES},
@@ -82,7 +83,7 @@ pub async fn start(
     let facts = source.examine(&plan.signed, selection, wanted.one_way, wanted.parallel, link).await?;
     (plan.method, plan.method_reason) = choose(plan.method, &facts, rooms.config.copy.snapshot_above);
     let (mut checks, here) = preflight::examine_target(rooms, plan.source.as_str(), &facts, &plan.wanted).await?;
-    checks.extend(native_checks(rooms, &plan, &facts).await?);
+    checks.extend(method_checks(rooms, &plan, &facts).await?);
     checks.extend(mesh::examine_members(rooms, op, &plan.source, &plan.signed, &facts).await?);
     checks.extend(facts.checks.iter().cloned());
     let tables = planned_tables(rooms, &facts, &here);
@@ -117,12 +118,12 @@ pub async fn start(
     let workers = plan.wanted.parallel;
     let recipe = recipe_for(&plan);
     let work = Direct::new(rooms.clone(), source, plan);
-    rooms.operations.start(new, actor.clone(), workers, recipe, work).await?;
+    Box::pin(rooms.operations.start(new, actor.clone(), workers, recipe, work)).await?;
     Ok(Answer { op: Some(op), checks, tables, mesh, method, method_reason })
 }
 
-/// Findings about this node that only PostgreSQL's own copy gives reason for.
-pub(super) async fn native_checks(
+/// Findings about this node that the method gives reason for.
+pub(super) async fn method_checks(
     rooms: &Rooms,
     plan: &DirectPlan,
     facts: &v1::ExamineReply,
@@ -134,7 +135,23 @@ pub(super) async fn native_checks(
         let server = catalog::server_facts(&session).await.map_err(explain)?;
         native::check(&mut findings, &server, facts);
     }
+    let was_left_open = !plan.method_reason.is_empty();
+    if was_left_open && rooms.config.copy.large_table_method == LargeTables::PgDump {
+        check_large(&mut findings, rooms, plan.source.as_str(), facts);
+    }
     Ok(findings.into_checks())
+}
+
+fn check_large(findings: &mut Findings, rooms: &Rooms, source: &str, facts: &v1::ExamineReply) {
+    let threshold = rooms.config.copy.large_table_threshold;
+    let large: Vec<_> = facts.tables.iter().filter(|table| table.kind != "p" && table.bytes >= threshold).collect();
+    let Some(name) = large.first().and_then(|table| table.table.as_ref()).map(table_name) else { return };
+    let text = format!("{} tables are larger than copy.large_table_threshold, {name} among them", large.len());
+    let hint = format!(
+        "steepctl node prepare {source} --for pg_dump --target {} (copy.large_table_method); or name a method: --method direct",
+        rooms.me
+    );
+    findings.error(Code::LargeTable, text, hint);
 }
 
 /// Whether this very order began its operation before.
@@ -186,6 +203,10 @@ fn plan_of(
         "" => InitMethod::Auto,
         word => word.parse().map_err(|error: BadWord| bad(format!("--method: {error}")))?,
     };
+    if method == InitMethod::Manual {
+        let failure = bad("a node is not started from a backup made by hand, but completed".into());
+        return Err(failure.hint(format!("steepctl node prepare {source} --for pg_dump begins it")));
+    }
     let compression: Compression = request.compress.parse().map_err(|error| bad(format!("{error}")))?;
     let parallel = if request.parallel == 0 { rooms.config.copy.parallel } else { request.parallel };
     if !(1..=16).contains(&parallel) {
@@ -209,6 +230,7 @@ fn plan_of(
         source,
         method,
         method_reason: String::new(),
+        prepared: None,
         shared_publication: wanted.selection.is_whole_database(),
         wanted,
         selection,

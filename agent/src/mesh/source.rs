@@ -163,6 +163,15 @@ impl Source {
         ask!(self, copy_natively, request).map(drop)
     }
 
+    /// Opens the session that `signed` allows on a slot that was prepared.
+    pub async fn take_prepared(
+        &self,
+        signed: &v1::SignedIntent,
+        request: v1::TakePreparedRequest,
+    ) -> Result<v1::OpenSessionReply, Failure> {
+        ask!(self, take_prepared, with(signed, request))
+    }
+
     /// Tells that a node was removed.
     pub async fn forget_node(&self, request: v1::ForgetNodeRequest) -> Result<(), Failure> {
         ask!(self, forget_node, request).map(drop)

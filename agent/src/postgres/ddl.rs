@@ -20,6 +20,8 @@ use super::{
 
 /// Our own schema: never published, copied or dropped with the rest.
 pub const OWN_SCHEMA: &str = "steep_repl";
+/// The schema of marks, which dumps made by hand hold: never published or copied either.
+pub const MARK_SCHEMA: &str = "steep_mark";
 
 /// A statement ready to run. Only this file makes them.
 #[derive(Clone)]

@@ -256,6 +256,12 @@ pub async fn emit_marker(session: &Session, content: &str) -> Result<Lsn, Error>
     Ok(Lsn(field::<PgLsn>(&row, "lsn")?.into()))
 }
 
+/// WAL the server writes a day, as it did since its statistics were reset; none: too short a time to say.
+pub async fn wal_bytes_a_day(session: &Session) -> Result<Option<u64>, Error> {
+    let row = session.one(doing("read how much WAL is written"), sql!("replication/measure_wal.sql"), &[]).await?;
+    Ok(field::<Option<i64>>(&row, "bytes_a_day")?.and_then(|bytes| u64::try_from(bytes).ok()))
+}
+
 /// Where the server writes its WAL now.
 pub async fn current_lsn(session: &Session) -> Result<Lsn, Error> {
     let sql = "select pg_catalog.pg_current_wal_lsn() as lsn";

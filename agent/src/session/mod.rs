@@ -48,12 +48,14 @@ const WATCH: Duration = Duration::from_secs(1);
 mod held;
 mod join;
 mod pause;
+mod prepared;
 mod publish;
 
 use held::NewHeld;
 pub use held::{DumpChoice, Held, Role, Scope};
 pub use join::JoinRequest;
 pub use pause::Neighbour;
+pub use prepared::{Snapshots, TakeRequest};
 pub use publish::publish;
 use publish::tables_as_agreed;
 
