@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "intents",
         "schemas",
         "slots",
+        "preparations",
         "sequences",
     ];
     let files = files.map(|name| format!("steep/v1/{name}.proto"));

@@ -31,7 +31,7 @@ use crate::{
     drift::{Drift, watch as drift_watch},
     health::watcher,
     identity::Certificates,
-    initialize::{reinit, resume},
+    initialize::{prepare, reinit, resume},
     keeper::Keepers,
     lifecycle::NodeEvent,
     link::{self, Links, Publisher},
@@ -42,10 +42,10 @@ use crate::{
     postgres::{Database, PostgresConfig},
     removal::spread,
     rooms::Rooms,
-    session::Sessions,
+    session::{Sessions, Snapshots},
     slots,
     snapshot::send::Sender,
-    store::{self, Actor, Owner, Store, denials::Denials, nodes, steps::StepStatus},
+    store::{self, Actor, Owner, Store, denials::Denials, nodes, preparations, steps::StepStatus},
     telemetry,
     troubles::Troubles,
     upkeep::{Upkeep, measures},
@@ -149,6 +149,7 @@ async fn live(
     let made = Arc::new(Rooms {
         me: config.node.id.clone(),
         config: Arc::clone(config),
+        snapshots: Snapshots::default(),
         sessions: Sessions::new(database.clone(), cleanup.clone(), keepers, config.copy.clone(), breakpoints.clone()),
         operations: Operations::new(store.clone(), breakpoints, upkeep.metrics.clone()),
         links: links.clone(),
@@ -269,8 +270,9 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
         let status = if why.code == Code::Cancelled { OperationStatus::Cancelled } else { OperationStatus::Failed };
         store::operations::finish(&rooms.store, op, status, Some(&why)).await.map_err(explain)?;
     }
+    preparations::strike_half(&rooms.store).await.map_err(explain)?;
     // What peers had this node make for them, where their session is lost.
-    rooms.cleanup.sweep(|op| rooms.sessions.serves(op) || rooms.operations.is_running(op)).await?;
+    sweep(rooms).await?;
     rooms.sessions.end_strays().await;
     tell_standstill(rooms).await
 }
@@ -352,8 +354,7 @@ async fn janitor(rooms: &Rooms) {
             // Whoever was away may have been what an undo was waiting for; its connection settles first.
             Ok(()) = arrivals.changed() => sleep(SETTLED).await,
         }
-        let is_running = |op| rooms.sessions.serves(op) || rooms.operations.is_running(op);
-        if let Err(failure) = rooms.cleanup.sweep(is_running).await {
+        if let Err(failure) = sweep(rooms).await {
             warn!(event = "agent.cleanup", error = telemetry::failure(&failure), "the janitor could not look");
         }
         rooms.sessions.end_strays().await;
@@ -362,6 +363,13 @@ async fn janitor(rooms: &Rooms) {
         }
         look_after_links(&rooms.links, &rooms.database).await;
     }
+}
+
+async fn sweep(rooms: &Rooms) -> Result<(), Failure> {
+    prepare::expire(rooms).await?;
+    let kept = prepare::kept(rooms).await?;
+    let is_running = |op| rooms.sessions.serves(op) || rooms.operations.is_running(op) || kept.contains(&op);
+    rooms.cleanup.sweep(is_running).await
 }
 
 /// Links follow their subscriptions, also those that were dropped by hand.

@@ -23,7 +23,9 @@ use crate::{
     postgres::{
         self, Database, Purpose, Session, activity, ddl, inventory,
         inventory::{CreatedObject, Inventory},
-        origins, publications, slots, staging, subscriptions, tables,
+        marks, origins, publications,
+        slots::{self, SyncSlots},
+        staging, subscriptions, tables,
     },
     store::{
         Store,
@@ -76,6 +78,16 @@ pub enum Effect {
         /// The node it was made for: a replication link lets nobody else read it.
         #[serde(default)]
         peer: Option<NodeId>,
+    },
+    /// Slots that a subscriber's PostgreSQL makes on this node for the time it copies tables by itself.
+    SyncSlots {
+        /// How they are named.
+        of: SyncSlots,
+    },
+    /// The mark of a preparation in this database.
+    Mark {
+        /// The preparation's short id.
+        id: String,
     },
     /// A publication, made or enlarged.
     Publication {
@@ -148,6 +160,8 @@ impl Effect {
     fn kind_and_name(&self) -> (&'static str, String) {
         match self {
             Self::Slot { name, .. } => ("slot", name.clone()),
+            Self::SyncSlots { of } => ("sync_slots", of.to_string()),
+            Self::Mark { id } => ("mark", id.clone()),
             Self::Publication { name, .. } => ("publication", name.clone()),
             Self::Subscription { name } => ("subscription", name.clone()),
             Self::Pause { subscription } => ("pause", subscription.clone()),
@@ -216,6 +230,15 @@ impl Cleanup {
         self.settle_sessions(&sessions).await
     }
 
+    /// A slot that `op` made for nobody yet is `peer`'s from now on: a replication link lets it read it.
+    pub async fn give_slot(&self, op: OperationId, slot: &str, peer: &NodeId) -> Result<(), Failure> {
+        let explain = |error: postgres::Error| error.explain();
+        let effect = Effect::Slot { name: slot.to_owned(), peer: Some(peer.clone()) };
+        let detail = serde_json::to_value(&effect).expect("an effect is plain data");
+        let session = self.database.session(Purpose::Watch).await.map_err(explain)?;
+        intents::revise(&session, op, "slot", slot, &detail).await.map_err(explain)
+    }
+
     /// Drops the origins of the load sessions: once the rows are in and sent past, nobody needs them, and a server
     /// has few.
     pub async fn drop_origins(&self, op: OperationId) -> Result<(), Failure> {
@@ -251,8 +274,13 @@ impl Cleanup {
         if pending.is_empty() {
             return Ok(());
         }
-        // The peer first: its subscription must be gone before anything is emptied here.
-        pending.sort_by_key(|intent| intent.kind != "peer_session");
+        // Our own subscriptions first: one that copies its tables makes slots on its publisher for as long as it runs. Then
+        // the peer: its subscription must be gone before anything is emptied here.
+        pending.sort_by_key(|intent| match intent.kind.as_str() {
+            "subscription" => 0,
+            "peer_session" => 1,
+            _ => 2,
+        });
         let session = self.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
         activity::terminate(&session, op).await.map_err(|error| error.explain())?;
         // What a subscription needs to come back from its detour is the operation's; nothing of that may go before.
@@ -303,10 +331,13 @@ impl Cleanup {
         let explain = |error: postgres::Error| error.explain();
         match effect {
             Effect::Slot { name, .. } => slots::drop(session, &name).await.map(drop).map_err(explain),
+            Effect::SyncSlots { of } => slots::drop_syncs(session, &of).await.map_err(explain),
+            Effect::Mark { id } => marks::remove(session, &id).await.map_err(explain),
             Effect::Subscription { name } => {
-                subscriptions::drop(session, &name).await.map_err(explain)?;
+                // Its link first: where tables are being copied, PostgreSQL would ask a publisher that may not answer to drop
+                // the slots for that; its own agent does.
                 self.links.close(&name);
-                Ok(())
+                subscriptions::drop(session, &name).await.map(drop).map_err(explain)
             }
             Effect::Pause { subscription } => subscriptions::resume(session, &subscription).await.map_err(explain),
             Effect::Origin { name } => origins::drop(session, &name).await.map(drop).map_err(explain),
@@ -444,6 +475,8 @@ mod tests {
         let created = CreatedObject { class_id: 1259, object_id: 16400, kind: "table".into(), identity: "a.b".into() };
         let effects = [
             Effect::Slot { name: "s".into(), peer: Some("node_b".parse().expect("a node")) },
+            Effect::SyncSlots { of: SyncSlots { subscription: 16403, system_identifier: u64::MAX } },
+            Effect::Mark { id: "0192f3ac7d21".into() },
             Effect::Publication { name: "steep".into(), created: true, added: members.clone() },
             Effect::Subscription { name: "s".into() },
             Effect::Pause { subscription: "s".into() },

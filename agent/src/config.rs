@@ -231,6 +231,25 @@ pub struct Copy {
     /// How long the target may stand still while it catches up.
     #[serde(deserialize_with = "duration")]
     pub catch_up_timeout: Duration,
+    /// When this node is the target and no method was asked for: tables larger than this together are copied by PostgreSQL
+    /// itself, each in a snapshot of its own.
+    #[serde(deserialize_with = "size")]
+    pub snapshot_above: u64,
+    /// When this node is the target: a table of at least so many bytes is large.
+    #[serde(deserialize_with = "size")]
+    pub large_table_threshold: u64,
+    /// What is done about large tables where no method was asked for.
+    pub large_table_method: LargeTables,
+}
+
+/// `copy.large_table_method`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LargeTables {
+    /// They are copied like all others, in as many parts as they are large.
+    Copy,
+    /// The node is not started: a backup made by hand brings them.
+    PgDump,
 }
 
 /// `copy.on_blocked_ddl`
@@ -317,6 +336,9 @@ impl Default for Copy {
             sequence_margin: 1000,
             slot_timeout: Duration::from_secs(30),
             catch_up_timeout: Duration::from_secs(10 * 60),
+            snapshot_above: 4 << 40,
+            large_table_threshold: 10 << 30,
+            large_table_method: LargeTables::Copy,
         }
     }
 }
@@ -570,6 +592,9 @@ mod tests {
         "copy.sequence_margin",
         "copy.slot_timeout",
         "copy.catch_up_timeout",
+        "copy.snapshot_above",
+        "copy.large_table_threshold",
+        "copy.large_table_method",
         "watch.lag_limit",
         "watch.lag_for",
         "watch.drift_for",

@@ -12,7 +12,7 @@ use crate::{
     mesh::Peers,
     operations::Operations,
     postgres::{Database, subscriptions::Subscription},
-    session::Sessions,
+    session::{Sessions, Snapshots},
     store::Store,
     troubles::Troubles,
 };
@@ -34,6 +34,8 @@ pub struct Rooms {
     pub cleanup: Cleanup,
     /// What is held open for peers.
     pub sessions: Sessions,
+    /// Snapshots held for backups made by hand.
+    pub snapshots: Snapshots,
     /// What runs here.
     pub operations: Operations,
     /// Replication links of this node's subscriptions.

@@ -24,6 +24,7 @@ use crate::{
         self, Actor, audit,
         follows::{self, KeptSlot},
         intents,
+        preparations::{self, Preparation},
     },
 };
 
@@ -37,6 +38,8 @@ pub enum Purpose {
     Subscription,
     /// An operation needs it, or its undoing will take it away.
     Operation,
+    /// It is kept for a backup made by hand.
+    Prepared,
     /// Whoever may need it cannot be asked.
     Undecided,
     /// Named like Steep's, and nobody needs it.
@@ -51,6 +54,7 @@ impl Purpose {
         match self {
             Self::Subscription => "subscription",
             Self::Operation => "operation",
+            Self::Prepared => "prepared",
             Self::Undecided => "undecided",
             Self::Orphan => "orphan",
             Self::Foreign => "foreign",
@@ -77,6 +81,7 @@ pub struct Listed {
 #[derive(Debug, Default)]
 struct Known {
     made: Vec<KeptSlot>,
+    prepared: Vec<Preparation>,
     running: Vec<OperationId>,
     peers: Vec<NodeId>,
     /// Who reads a slot: the node and what it says.
@@ -107,7 +112,8 @@ async fn known(rooms: &Rooms, session: &Session, there: &[Slot]) -> Result<Known
     let made = follows::slots(&rooms.store).await.map_err(remember)?;
     let is_running = |op: OperationId| rooms.operations.is_running(op) || rooms.sessions.serves(op);
     let running = made.iter().map(|made| made.op_id).filter(|op| is_running(*op)).collect();
-    let mut known = Known { made, running, peers: rooms.peers.names().collect(), ..Known::default() };
+    let prepared = preparations::list(&rooms.store).await.map_err(remember)?;
+    let mut known = Known { made, prepared, running, peers: rooms.peers.names().collect(), ..Known::default() };
     if names.is_empty() {
         return Ok(known);
     }
@@ -159,6 +165,12 @@ fn is_of_a_sync(name: &str) -> bool {
 }
 
 fn judge(slot: Slot, known: &Known) -> Listed {
+    if let Some(prepared) = known.prepared.iter().find(|prepared| prepared.slot == slot.name) {
+        let target = prepared.target.as_ref().map(ToString::to_string).unwrap_or_default();
+        let (id, until) = (prepared.id(), prepared.expires_at);
+        let why = format!("kept until {until:.0} for a backup made by hand (preparation {id})");
+        return Listed { slot, target, purpose: Purpose::Prepared, why, op: None };
+    }
     let made = known.made.iter().rev().find(|made| made.name == slot.name);
     let named = || known.peers.iter().find(|peer| slot.is_kept_for(peer)).map(ToString::to_string);
     let written = made.map(|made| made.peer.clone()).filter(|peer| !peer.is_empty());
@@ -254,6 +266,10 @@ fn refuse(me: &NodeId, listed: &Listed, force: bool) -> Result<(), Failure> {
         (Purpose::Operation, Some(op)) => {
             needed(format!("slot {name} is needed: {}", listed.why), format!("steepctl op cancel {op}"))
         }
+        (Purpose::Prepared, _) => needed(
+            format!("slot {name} is needed: {}", listed.why),
+            format!("steepctl node prepare {me} --cancel {name} takes it back"),
+        ),
         _ if force => Ok(()),
         (Purpose::Foreign, _) => {
             let text = format!("slot {name} of {me} was not made by Steep: somebody else may need it");

@@ -129,6 +129,49 @@ impl Order {
         })
     }
 
+    /// What a request to prepare a node for a backup amounts to.
+    ///
+    /// Fails on a request that names no node.
+    pub fn to_prepare(request: &v1::PrepareRequest, op: OperationId) -> Result<Self, Failure> {
+        let bad = |error: &dyn std::error::Error| Failure::new(Code::BadRequest, error.to_string());
+        let node = request.node_id.parse().map_err(|error| bad(&error))?;
+        let v1::PrepareRequest { purpose, slot, expires_seconds, target, .. } = request;
+        Ok(Self {
+            selection: request.selection.clone().unwrap_or_default(),
+            method: format!("{purpose} {slot:?} for {target:?}, {expires_seconds} s"),
+            ..Self::new(Action::NodePrepare, op, node)
+        })
+    }
+
+    /// What a request to change a preparation amounts to.
+    ///
+    /// Fails on a request that names no node.
+    pub fn to_change_prepared(request: &v1::ChangePreparationRequest, op: OperationId) -> Result<Self, Failure> {
+        let bad = |error: &dyn std::error::Error| Failure::new(Code::BadRequest, error.to_string());
+        let node = request.node_id.parse().map_err(|error| bad(&error))?;
+        let v1::ChangePreparationRequest { what, prepare_id, expires_seconds, .. } = request;
+        let method = format!("{what} {prepare_id}, {expires_seconds} s");
+        Ok(Self { method, ..Self::new(Action::NodeChangePrepared, op, node) })
+    }
+
+    /// What a request to complete a node amounts to.
+    ///
+    /// Fails on a request that names no nodes or no operation.
+    pub fn to_complete(request: &v1::CompleteNodeRequest) -> Result<Self, Failure> {
+        let bad = |error: &dyn std::error::Error| Failure::new(Code::BadRequest, error.to_string());
+        Ok(Self {
+            source: Some(request.source.parse().map_err(|error| bad(&error))?),
+            selection: request.selection.clone().unwrap_or_default(),
+            method: request.prepare_id.clone(),
+            one_way: request.one_way,
+            ..Self::new(
+                Action::NodeComplete,
+                request.op_id.parse().map_err(|error| bad(&error))?,
+                request.target.parse().map_err(|error| bad(&error))?,
+            )
+        })
+    }
+
     /// What a request to remove a node amounts to. That what is not sent may be lost is signed as force.
     ///
     /// Fails on a request that names no node or no operation.

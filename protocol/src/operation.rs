@@ -67,6 +67,13 @@ words! {
     }
 }
 
+impl InitMethod {
+    /// Those that `node start` can be asked for.
+    pub fn of_start() -> impl Iterator<Item = Self> {
+        Self::ALL.iter().copied().filter(|method| *method != Self::Manual)
+    }
+}
+
 impl OperationStatus {
     /// Nothing more will happen to it.
     pub fn has_ended(self) -> bool {
@@ -101,8 +108,12 @@ words! {
     InitMethod {
         /// Steep picks, and says which and why.
         Auto = "auto",
+        /// PostgreSQL's own first copy: the subscription copies each table by itself.
+        Snapshot = "snapshot",
         /// The agents stream the snapshot in parallel.
         Direct = "direct",
+        /// From a backup made by hand.
+        Manual = "manual",
     }
 }
 
@@ -157,6 +168,12 @@ words! {
         MeshLeave = "mesh.leave",
         /// Bring a node's schema up to date with another's.
         SchemaSync = "schema.sync",
+        /// Prepare a node for a backup made by hand.
+        NodePrepare = "node.prepare",
+        /// Change what a node is prepared for, or take it back.
+        NodeChangePrepared = "node.change_prepared",
+        /// Make a node replicate that was restored from a backup made by hand.
+        NodeComplete = "node.complete",
         /// Drop a replication slot of a node.
         SlotDrop = "slot.drop",
         /// Move a node's sequences ahead of another's.
@@ -179,6 +196,9 @@ impl Action {
             | Self::AgentUndrain
             | Self::AgentLogLevel
             | Self::MeshLeave
+            | Self::NodePrepare
+            | Self::NodeChangePrepared
+            | Self::NodeComplete
             | Self::SlotDrop
             | Self::SequenceSync
             // A node's configuration may ask for more.

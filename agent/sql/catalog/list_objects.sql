@@ -53,7 +53,7 @@ select o.class_id               as class_id,
   from objects                      o
   left join pg_catalog.pg_namespace n on n.oid = o.namespace_id
  where o.object_id >= 16384
-   and (n.oid is null or n.nspname not in ('information_schema', 'steep_repl') and n.nspname !~ '^pg_(toast|temp)')
+   and (n.oid is null or n.nspname not in ('information_schema', 'steep_repl', 'steep_mark') and n.nspname !~ '^pg_(toast|temp)')
    and not exists (select
                      from pg_catalog.pg_depend d
                     where d.classid = o.class_id

@@ -15,7 +15,7 @@ select n.nspname::text                                                     as sc
   join pg_catalog.pg_class     c on c.oid = s.seqrelid
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
  where c.relpersistence <> 't'
-   and n.nspname not in ('pg_catalog', 'information_schema', 'steep_repl')
+   and n.nspname not in ('pg_catalog', 'information_schema', 'steep_repl', 'steep_mark')
    and not exists (select
                      from pg_catalog.pg_depend e
                     where e.classid = 'pg_catalog.pg_class'::regclass

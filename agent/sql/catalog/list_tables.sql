@@ -16,7 +16,7 @@ select c.oid                                                                    
                                      and c.oid = any (e.extconfig)
  where c.relkind in ('r', 'p', 'f')
    and c.relpersistence <> 't'
-   and n.nspname not in ('pg_catalog', 'information_schema', 'steep_repl')
+   and n.nspname not in ('pg_catalog', 'information_schema', 'steep_repl', 'steep_mark')
    and n.nspname !~ '^pg_(toast|temp)'
    and (m.objid is null or e.oid is not null)
  order by n.nspname, c.relname;

@@ -25,6 +25,12 @@ select pg_catalog.current_setting('server_version_num')::integer               a
        (select nullif(s.setting::bigint, -1) * 1024 * 1024
           from pg_catalog.pg_settings s
          where s.name = 'max_slot_wal_keep_size')                              as max_slot_wal_keep_bytes,
+       -- Up to 16; -1: never.
+       (select nullif(s.setting::integer, -1)
+          from pg_catalog.pg_settings s
+         where s.name = 'old_snapshot_threshold')                              as snapshot_minutes,
+       pg_catalog.current_setting('max_sync_workers_per_subscription')::integer
+                                                                               as max_sync_workers,
        pg_catalog.current_setting('max_connections')::integer                  as max_connections,
        (select count(*) from pg_catalog.pg_stat_activity a
          where a.datid is not null)::integer                                   as used_connections,

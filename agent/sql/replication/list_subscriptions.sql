@@ -14,6 +14,7 @@ select s.oid                                                   as oid,
        w.latest_end_lsn                                        as latest_end_lsn,
        w.last_msg_receipt_time                                 as last_message_at,
        coalesce(c.apply_error_count, 0)                        as apply_errors,
+       coalesce(c.sync_error_count, 0)                         as copy_errors,
        coalesce(r.tables, 0)                                   as tables,
        coalesce(r.tables_ready, 0)                             as tables_ready
   from pg_catalog.pg_subscription s

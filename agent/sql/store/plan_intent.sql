@@ -7,7 +7,9 @@ with known as (
      where i.op_id = $1::uuid
        and i.kind = $3::text
        and i.name = $4::text
-       and i.kind in ('slot', 'publication', 'subscription', 'pause', 'origin', 'session', 'peer_session')
+       and i.kind in (
+         'slot', 'publication', 'subscription', 'pause', 'origin', 'session', 'peer_session', 'sync_slots', 'mark'
+       )
        and i.state in ('planned', 'live')
      order by i.id
      limit 1

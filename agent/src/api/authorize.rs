@@ -57,6 +57,10 @@ pub enum Rpc {
     SchemasSync,
     SchemasExport,
     SchemasHistory,
+    PreparationsPrepare,
+    PreparationsList,
+    PreparationsChange,
+    PreparationsComplete,
     SlotsList,
     SlotsDrop,
     SequencesRead,
@@ -83,6 +87,8 @@ pub enum Rpc {
     PeersWriteMarker,
     PeersSlotProgress,
     PeersSubscribe,
+    PeersCopyNatively,
+    PeersTakePrepared,
     PeersCloseSession,
 }
 
@@ -144,6 +150,10 @@ pub const TABLE: &[(Rpc, &str, Allowed, Signed)] = &[
     (Rpc::SchemasSync, "steep.v1.Schemas/Sync", Allowed::From(Role::Operator), Signed::Always),
     (Rpc::SchemasExport, "steep.v1.Schemas/Export", Allowed::From(Role::Viewer), Signed::No),
     (Rpc::SchemasHistory, "steep.v1.Schemas/History", Allowed::From(Role::Viewer), Signed::No),
+    (Rpc::PreparationsPrepare, "steep.v1.Preparations/Prepare", Allowed::From(Role::Operator), Signed::Always),
+    (Rpc::PreparationsList, "steep.v1.Preparations/List", Allowed::From(Role::Viewer), Signed::No),
+    (Rpc::PreparationsChange, "steep.v1.Preparations/Change", Allowed::From(Role::Operator), Signed::Always),
+    (Rpc::PreparationsComplete, "steep.v1.Preparations/Complete", Allowed::From(Role::Operator), Signed::Always),
     (Rpc::SlotsList, "steep.v1.Slots/List", Allowed::From(Role::Viewer), Signed::No),
     (Rpc::SlotsDrop, "steep.v1.Slots/Drop", Allowed::From(Role::Operator), Signed::Always),
     (Rpc::SequencesRead, "steep.v1.Sequences/Read", Allowed::From(Role::Viewer), Signed::No),
@@ -162,6 +172,7 @@ pub const TABLE: &[(Rpc, &str, Allowed, Signed)] = &[
     (Rpc::PeersOpenSession, "steep.v1.Peers/OpenSession", Allowed::Nodes, Signed::Always),
     (Rpc::PeersExamineMember, "steep.v1.Peers/ExamineMember", Allowed::Nodes, Signed::Always),
     (Rpc::PeersJoinMember, "steep.v1.Peers/JoinMember", Allowed::Nodes, Signed::Always),
+    (Rpc::PeersTakePrepared, "steep.v1.Peers/TakePrepared", Allowed::Nodes, Signed::Always),
     // What an operator signed for it comes in the message: it is told for longer than a signature begins anything.
     (Rpc::PeersForgetNode, "steep.v1.Peers/ForgetNode", Allowed::Nodes, Signed::No),
     // From here on within a session of the caller's, which only a signature opens.
@@ -174,6 +185,7 @@ pub const TABLE: &[(Rpc, &str, Allowed, Signed)] = &[
     (Rpc::PeersWriteMarker, "steep.v1.Peers/WriteMarker", Allowed::Nodes, Signed::No),
     (Rpc::PeersSlotProgress, "steep.v1.Peers/SlotProgress", Allowed::Nodes, Signed::No),
     (Rpc::PeersSubscribe, "steep.v1.Peers/Subscribe", Allowed::Nodes, Signed::No),
+    (Rpc::PeersCopyNatively, "steep.v1.Peers/CopyNatively", Allowed::Nodes, Signed::No),
     (Rpc::PeersCloseSession, "steep.v1.Peers/CloseSession", Allowed::Nodes, Signed::No),
 ];
 

@@ -20,6 +20,7 @@ pub mod nodes;
 pub mod operations;
 pub mod orders;
 pub mod peers;
+pub mod preparations;
 pub mod reply;
 pub mod schemas;
 pub mod scrape;
@@ -34,7 +35,8 @@ use steep_protocol::{
     v1::{
         agents_server::AgentsServer, certificates_server::CertificatesServer, mesh_server::MeshServer,
         nodes_server::NodesServer, operations_server::OperationsServer, peers_server::PeersServer,
-        schemas_server::SchemasServer, sequences_server::SequencesServer, slots_server::SlotsServer,
+        preparations_server::PreparationsServer, schemas_server::SchemasServer, sequences_server::SequencesServer,
+        slots_server::SlotsServer,
     },
     wire::{
         identity::PeerId,
@@ -105,6 +107,7 @@ impl Door {
             .add_service(CertificatesServer::new(certificates::Service(self.clone())).max_decoding_message_size(LIMIT))
             .add_service(AgentsServer::new(agents::Service(self.clone())).max_decoding_message_size(LIMIT))
             .add_service(SchemasServer::new(schemas::Service(self.clone())).max_decoding_message_size(LIMIT))
+            .add_service(PreparationsServer::new(preparations::Service(self.clone())).max_decoding_message_size(LIMIT))
             .add_service(SlotsServer::new(slots::Service(self.clone())).max_decoding_message_size(LIMIT))
             .add_service(SequencesServer::new(sequences::Service(self.clone())).max_decoding_message_size(LIMIT))
     }

@@ -86,11 +86,8 @@ impl Nodes for Service {
         Ok(Response::new(StartNodeReply {
             served_by: self.0.me(),
             op_id: answered.op.map(|op| op.to_string()).unwrap_or_default(),
-            method: "direct".into(),
-            method_reason: match request.method.as_str() {
-                "" | "auto" => "the agents reach each other, so they stream the snapshot".into(),
-                _ => String::new(),
-            },
+            method: answered.method.to_string(),
+            method_reason: answered.method_reason,
             checks: answered.checks,
             tables: answered.tables,
             mesh: answered.mesh,

@@ -27,6 +27,7 @@ use crate::{
         mesh,
         messages::table_name,
         preflight::{self, Wanted},
+        prepare,
         reach::Reach,
         scope, source,
         start::selection_of,
@@ -245,6 +246,46 @@ impl Peers for Service {
         }
         let subscribed = source::subscribe_back(&rooms, &held, &request).await;
         reply(subscribed.map(|subscription| v1::SubscribeReply { subscription }))
+    }
+
+    async fn take_prepared(&self, request: Request<v1::TakePreparedRequest>) -> Answer<v1::OpenSessionReply> {
+        let caller = self.0.admit(&request, Rpc::PeersTakePrepared).await?;
+        self.takes_work()?;
+        let request = request.into_inner();
+        let rooms = self.0.rooms()?;
+        let op = operation(&request.op_id)?;
+        let found = prepare::find(&rooms, &request.prepare_id).await.map_err(|failure| status_of(&failure))?;
+        let judged = scope::take(&rooms, caller.node(), caller.signed(), &request, &found.selection).await;
+        let scope = self.allowed(&caller, judged).await?;
+        let reach = Reach::own(&rooms).map_err(|failure| status_of(&failure))?.to_message();
+        let detail = json!({ "through": caller.node(), "prepare_id": request.prepare_id });
+        let actor = authorize::actor(&caller.signed().signer.who);
+        audit::append(&rooms.store, &actor, "session.take", caller.node().as_str(), Some(op), &detail)
+            .await
+            .map_err(|error| status_of(&error.explain()))?;
+        let take = Box::pin(prepare::take(&rooms, caller.node(), &request, scope, op)).await;
+        let take = take.map_err(|failure| status_of(&failure))?;
+        let held = rooms.sessions.take(caller.node(), take).await.map_err(|failure| status_of(&failure))?;
+        Ok(Response::new(v1::OpenSessionReply {
+            session_id: held.id.to_string(),
+            publication: held.publication.clone(),
+            slot: held.slot.clone(),
+            lsn: held.lsn.to_string(),
+            snapshot: held.snapshot.clone(),
+            conninfo: reach.conninfo,
+            lease_seconds: rooms.sessions.lease().as_secs(),
+            link: reach.link,
+            database: reach.database,
+            ..v1::OpenSessionReply::default()
+        }))
+    }
+
+    async fn copy_natively(&self, request: Request<v1::CopyNativelyRequest>) -> Answer<v1::CopyNativelyReply> {
+        let caller = self.0.admit(&request, Rpc::PeersCopyNatively).await?;
+        let request = request.into_inner();
+        let held = self.session(&caller, &request.session_id).await?;
+        let allowed = source::copy_natively(&*self.0.rooms()?, &held, &request).await;
+        reply(allowed.map(|()| v1::CopyNativelyReply {}))
     }
 
     async fn close_session(&self, request: Request<v1::CloseSessionRequest>) -> Answer<v1::CloseSessionReply> {

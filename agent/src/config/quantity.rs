@@ -12,9 +12,11 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "kb" => 1000,
         "mb" => 1_000_000,
         "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
         "kib" => 1 << 10,
         "mib" => 1 << 20,
         "gib" => 1 << 30,
+        "tib" => 1 << 40,
         _ => return Err(format!("{text:?} is no size; something like 64MiB is expected")),
     };
     let number: u64 = number.parse().map_err(|_| format!("{text:?} is no size; something like 64MiB is expected"))?;

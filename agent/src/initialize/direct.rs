@@ -11,7 +11,7 @@ use futures::FutureExt as _;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, SessionId},
-    operation::{Phase, SchemaSync},
+    operation::{InitMethod, Phase, SchemaSync},
     v1,
 };
 use tokio::{
@@ -22,7 +22,9 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use super::{
+    manual::{self, Prepared},
     members::Joined,
+    native,
     preflight::{TargetTables, Wanted},
 };
 use crate::{
@@ -46,6 +48,12 @@ const CLOSE_TRIES: u32 = 10;
 pub struct DirectPlan {
     /// The other end.
     pub source: NodeId,
+    /// How rows are copied: never [`InitMethod::Auto`].
+    pub method: InitMethod,
+    /// Why so, where the operator left it open.
+    pub method_reason: String,
+    /// What the node was restored from, where that was done by hand.
+    pub prepared: Option<Prepared>,
     /// Tables, directions, width.
     pub wanted: Wanted,
     /// The publication of the whole database serves; otherwise one of the target's own.
@@ -85,6 +93,8 @@ pub struct Direct {
     pub(super) builder: Option<Builder>,
     pub(super) building: Option<AbortOnDropHandle<Result<(), Failure>>>,
     pub(super) counts: Vec<v1::TableRows>,
+    /// Rows that were restored by hand, as far as they were counted.
+    pub(super) restored_rows: u64,
     /// For each node that this one's changes go to: the slot made for it.
     pub(super) reverse_slots: Vec<(NodeId, String)>,
     pub(super) subscription: String,
@@ -101,8 +111,17 @@ pub struct Direct {
     pub(super) lost: watch::Sender<Option<Failure>>,
 }
 
+/// The recipe for the plan's method.
+pub fn recipe_for(plan: &DirectPlan) -> Recipe<Direct> {
+    match plan.method {
+        InitMethod::Snapshot => native::recipe(plan),
+        InitMethod::Manual => manual::recipe(plan),
+        InitMethod::Direct | InitMethod::Auto => recipe(plan),
+    }
+}
+
 /// The direct recipe, read top to bottom. Undo runs bottom to top.
-pub fn recipe(plan: &DirectPlan) -> Recipe<Direct> {
+fn recipe(plan: &DirectPlan) -> Recipe<Direct> {
     let (both_ways, has_members) = (!plan.wanted.one_way, !plan.members.is_empty());
     let mut recipe = Recipe::<Direct>::new()
         .step("check both nodes", Phase::Preflight, |direct, context| direct.check_both_nodes(context).boxed());
@@ -159,6 +178,7 @@ impl Direct {
             builder: None,
             building: None,
             counts: Vec::new(),
+            restored_rows: 0,
             reverse_slots: Vec::new(),
             subscription: String::new(),
             members: Vec::new(),
@@ -290,7 +310,12 @@ impl Work for Direct {
     async fn begin(&mut self, context: &Context) -> Result<(), Failure> {
         self.advance(context, NodeEvent::Started).await?;
         let source = self.plan.source.clone();
-        nodes::set_source(&self.rooms.store, Some(&source)).await.map_err(|error| error.explain())
+        nodes::set_source(&self.rooms.store, Some(&source)).await.map_err(|error| error.explain())?;
+        if !self.plan.method_reason.is_empty() {
+            let told = format!("method {}: {}", self.plan.method, self.plan.method_reason);
+            context.announce(Milestone::new("init.method_chosen", told).phase(Phase::Preflight)).await;
+        }
+        Ok(())
     }
 
     async fn resume(&mut self, context: &Context, done: &[String]) -> Result<(), Failure> {
@@ -332,6 +357,11 @@ impl Work for Direct {
         crash_point!("synchronized");
         self.forget_archive();
         notes::forget(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
+        match self.plan.method {
+            InitMethod::Snapshot => return Ok(context.feed.progress(|progress| progress.rows())),
+            InitMethod::Manual => return Ok(self.restored_rows),
+            InitMethod::Direct | InitMethod::Auto => {}
+        }
         let totals = ledger::totals(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
         Ok(totals.iter().map(|table| table.rows).sum())
     }

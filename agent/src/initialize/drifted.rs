@@ -174,6 +174,11 @@ impl Direct {
         Ok(blocking.map(|(name, compared)| (name.clone(), words(compared, &self.rooms.me, source))).collect())
     }
 
+    /// The tables that differ so that their rows cannot be replicated, and how.
+    pub(super) async fn differences(&self) -> Result<Vec<(TableName, String)>, Failure> {
+        self.misfits(breaks).await
+    }
+
     /// Nobody may have changed a table on either node since the copy began.
     pub(super) async fn check_alike(&self) -> Result<(), Failure> {
         let misfits = self.misfits(breaks).await?;

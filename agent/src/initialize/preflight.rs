@@ -127,6 +127,7 @@ pub async fn examine_source(
         schemas: schemas.into_iter().map(|schema| v1::SourceSchema { oid: schema.oid, name: schema.name }).collect(),
         link: rooms.config.replication.link.as_str().to_owned(),
         members,
+        snapshot_minutes: server.snapshot_minutes,
     })
 }
 
@@ -325,7 +326,7 @@ pub(super) fn check_pair(
     }
 }
 
-fn check_selection(findings: &mut Findings, selection: &Selection, selected: &Selected<Table>) {
+pub(super) fn check_selection(findings: &mut Findings, selection: &Selection, selected: &Selected<Table>) {
     for table in &selected.unknown {
         findings.error(Code::TableUnknown, format!("there is no table {table}"), Code::TableUnknown.hint());
     }
@@ -355,7 +356,7 @@ fn check_selection(findings: &mut Findings, selection: &Selection, selected: &Se
     });
 }
 
-fn check_tables(findings: &mut Findings, tables: &[Table], role: &RoleFacts, version: Version) {
+pub(super) fn check_tables(findings: &mut Findings, tables: &[Table], role: &RoleFacts, version: Version) {
     let mut told = Vec::new();
     for table in tables {
         let name = &table.name;

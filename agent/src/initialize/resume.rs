@@ -14,13 +14,14 @@ use steep_protocol::{
     ids::{NodeId, SessionId},
     names::TableName,
     node::NodeState,
-    operation::{OperationStatus, SchemaSync},
+    operation::{InitMethod, OperationStatus, SchemaSync},
     v1,
 };
 use tracing::info;
 
 use super::{
-    direct::{Direct, DirectPlan, recipe},
+    direct::{Direct, DirectPlan, recipe_for},
+    manual::Prepared,
     members::Joined,
     messages::{table_message, table_name},
     preflight::{TargetTables, Wanted},
@@ -66,6 +67,15 @@ pub struct Asked {
     max_rate: u64,
     compress: String,
     selection: Chosen,
+    /// Before there was more than one, it was direct.
+    #[serde(default = "direct")]
+    method: InitMethod,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prepared: Option<Prepared>,
+}
+
+fn direct() -> InitMethod {
+    InitMethod::Direct
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -87,6 +97,8 @@ impl Asked {
             max_rate: plan.max_rate,
             compress: plan.compress.clone(),
             selection: Chosen { tables, schemas, exclude },
+            method: plan.method,
+            prepared: plan.prepared.clone(),
         }
     }
 
@@ -99,7 +111,8 @@ impl Asked {
     pub fn again(operation: &Operation) -> Option<v1::StartNodeRequest> {
         let asked: Self = serde_json::from_value(operation.request.clone()).ok()?;
         let plan = asked.plan(operation.source.clone(), v1::SignedIntent::default(), Vec::new());
-        (operation.kind == "init").then(|| v1::StartNodeRequest {
+        let can_be_started = operation.kind == "init" && plan.method != InitMethod::Manual;
+        can_be_started.then(|| v1::StartNodeRequest {
             target: operation.target.to_string(),
             source: operation.source.to_string(),
             selection: Some(plan.selection),
@@ -108,6 +121,7 @@ impl Asked {
             force: plan.wanted.force,
             max_rate: plan.max_rate,
             compress: plan.compress,
+            method: plan.method.to_string(),
             schema_sync: match plan.wanted.schema_sync {
                 SchemaSync::Strict => String::new(),
                 asked => asked.as_str().to_owned(),
@@ -131,6 +145,9 @@ impl Asked {
         };
         DirectPlan {
             source,
+            method: self.method,
+            method_reason: String::new(),
+            prepared: self.prepared,
             shared_publication: wanted.selection.is_whole_database(),
             wanted,
             selection,
@@ -163,7 +180,7 @@ pub async fn go_on(rooms: &Rooms, left: &Operation) -> Result<bool, Failure> {
     let Ok(asked) = serde_json::from_value::<Asked>(left.request.clone()) else { return Ok(false) };
     let Some(order) = signed_intents::find(&rooms.store, op).await.map_err(explain)? else { return Ok(false) };
     let plan = asked.plan(left.source.clone(), order.signed, facts.members);
-    let recipe = recipe(&plan);
+    let recipe = recipe_for(&plan);
     // Another version of the agent may take other steps.
     if recipe.names() != planned.iter().map(|step| step.name.as_str()).collect::<Vec<_>>() {
         return Ok(false);
@@ -171,7 +188,7 @@ pub async fn go_on(rooms: &Rooms, left: &Operation) -> Result<bool, Failure> {
     let mut work = Direct::new(rooms.clone(), Source::new(rooms.peers.clone(), plan.source.clone(), op), plan);
     work.lease = read::<v1::OpenSessionReply>(&known, SESSION).map(|reply| Duration::from_secs(reply.lease_seconds));
     let (actor, workers) = (Actor::agent(&rooms.me), work.plan.wanted.parallel);
-    rooms.operations.resume(left.clone(), actor, workers, recipe, work).await?;
+    Box::pin(rooms.operations.resume(left.clone(), actor, workers, recipe, work)).await?;
     Ok(true)
 }
 
@@ -340,7 +357,7 @@ mod tests {
     #[test]
     fn what_was_asked_comes_back_as_it_was_kept() {
         let kept = json!({
-            "one_way": true, "parallel": 3, "force": false, "schema_sync": "auto", "max_rate": 5, "compress": "none",
+            "one_way": true, "parallel": 3, "force": false, "schema_sync": "auto", "max_rate": 5, "compress": "none", "method": "snapshot",
             "selection": {
                 "tables": [TableName::new("public", "orders")], "schemas": ["shop"], "exclude": [TableName::new("a", "b c")],
             },

@@ -28,7 +28,8 @@ use crate::{
 };
 
 /// Orders by which a node may be examined.
-const EXAMINE: [Action; 4] = [Action::NodePlan, Action::NodeStart, Action::NodePlanReinit, Action::NodeReinit];
+const EXAMINE: [Action; 5] =
+    [Action::NodePlan, Action::NodeStart, Action::NodePlanReinit, Action::NodeReinit, Action::NodeComplete];
 /// Orders by which rows may leave a node.
 const OPEN: [Action; 2] = [Action::NodeStart, Action::NodeReinit];
 
@@ -75,6 +76,39 @@ pub async fn open(
     if request.whole_database && !selection.is_whole_database() && !is_again(verified) {
         return Err(exceeded(verified, "the whole database"));
     }
+    let session = rooms.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
+    let selected = tables::select(&session, &selection).await.map_err(|error| error.explain())?;
+    let signed: HashSet<(u32, &TableName)> = selected.tables.iter().map(|table| (table.oid, &table.name)).collect();
+    for asked in &request.tables {
+        let name = table_name(&asked.table.clone().unwrap_or_default());
+        if !signed.contains(&(asked.oid, &name)) {
+            return Err(exceeded(verified, &format!("table {name}")));
+        }
+    }
+    match signed_intents::claim(&rooms.store, verified, Some(verified.order.op_id)).await.map_err(explain)? {
+        Claim::First | Claim::Again => Ok(Scope { selection, one_way: verified.order.one_way }),
+        Claim::Used => Err(signed_intents::used(verified)),
+    }
+}
+
+/// Makes sure that `caller` may take the slot that was prepared for what it asks for, and writes down that the order was used
+/// for it.
+pub async fn take(
+    rooms: &Rooms,
+    caller: &NodeId,
+    verified: &Verified,
+    request: &v1::TakePreparedRequest,
+    prepared: &v1::Selection,
+) -> Result<Scope, Failure> {
+    check_parties(&rooms.me, caller, verified, &request.op_id, &[Action::NodeComplete])?;
+    check_direction(verified, request.one_way)?;
+    if verified.order.method != request.prepare_id {
+        return Err(exceeded(verified, &format!("preparation {}", request.prepare_id)));
+    }
+    if verified.order.selection != *prepared {
+        return Err(exceeded(verified, "another selection of tables"));
+    }
+    let selection = selection_of(prepared);
     let session = rooms.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
     let selected = tables::select(&session, &selection).await.map_err(|error| error.explain())?;
     let signed: HashSet<(u32, &TableName)> = selected.tables.iter().map(|table| (table.oid, &table.name)).collect();

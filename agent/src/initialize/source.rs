@@ -10,19 +10,21 @@ use steep_protocol::{
 use tracing::info;
 
 use super::{
-    messages,
+    messages, prepare,
     reach::Reach,
     subscribe::{self, Inflow},
 };
 use crate::{
     breakpoint::crash_point,
+    cleanup::Effect,
     lifecycle::NodeEvent,
     postgres::{
         self, Purpose, Session,
         ddl::OriginFilter,
         rows,
         sequences::{self, SequenceScope},
-        slots, subscriptions,
+        slots::{self, SyncSlots},
+        subscriptions,
         tables::{self, TableKind},
     },
     rooms::Rooms,
@@ -143,6 +145,18 @@ async fn source_confirmed(session: &Session, held: &Held) -> Result<Option<Lsn>,
     Ok(Some(progress.ok_or_else(gone)?.confirmed_flush.unwrap_or_default()))
 }
 
+/// Lets the target's subscription copy the session's tables by itself. What it makes here for that is written down.
+pub async fn copy_natively(rooms: &Rooms, held: &Held, request: &v1::CopyNativelyRequest) -> Result<(), Failure> {
+    let (subscription, system_identifier) = (request.subscription_oid, request.system_identifier);
+    let slots = SyncSlots { subscription, system_identifier };
+    let effect = Effect::SyncSlots { of: slots };
+    rooms.cleanup.make(held.op, "copy natively", &effect, async { Ok(()) }).await?;
+    let with_rows = held.tables.iter().map(|(table, _)| table).filter(|table| table.kind == TableKind::Plain);
+    let tables = with_rows.map(|table| (table.oid, table.name.clone())).collect();
+    rooms.links.let_copy(&held.slot, slots, tables, held.ended().clone());
+    Ok(())
+}
+
 /// The way back: subscribes this node to the slot the session's target made for it. Asked again, it is there already.
 pub async fn subscribe_back(rooms: &Rooms, held: &Held, request: &v1::SubscribeRequest) -> Result<String, Failure> {
     let target = &held.target;
@@ -172,6 +186,9 @@ pub async fn close(rooms: &Rooms, target: &NodeId, op: OperationId, keep: bool, 
         .await
         .map_err(|error| error.explain())?;
     if keep {
+        // No table is being copied any more.
+        rooms.cleanup.undo_kind(op, "sync_slots").await?;
+        prepare::finish(rooms, op).await?;
         // Kept before the session ends: what belongs to no session and is not kept, the janitor takes away.
         rooms.cleanup.keep(op).await?;
         crash_point!("kept");

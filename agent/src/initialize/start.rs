@@ -11,20 +11,23 @@ use steep_protocol::{
 };
 
 use super::{
-    direct::{Direct, DirectPlan, recipe},
+    choose::choose,
+    direct::{Direct, DirectPlan, recipe_for},
     drifted::may_sync,
-    findings::verdict,
+    findings::{Findings, verdict},
     mesh,
     messages::table_name,
+    native,
     preflight::{self, TargetTables, Wanted},
     resume::Asked,
     steps::is_binary,
 };
 use crate::{
+    config::LargeTables,
     lifecycle::{self, NodeEvent},
     mesh::Source,
     parts::{self, PAGE_BYTES},
-    postgres::selection::Selection,
+    postgres::{self, Purpose, catalog, selection::Selection},
     rooms::Rooms,
     store::{
         self, Actor, nodes,
@@ -44,6 +47,10 @@ pub struct Answer {
     pub tables: Vec<v1::PlannedTable>,
     /// All nodes the target will replicate with both ways, the source first; none for one way.
     pub mesh: Vec<String>,
+    /// How rows are copied; auto: it was said when the operation began.
+    pub method: InitMethod,
+    /// Why so, where that was left open.
+    pub method_reason: String,
 }
 
 /// Checks a request against both nodes and, unless it is a dry run, starts the operation.
@@ -58,7 +65,15 @@ pub async fn start(
 ) -> Result<Answer, Failure> {
     let (op, mut plan) = plan_of(rooms, request, verified)?;
     if was_started(rooms, op, verified).await? {
-        return Ok(Answer { op: Some(op), checks: Vec::new(), tables: Vec::new(), mesh: Vec::new() });
+        let (method, method_reason) = (plan.method, String::new());
+        return Ok(Answer {
+            op: Some(op),
+            checks: Vec::new(),
+            tables: Vec::new(),
+            mesh: Vec::new(),
+            method,
+            method_reason,
+        });
     }
     refuse_unconfirmed(request, verified)?;
     refuse_second(rooms, op)?;
@@ -66,14 +81,17 @@ pub async fn start(
     let link = rooms.config.replication.link.as_str();
     let (selection, wanted) = (plan.selection.clone(), &plan.wanted);
     let facts = source.examine(&plan.signed, selection, wanted.one_way, wanted.parallel, link).await?;
+    (plan.method, plan.method_reason) = choose(plan.method, &facts, rooms.config.copy.snapshot_above);
     let (mut checks, here) = preflight::examine_target(rooms, plan.source.as_str(), &facts, &plan.wanted).await?;
+    checks.extend(method_checks(rooms, &plan, &facts).await?);
     checks.extend(mesh::examine_members(rooms, op, &plan.source, &plan.signed, &facts).await?);
     checks.extend(facts.checks.iter().cloned());
     let tables = planned_tables(rooms, &facts, &here);
     let both_ways = (!plan.wanted.one_way).then(|| plan.source.to_string());
     let mesh = both_ways.into_iter().chain(facts.members.iter().map(|member| member.node.clone())).collect();
+    let (method, method_reason) = (plan.method, plan.method_reason.clone());
     if request.dry_run {
-        return Ok(Answer { op: None, checks, tables, mesh });
+        return Ok(Answer { op: None, checks, tables, mesh, method, method_reason });
     }
     plan.members = facts.members;
     let own = nodes::own(&rooms.store).await.map_err(|error| error.explain())?;
@@ -89,7 +107,7 @@ pub async fn start(
         kind: "init".into(),
         target: rooms.me.clone(),
         source: plan.source.clone(),
-        method: InitMethod::Direct,
+        method,
         request: Asked::of(&plan).to_json(),
         started_by: actor.to_string(),
     };
@@ -98,10 +116,42 @@ pub async fn start(
         Claim::Used => return Err(signed_intents::used(verified)),
     }
     let workers = plan.wanted.parallel;
-    let recipe = recipe(&plan);
+    let recipe = recipe_for(&plan);
     let work = Direct::new(rooms.clone(), source, plan);
-    rooms.operations.start(new, actor.clone(), workers, recipe, work).await?;
-    Ok(Answer { op: Some(op), checks, tables, mesh })
+    Box::pin(rooms.operations.start(new, actor.clone(), workers, recipe, work)).await?;
+    Ok(Answer { op: Some(op), checks, tables, mesh, method, method_reason })
+}
+
+/// Findings about this node that the method gives reason for.
+pub(super) async fn method_checks(
+    rooms: &Rooms,
+    plan: &DirectPlan,
+    facts: &v1::ExamineReply,
+) -> Result<Vec<v1::Check>, Failure> {
+    let mut findings = Findings::about(&rooms.me);
+    if plan.method == InitMethod::Snapshot {
+        let explain = |error: postgres::Error| error.explain();
+        let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+        let server = catalog::server_facts(&session).await.map_err(explain)?;
+        native::check(&mut findings, &server, facts);
+    }
+    let was_left_open = !plan.method_reason.is_empty();
+    if was_left_open && rooms.config.copy.large_table_method == LargeTables::PgDump {
+        check_large(&mut findings, rooms, plan.source.as_str(), facts);
+    }
+    Ok(findings.into_checks())
+}
+
+fn check_large(findings: &mut Findings, rooms: &Rooms, source: &str, facts: &v1::ExamineReply) {
+    let threshold = rooms.config.copy.large_table_threshold;
+    let large: Vec<_> = facts.tables.iter().filter(|table| table.kind != "p" && table.bytes >= threshold).collect();
+    let Some(name) = large.first().and_then(|table| table.table.as_ref()).map(table_name) else { return };
+    let text = format!("{} tables are larger than copy.large_table_threshold, {name} among them", large.len());
+    let hint = format!(
+        "steepctl node prepare {source} --for pg_dump --target {} (copy.large_table_method); or name a method: --method direct",
+        rooms.me
+    );
+    findings.error(Code::LargeTable, text, hint);
 }
 
 /// Whether this very order began its operation before.
@@ -149,8 +199,13 @@ fn plan_of(
     if !rooms.peers.knows(&source) {
         return Err(rooms.peers.unknown(source.as_str()));
     }
-    if !request.method.is_empty() {
-        request.method.parse::<InitMethod>().map_err(|error| bad(error.to_string()))?;
+    let method = match request.method.as_str() {
+        "" => InitMethod::Auto,
+        word => word.parse().map_err(|error: BadWord| bad(format!("--method: {error}")))?,
+    };
+    if method == InitMethod::Manual {
+        let failure = bad("a node is not started from a backup made by hand, but completed".into());
+        return Err(failure.hint(format!("steepctl node prepare {source} --for pg_dump begins it")));
     }
     let compression: Compression = request.compress.parse().map_err(|error| bad(format!("{error}")))?;
     let parallel = if request.parallel == 0 { rooms.config.copy.parallel } else { request.parallel };
@@ -173,6 +228,9 @@ fn plan_of(
     may_sync(rooms, &wanted, &verified.signer.who)?;
     let plan = DirectPlan {
         source,
+        method,
+        method_reason: String::new(),
+        prepared: None,
         shared_publication: wanted.selection.is_whole_database(),
         wanted,
         selection,

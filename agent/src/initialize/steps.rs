@@ -22,6 +22,7 @@ use super::{
     messages::table_name,
     preflight,
     reach::Reach,
+    start::method_checks,
     subscribe::{self, Inflow},
 };
 use crate::{
@@ -61,6 +62,7 @@ impl Direct {
         let source = self.plan.source.as_str();
         let (mut checks, here) = preflight::examine_target(&self.rooms, source, &self.facts, wanted).await?;
         self.here = here;
+        checks.extend(method_checks(&self.rooms, &self.plan, &self.facts).await?);
         self.same_members()?;
         let (source_node, signed) = (&self.plan.source, &self.plan.signed);
         checks.extend(mesh::examine_members(&self.rooms, context.op, source_node, signed, &self.facts).await?);

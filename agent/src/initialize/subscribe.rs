@@ -46,13 +46,27 @@ pub struct Inflow<'a> {
 
 /// Subscribes this node to a peer's slot and starts it. It begins at [`Inflow::begin`] and copies nothing.
 pub async fn subscribe(rooms: &Rooms, op: OperationId, inflow: &Inflow<'_>) -> Result<String, Failure> {
-    let Inflow { source, slot, publication, reach, origin, begin } = *inflow;
+    let made = create(rooms, op, inflow, false).await?;
+    if !made.is_enabled {
+        start(rooms, op, &made, inflow.begin).await?;
+    }
+    Ok(made.name)
+}
+
+/// Makes the subscription for `inflow`, disabled; made by an earlier try, it may run already. `copies`: it will copy its
+/// tables by itself.
+pub(super) async fn create(
+    rooms: &Rooms,
+    op: OperationId,
+    inflow: &Inflow<'_>,
+    copies: bool,
+) -> Result<Subscription, Failure> {
+    let Inflow { source, slot, publication, reach, origin, .. } = *inflow;
     let explain = |error: postgres::Error| error.explain();
     let name = name_for(source.as_str());
     let session = rooms.database.session(Purpose::Ddl(op)).await.map_err(explain)?;
     let effect = Effect::Subscription { name: name.clone() };
-    let found = subscriptions::find(&session, &name).await.map_err(explain)?;
-    if let Some(found) = &found {
+    if let Some(found) = subscriptions::find(&session, &name).await.map_err(explain)? {
         let written = rooms.cleanup.pending(op, "subscription").await?;
         let is_ours = written.iter().any(|effect| matches!(effect, Effect::Subscription { name: own } if *own == name));
         if !is_ours || found.slot.as_deref() != Some(slot) {
@@ -62,28 +76,31 @@ pub async fn subscribe(rooms: &Rooms, op: OperationId, inflow: &Inflow<'_>) -> R
         }
         // Made by a try that did not hear of it any more.
         rooms.cleanup.make(op, "subscribe", &effect, async { Ok(()) }).await?;
-        if found.is_enabled {
-            return Ok(name);
-        }
+        return Ok(found);
     }
-    if found.is_none() {
-        let version = session.version();
-        let make = async {
-            let conninfo = match reach {
-                Reach::Mesh { database } => rooms.links.offer(&rooms.database, source, database, slot, &name).await?,
-                Reach::Direct(conninfo) => conninfo.clone().over(&Reach::local(rooms)?).pinned(),
-            };
-            let new = NewSubscription { name: &name, conninfo: &conninfo, publication, slot, origin, version };
-            let create = ddl::create_subscription(&new).map_err(explain)?;
-            subscriptions::create(&session, &create).await.map_err(explain)
+    let version = session.version();
+    let make = async {
+        let conninfo = match reach {
+            Reach::Mesh { database } => rooms.links.offer(&rooms.database, source, database, slot, &name).await?,
+            Reach::Direct(conninfo) => conninfo.clone().over(&Reach::local(rooms)?).pinned(),
         };
-        rooms.cleanup.make(op, "subscribe", &effect, make).await?;
-    }
+        let new = NewSubscription { name: &name, conninfo: &conninfo, publication, slot, origin, copies, version };
+        let create = ddl::create_subscription(&new).map_err(explain)?;
+        subscriptions::create(&session, &create).await.map_err(explain)
+    };
+    rooms.cleanup.make(op, "subscribe", &effect, make).await?;
     crash_point!("subscribed");
+    let made = subscriptions::find(&session, &name).await.map_err(explain)?;
+    session.close().await;
+    made.ok_or_else(|| Failure::new(Code::SubscriptionFailing, format!("subscription {name} was dropped")))
+}
+
+/// Lets a subscription of this node run, from `begin` on where its slot stands before that.
+pub(super) async fn start(rooms: &Rooms, op: OperationId, made: &Subscription, begin: Lsn) -> Result<(), Failure> {
+    let explain = |error: postgres::Error| error.explain();
+    let session = rooms.database.session(Purpose::Ddl(op)).await.map_err(explain)?;
     if begin > Lsn::default() {
-        let made = subscriptions::find(&session, &name).await.map_err(explain)?;
-        let gone = || Failure::new(Code::SubscriptionFailing, format!("subscription {name} was dropped"));
-        let origin = made.ok_or_else(gone)?.origin();
+        let origin = made.origin();
         let known = origins::list(&session, &origin).await.map_err(explain)?;
         let so_far = known.iter().find(|known| known.name == origin).and_then(|known| known.remote_lsn);
         // What it has applied since it was first told where to begin must not come again.
@@ -91,9 +108,9 @@ pub async fn subscribe(rooms: &Rooms, op: OperationId, inflow: &Inflow<'_>) -> R
             origins::advance(&session, &origin, begin).await.map_err(explain)?;
         }
     }
-    session.run(&ddl::enable_subscription(&name)).await.map_err(explain)?;
+    session.run(&ddl::enable_subscription(&made.name)).await.map_err(explain)?;
     session.close().await;
-    Ok(name)
+    Ok(())
 }
 
 /// As many errors in a row say that a new subscription will not get over them; a restart of the source is one.

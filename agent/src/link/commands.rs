@@ -1,9 +1,11 @@
 //! What a subscriber may say to our walsender: what a subscription's walreceiver says, about its own slot and
-//! publication, and nothing else.
+//! publication, and nothing else; where it may copy tables by itself, also what [`super::tables`] lists.
 //!
 //! A walsender takes SQL too, under the agent's role; so every text is read before it is let through. The list was made
 //! from what PostgreSQL 15 to 18 send for `create`, `alter … refresh` (without `copy_data`) and `drop subscription`,
 //! and from their apply workers.
+
+use super::tables::Copying;
 
 /// What the other end asks for; everything here may be let through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +14,10 @@ pub(super) enum Command {
     Question,
     /// Begins to stream from the slot.
     Stream,
+    /// Belongs to the copy of a table.
+    Copy,
+    /// Reads the rows of a table.
+    CopyRows,
     /// Drops the slot: what `drop subscription` does.
     DropSlot,
 }
@@ -23,6 +29,8 @@ pub(super) struct Scope {
     pub(super) slot: String,
     /// The publications made for it.
     pub(super) publications: Vec<String>,
+    /// What the subscription may copy by itself.
+    pub(super) copying: Option<Copying>,
 }
 
 /// The first query on every connection of a logical walreceiver.
@@ -95,7 +103,7 @@ const STREAM_OPTIONS: [&str; 7] =
 
 /// One word, quoted name, literal or sign of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Token {
+pub(super) enum Token {
     Word(String),
     Name(String),
     Literal(String),
@@ -113,14 +121,32 @@ impl Scope {
         let Some(Token::Word(first)) = tokens.first() else { return Err("it begins with no command".into()) };
         match first.to_ascii_uppercase().as_str() {
             "IDENTIFY_SYSTEM" if tokens.len() == 1 => Ok(Command::Question),
-            "SELECT" => about_publications(&tokens).map(|()| Command::Question),
-            "START_REPLICATION" => self.streams(&tokens[1..]).map(|()| Command::Stream),
+            "SELECT" => match about_publications(&tokens) {
+                Err(_) if self.is_about_a_table(&tokens) => Ok(Command::Question),
+                judged => judged.map(|()| Command::Question),
+            },
+            "START_REPLICATION" => self.streams(&tokens[1..]),
             "DROP_REPLICATION_SLOT" => match &tokens[1..] {
                 [name] | [name, Token::Word(_)] if self.is_slot(name) => Ok(Command::DropSlot),
+                [name, Token::Word(_)] if self.is_worker(name) => Ok(Command::Copy),
                 _ => Err(format!("it drops another slot than {}", self.slot)),
             },
-            other => Err(format!("{other} is not for a link")),
+            other => match (&self.copying, other) {
+                (Some(copying), "BEGIN" | "COMMIT" | "CREATE_REPLICATION_SLOT" | "COPY") => {
+                    copying.copies(&tokens).map(|rows| if rows { Command::CopyRows } else { Command::Copy })
+                }
+                _ => Err(format!("{other} is not for a link")),
+            },
         }
+    }
+
+    fn is_about_a_table(&self, tokens: &[Token]) -> bool {
+        self.copying.as_ref().is_some_and(|copying| copying.is_question(tokens, &self.publications))
+    }
+
+    /// A slot of a worker that copies a table.
+    fn is_worker(&self, token: &Token) -> bool {
+        self.copying.as_ref().is_some_and(|copying| copying.is_allowed() && copying.is_slot(token))
     }
 
     fn is_slot(&self, token: &Token) -> bool {
@@ -128,7 +154,7 @@ impl Scope {
     }
 
     /// `SLOT "name" LOGICAL 0/0 (option 'value', …)`.
-    fn streams(&self, tokens: &[Token]) -> Result<(), String> {
+    fn streams(&self, tokens: &[Token]) -> Result<Command, String> {
         let [
             Token::Word(slot),
             name,
@@ -144,9 +170,11 @@ impl Scope {
         if !slot.eq_ignore_ascii_case("slot") || !logical.eq_ignore_ascii_case("logical") {
             return Err("it is not logical replication from a slot".into());
         }
-        if !self.is_slot(name) {
-            return Err(format!("it reads another slot than {}", self.slot));
-        }
+        let command = match (self.is_slot(name), self.is_worker(name)) {
+            (true, _) => Command::Stream,
+            (_, true) => Command::Copy,
+            _ => return Err(format!("it reads another slot than {}", self.slot)),
+        };
         let [Token::Sign('('), options @ .., Token::Sign(')')] = rest else {
             return Err("it names no publication".into());
         };
@@ -162,7 +190,7 @@ impl Scope {
                 return Err(format!("option {option} is not for a link"));
             }
         }
-        if names_publications { Ok(()) } else { Err("it names no publication".into()) }
+        if names_publications { Ok(command) } else { Err("it names no publication".into()) }
     }
 
     /// `"one","other"`, each of them made for the slot.
@@ -206,7 +234,7 @@ fn about_publications(tokens: &[Token]) -> Result<(), String> {
 }
 
 /// Cuts a text; `None` where it holds something that might be read in two ways: comments, escapes, several statements.
-fn tokens(text: &str) -> Option<Vec<Token>> {
+pub(super) fn tokens(text: &str) -> Option<Vec<Token>> {
     let mut tokens = Vec::new();
     let mut rest = text.trim_start();
     while let Some(c) = rest.chars().next() {
@@ -228,7 +256,7 @@ fn tokens(text: &str) -> Option<Vec<Token>> {
                 tokens.push(Token::Word(rest[..end].to_owned()));
                 rest = &rest[end..];
             }
-            c if "(),.:*=/".contains(c) => {
+            c if "(),.:*=/>!".contains(c) => {
                 tokens.push(Token::Sign(c));
                 rest = &rest[1..];
             }
@@ -266,12 +294,100 @@ fn quoted(rest: &str, quote: char) -> Option<(String, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use steep_protocol::names::TableName;
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::postgres::slots::SyncSlots;
 
     fn scope() -> Scope {
         Scope {
             slot: "steep_node_b_0123456789ab".into(),
             publications: vec!["steep".into(), "steep_only_node.b".into()],
+            copying: None,
+        }
+    }
+
+    const SYNC: &str = "pg_16403_sync_16384_7712316283025208135";
+
+    fn copying() -> Scope {
+        let tables = vec![(16384, TableName::new("public", "t")), (16394, TableName::new("S x", "T"))];
+        let slots = SyncSlots { subscription: 16403, system_identifier: 7_712_316_283_025_208_135 };
+        let copying = Copying { slots, tables, ended: CancellationToken::new() };
+        Scope { copying: Some(copying), ..scope() }
+    }
+
+    /// Word for word what servers sent, from 15 to 18, to copy a table.
+    fn copied() -> Vec<(String, Command)> {
+        let columns = |more: &str, only: &str| {
+            format!(
+                "SELECT a.attnum,       a.attname,       a.atttypid,       a.attnum = ANY(i.indkey){more}  FROM pg_catalog.pg_attribute a  LEFT JOIN pg_catalog.pg_index i       ON (i.indexrelid = pg_get_replica_identity_index(16384)) WHERE a.attnum > 0::pg_catalog.int2   AND NOT a.attisdropped {only}  AND a.attrelid = 16384 ORDER BY a.attnum"
+            )
+        };
+        let question = |text: &str| (text.to_owned(), Command::Question);
+        let copy = |text: &str| (text.to_owned(), Command::Copy);
+        let rows = |text: &str| (text.to_owned(), Command::CopyRows);
+        vec![
+            copy("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ"),
+            copy(&format!("CREATE_REPLICATION_SLOT \"{SYNC}\" LOGICAL pgoutput (SNAPSHOT 'use')")),
+            question(
+                "SELECT c.oid, c.relreplident, c.relkind  FROM pg_catalog.pg_class c  INNER JOIN pg_catalog.pg_namespace n        ON (c.relnamespace = n.oid) WHERE n.nspname = 'S x'   AND c.relname = 'T'",
+            ),
+            question(
+                "SELECT DISTINCT  (CASE WHEN (array_length(gpt.attrs, 1) = c.relnatts)   THEN NULL ELSE gpt.attrs END)  FROM pg_publication p,  LATERAL pg_get_publication_tables(p.pubname) gpt,  pg_class c WHERE gpt.relid = 16384 AND c.oid = gpt.relid   AND p.pubname IN ( 'steep' )",
+            ),
+            question(&columns("", "AND a.attgenerated = '' ")),
+            question(&columns(", a.attgenerated != ''", " ")),
+            question(
+                "SELECT DISTINCT pg_get_expr(gpt.qual, gpt.relid)  FROM pg_publication p,  LATERAL pg_get_publication_tables(p.pubname) gpt WHERE gpt.relid = 16384   AND p.pubname IN ( 'steep' )",
+            ),
+            rows("COPY public.t (id, \"Va\"\"l\") TO STDOUT"),
+            rows("COPY \"S x\".\"T\" (a) TO STDOUT"),
+            copy("COMMIT"),
+            copy(&format!(
+                "START_REPLICATION SLOT \"{SYNC}\" LOGICAL 0/1726E30 (proto_version '4', streaming 'parallel', origin 'none', publication_names '\"steep\"')"
+            )),
+            copy(&format!("DROP_REPLICATION_SLOT {SYNC} WAIT")),
+        ]
+    }
+
+    #[test]
+    fn the_copy_of_a_table_that_was_signed_is_let_through_and_of_no_other() {
+        for (query, command) in copied() {
+            assert_eq!(copying().judge(&query), Ok(command), "{query}");
+            assert!(scope().judge(&query).is_err(), "{query:?} without a session");
+            let over = copying();
+            over.copying.as_ref().expect("it may copy").ended.cancel();
+            assert!(over.judge(&query).is_err(), "{query:?} after its session");
+        }
+        for query in [
+            "BEGIN",
+            "COMMIT AND CHAIN",
+            "COPY public.u (id) TO STDOUT",
+            "COPY t (id) TO STDOUT",
+            "COPY public.t TO STDOUT",
+            "COPY public.t () TO STDOUT",
+            "COPY public.t (id,) TO STDOUT",
+            "COPY public.t (id) FROM STDIN",
+            "COPY public.t (id) TO PROGRAM 'sh'",
+            "COPY public.t (id) TO STDOUT; drop table t",
+            "COPY (SELECT id FROM public.t) TO STDOUT",
+            "COPY public.t (id, (select 1)) TO STDOUT",
+            "COPY PUBLIC.t (id) TO STDOUT",
+            "CREATE_REPLICATION_SLOT \"steep_x\" LOGICAL pgoutput (SNAPSHOT 'use')",
+            "CREATE_REPLICATION_SLOT \"pg_1_sync_16384_7712316283025208135\" LOGICAL pgoutput (SNAPSHOT 'use')",
+            "CREATE_REPLICATION_SLOT \"pg_16403_sync_16384_7712316283025208135\" LOGICAL test_decoding (SNAPSHOT 'use')",
+            "CREATE_REPLICATION_SLOT \"pg_16403_sync_16384_7712316283025208135\" PHYSICAL",
+            "DROP_REPLICATION_SLOT pg_1_sync_16384_7712316283025208135 WAIT",
+            "SELECT c.oid, c.relreplident, c.relkind FROM pg_catalog.pg_class c INNER JOIN pg_catalog.pg_namespace n ON (c.relnamespace = n.oid) WHERE n.nspname = 'public' AND c.relname = 'T'",
+            "SELECT DISTINCT pg_get_expr(gpt.qual, gpt.relid) FROM pg_publication p, LATERAL pg_get_publication_tables(p.pubname) gpt WHERE gpt.relid = 16385 AND p.pubname IN ( 'steep' )",
+            "SELECT DISTINCT pg_get_expr(gpt.qual, gpt.relid) FROM pg_publication p, LATERAL pg_get_publication_tables(p.pubname) gpt WHERE gpt.relid = 16384 AND p.pubname IN ( 'other' )",
+        ] {
+            assert!(copying().judge(query).is_err(), "{query:?} was let through");
+        }
+        // All else is as it is for any link.
+        for (query, command) in SENT {
+            assert_eq!(copying().judge(query), Ok(*command), "{query}");
         }
     }
 

@@ -5,6 +5,7 @@
 //! which may not know yet that its other end is gone.
 
 use std::{
+    future::pending,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -65,6 +66,7 @@ const DENIALS: usize = 1_000;
 pub struct Publisher {
     database: Database,
     store: Store,
+    links: Links,
     meter: Meter,
     open: Arc<DashMap<NodeId, usize>>,
     streaming: Arc<DashMap<String, Streaming>>,
@@ -86,6 +88,8 @@ struct Session<'a> {
     caller: &'a NodeId,
     scope: Scope,
     streaming: Streaming,
+    /// Done once rows of a table were read: no session may do that for longer than it is allowed.
+    reads_rows: CancellationToken,
 }
 
 impl Publisher {
@@ -94,6 +98,7 @@ impl Publisher {
         Self {
             database,
             store,
+            links: links.clone(),
             meter: links.meter().clone(),
             open: Arc::default(),
             streaming: Arc::default(),
@@ -148,7 +153,7 @@ impl Publisher {
         let known = intents::slot_of(&self.store, &request.slot).await.map_err(|error| error.explain())?;
         let scope = match known {
             Some(SlotOf { peer: Some(peer), publications }) if peer == caller.as_str() => {
-                Scope { slot: request.slot.clone(), publications }
+                Scope { slot: request.slot.clone(), publications, copying: self.links.copying(&request.slot) }
             }
             _ => return Err(denied(format!("slot {:?} was not made for {caller}", request.slot))),
         };
@@ -173,7 +178,16 @@ impl Publisher {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let end = CancellationToken::new();
         let streaming = Streaming { number, end: end.clone(), ended };
-        let mut session = Session { publisher: self, caller, scope, streaming };
+        let reads_rows = CancellationToken::new();
+        let may_end = scope.copying.as_ref().map(|copying| copying.ended.clone());
+        let no_longer = async {
+            reads_rows.cancelled().await;
+            match may_end {
+                Some(ended) => ended.cancelled().await,
+                None => pending().await,
+            }
+        };
+        let mut session = Session { publisher: self, caller, scope, streaming, reads_rows: reads_rows.clone() };
         let (from_peer, to_peer) = split(Counted::new(io, Arc::clone(counters)));
         let (from_server, to_server) = split(walsender.stream);
         let (say, last_word) = oneshot::channel();
@@ -195,6 +209,7 @@ impl Publisher {
         let both = async { tokio::join!(up, relay::down(from_server, to_peer, walsender.said, last_word)).1 };
         let reason = tokio::select! {
             moved = both => moved.map_or_else(|error| error.to_string(), |()| String::new()),
+            () = no_longer => "the session in which tables may be copied has ended".to_owned(),
             () = end.cancelled() => "the peer has come back on another session".to_owned(),
         };
         self.streaming.remove_if(slot, |_, streaming| streaming.number == number);
@@ -225,7 +240,11 @@ impl relay::Judge for Session<'_> {
                 self.take_over().await;
                 Ok(())
             }
-            Ok(Command::Question | Command::DropSlot) => Ok(()),
+            Ok(Command::CopyRows) => {
+                self.reads_rows.cancel();
+                Ok(())
+            }
+            Ok(Command::Question | Command::DropSlot | Command::Copy) => Ok(()),
             Err(reason) => Err(format!("{reason} (in: {})", beginning(text))),
         }
     }

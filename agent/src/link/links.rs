@@ -12,6 +12,7 @@ use dashmap::DashMap;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::NodeId,
+    names::TableName,
 };
 use tokio::sync::Mutex;
 use tokio_util::{
@@ -24,6 +25,7 @@ use super::{
     near::Door,
     place::{Account, PORT, Place},
     startup::Secret,
+    tables::Copying,
     traffic::{End, Meter, Traffic},
 };
 use crate::{
@@ -32,6 +34,7 @@ use crate::{
     postgres::{
         self, Database, Purpose, Session, catalog,
         conninfo::Conninfo,
+        slots::SyncSlots,
         subscriptions::{self, Linked},
     },
     telemetry,
@@ -44,6 +47,8 @@ pub struct Links {
     peers: Peers,
     open: Arc<DashMap<String, Open>>,
     meter: Meter,
+    /// What subscribers of this node's slots may copy by themselves, by the slot.
+    copying: Arc<DashMap<String, Copying>>,
     /// Directories are made, looked at and swept by one at a time.
     turn: Arc<Mutex<()>>,
     tasks: TaskTracker,
@@ -66,6 +71,7 @@ impl Links {
             peers,
             open: Arc::default(),
             meter: Meter::default(),
+            copying: Arc::default(),
             turn: Arc::default(),
             tasks: TaskTracker::new(),
             stop,
@@ -226,6 +232,19 @@ impl Links {
             Err(failure) if failure.sqlstate.as_deref() == Some("42501") => Err(unreachable(&dir, closed.as_deref())),
             Err(failure) => Err(failure),
         }
+    }
+
+    /// Lets the subscription that reads `slot` of this node copy tables by itself, until the session has ended.
+    ///
+    /// `slots` are those its workers make, `tables` what they may read, as (oid, name).
+    pub fn let_copy(&self, slot: &str, slots: SyncSlots, tables: Vec<(u32, TableName)>, ended: CancellationToken) {
+        self.copying.retain(|_, copying| copying.is_allowed());
+        self.copying.insert(slot.to_owned(), Copying { slots, tables, ended });
+    }
+
+    /// What the subscription that reads `slot` of this node may copy by itself now.
+    pub(super) fn copying(&self, slot: &str) -> Option<Copying> {
+        self.copying.get(slot).map(|copying| copying.clone()).filter(Copying::is_allowed)
     }
 
     /// What went through the links of this node, as subscriber and as publisher, since the agent started.

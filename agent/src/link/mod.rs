@@ -5,7 +5,7 @@
 //! ```
 //! So PostgreSQL listens for no other host, and no password of a database leaves its machine. [`near`] reads the start-up
 //! packet ([`startup`]) and wants the link's secret, which only the subscription's connection string holds; [`far`] opens
-//! a session for the slots it made for the caller, and lets through what a walreceiver says ([`commands`]). [`relay`]
+//! a session for the slots it made for the caller, and lets through what a walreceiver says ([`commands`]), also one that copies its [`tables`] itself. [`relay`]
 //! moves the bytes, [`place`] is where sockets lie, [`traffic`] counts. [`Links`] are the links of this node's
 //! subscriptions, [`Publisher`] serves those of others.
 //!
@@ -18,6 +18,7 @@ mod near;
 mod place;
 mod relay;
 mod startup;
+mod tables;
 mod traffic;
 
 pub use self::{

@@ -156,6 +156,27 @@ impl Source {
         ask!(self, join_member, with(signed, request))
     }
 
+    /// Has the source let our subscription copy the session's tables by itself.
+    pub async fn copy_natively(
+        &self,
+        session: SessionId,
+        subscription_oid: u32,
+        system_identifier: u64,
+    ) -> Result<(), Failure> {
+        let session_id = session.to_string();
+        let request = v1::CopyNativelyRequest { session_id, subscription_oid, system_identifier };
+        ask!(self, copy_natively, request).map(drop)
+    }
+
+    /// Opens the session that `signed` allows on a slot that was prepared.
+    pub async fn take_prepared(
+        &self,
+        signed: &v1::SignedIntent,
+        request: v1::TakePreparedRequest,
+    ) -> Result<v1::OpenSessionReply, Failure> {
+        ask!(self, take_prepared, with(signed, request))
+    }
+
     /// Tells that a node was removed.
     pub async fn forget_node(&self, request: v1::ForgetNodeRequest) -> Result<(), Failure> {
         ask!(self, forget_node, request).map(drop)

@@ -56,6 +56,10 @@ pub struct ServerFacts {
     pub used_origins: u32,
     /// Setting `max_slot_wal_keep_size`; none: no limit.
     pub max_slot_wal_keep_bytes: Option<u64>,
+    /// Setting `old_snapshot_threshold`, in minutes; none: snapshots are kept for as long as they are needed.
+    pub snapshot_minutes: Option<u32>,
+    /// Setting `max_sync_workers_per_subscription`.
+    pub max_sync_workers: u32,
     /// Setting `max_connections`.
     pub max_connections: u32,
     /// Sessions there are.
@@ -89,6 +93,8 @@ pub async fn server_facts(session: &Session) -> Result<ServerFacts, Error> {
         max_origins: small(&row, "max_origins")?,
         used_origins: small(&row, "used_origins")?,
         max_slot_wal_keep_bytes: field::<Option<i64>>(&row, "max_slot_wal_keep_bytes")?.map(i64::cast_unsigned),
+        snapshot_minutes: field::<Option<i32>>(&row, "snapshot_minutes")?.and_then(|minutes| minutes.try_into().ok()),
+        max_sync_workers: small(&row, "max_sync_workers")?,
         max_connections: small(&row, "max_connections")?,
         used_connections: small(&row, "used_connections")?,
         lock_slots: small(&row, "lock_slots")?,

@@ -20,6 +20,8 @@ use super::{
 
 /// Our own schema: never published, copied or dropped with the rest.
 pub const OWN_SCHEMA: &str = "steep_repl";
+/// The schema of marks, which dumps made by hand hold: never published or copied either.
+pub const MARK_SCHEMA: &str = "steep_mark";
 
 /// A statement ready to run. Only this file makes them.
 #[derive(Clone)]
@@ -297,11 +299,14 @@ pub struct NewSubscription<'a> {
     pub slot: &'a str,
     /// Which changes it asks for.
     pub origin: OriginFilter,
+    /// It copies the tables by itself first.
+    pub copies: bool,
     /// The version of the server that will subscribe.
     pub version: Version,
 }
 
-/// Creates a subscription, disabled, that copies nothing: it will begin where its slot stands.
+/// Creates a subscription, disabled: it will begin where its slot stands. Where it copies tables by itself, each begins where
+/// its own snapshot stands.
 ///
 /// It stays enabled after an error and tries again: PostgreSQL counts a publisher's restart as an error too.
 ///
@@ -316,11 +321,12 @@ pub fn create_subscription(new: &NewSubscription<'_>) -> Result<Statement, Error
         }
     };
     let sql = format!(
-        "create subscription {} connection {} publication {} with (create_slot = false, copy_data = false, \
+        "create subscription {} connection {} publication {} with (create_slot = false, copy_data = {}, \
          enabled = false, slot_name = {}, disable_on_error = false{origin})",
         quote_identifier(new.name),
         quote_literal(&new.conninfo.to_string()),
         quote_identifier(new.publication),
+        new.copies,
         quote_identifier(new.slot),
     );
     Ok(Statement::new(sql, subscribing("create", new.name)))
@@ -499,6 +505,7 @@ mod tests {
             publication: "steep",
             slot: "slot",
             origin,
+            copies: false,
             version: Version::from_number(number),
         };
         let sql = |origin, number| create_subscription(&new(origin, number)).map(|s| s.as_str().to_owned());
@@ -518,6 +525,7 @@ mod tests {
             publication: HOSTILE,
             slot: "slot",
             origin: OriginFilter::Any,
+            copies: false,
             version: Version::from_number(180_004),
         };
         let statements = [

@@ -31,7 +31,7 @@ use super::{
     archive::{parse_dependencies, parse_list, write_list},
     connect::{Database, PostgresConfig, Purpose},
     conninfo::Conninfo,
-    ddl::{OWN_SCHEMA, Statement, startup_options},
+    ddl::{MARK_SCHEMA, OWN_SCHEMA, Statement, startup_options},
     error::Error,
     version::Version,
 };
@@ -212,7 +212,9 @@ impl DumpRequest<'_> {
         arguments.extend(["--no-publications", "--no-subscriptions"].map(str::to_owned));
         arguments.push(if version.major() < 16 { "--no-blobs" } else { "--no-large-objects" }.to_owned());
         arguments.push(format!("--snapshot={}", self.snapshot));
-        arguments.push(pattern("--exclude-schema", quote_identifier(OWN_SCHEMA)));
+        for ours in [OWN_SCHEMA, MARK_SCHEMA] {
+            arguments.push(pattern("--exclude-schema", quote_identifier(ours)));
+        }
         arguments.extend(self.schemas.iter().map(|schema| pattern("--schema", quote_identifier(schema))));
         arguments.extend(self.only.iter().map(|table| pattern("--table", table.sql())));
         arguments.extend(self.without.iter().map(|table| pattern("--exclude-table", table.sql())));

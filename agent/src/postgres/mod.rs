@@ -30,6 +30,7 @@ pub mod tables;
 pub mod detours;
 pub mod keys;
 pub mod links;
+pub mod marks;
 pub mod origins;
 pub mod publications;
 pub mod replication;

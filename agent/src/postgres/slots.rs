@@ -1,8 +1,9 @@
 //! Replication slots of the local server, and the marks in its WAL they are measured by.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use steep_protocol::{failure::Code, ids::NodeId, lsn::Lsn};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Row, types::PgLsn};
@@ -133,13 +134,17 @@ pub async fn has_own_changes(session: &Session, slot: &str, publication: &str) -
 /// Ends the walsender that reads it, again and again while a subscription reconnects, for up to ten seconds.
 /// Only for slots we made: their names begin with `steep_`.
 pub async fn drop(session: &Session, name: &str) -> Result<bool, Error> {
+    drop_patiently(session, name, name.starts_with("steep_")).await
+}
+
+async fn drop_patiently(session: &Session, name: &str, is_ours: bool) -> Result<bool, Error> {
     let name = SlotName::parse(name)?;
     let name = name.as_str();
     let deadline = Instant::now() + RELEASE_TIMEOUT;
     loop {
         let Some(slot) = find(session, name).await? else { return Ok(false) };
         if let Some(pid) = slot.progress.active_pid
-            && name.starts_with("steep_")
+            && is_ours
         {
             terminate(session, pid).await?;
         }
@@ -158,6 +163,38 @@ pub async fn drop(session: &Session, name: &str) -> Result<bool, Error> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// The slots that the table synchronization workers of one subscription make here for themselves, as PostgreSQL names them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncSlots {
+    /// The subscription, by its oid on the subscriber.
+    pub subscription: u32,
+    /// The subscriber's server.
+    pub system_identifier: u64,
+}
+
+impl SyncSlots {
+    /// Whether `slot` is one of them.
+    pub fn holds(&self, slot: &str) -> bool {
+        let rest = slot.strip_prefix(&format!("pg_{}_sync_", self.subscription));
+        let table = rest.and_then(|rest| rest.strip_suffix(&format!("_{}", self.system_identifier)));
+        table.is_some_and(|table| table.parse::<u32>().is_ok_and(|oid| oid.to_string() == table))
+    }
+}
+
+impl fmt::Display for SyncSlots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pg_{}_sync_*_{}", self.subscription, self.system_identifier)
+    }
+}
+
+/// Drops all of `slots` that are there, whoever reads them.
+pub async fn drop_syncs(session: &Session, slots: &SyncSlots) -> Result<(), Error> {
+    for slot in list(session).await?.into_iter().filter(|slot| slots.holds(&slot.name)) {
+        drop_patiently(session, &slot.name, true).await?;
+    }
+    Ok(())
 }
 
 /// Drops a slot that nobody reads, whoever made it, and says whether it was there; [`Error::StillInUse`] where somebody does.
@@ -226,9 +263,37 @@ pub async fn emit_marker(session: &Session, content: &str) -> Result<Lsn, Error>
     Ok(Lsn(field::<PgLsn>(&row, "lsn")?.into()))
 }
 
+/// WAL the server writes a day, as it did since its statistics were reset; none: too short a time to say.
+pub async fn wal_bytes_a_day(session: &Session) -> Result<Option<u64>, Error> {
+    let row = session.one(doing("read how much WAL is written"), sql!("replication/measure_wal.sql"), &[]).await?;
+    Ok(field::<Option<i64>>(&row, "bytes_a_day")?.and_then(|bytes| u64::try_from(bytes).ok()))
+}
+
 /// Where the server writes its WAL now.
 pub async fn current_lsn(session: &Session) -> Result<Lsn, Error> {
     let sql = "select pg_catalog.pg_current_wal_lsn() as lsn";
     let row = session.one(doing("read where the WAL ends"), sql, &[]).await?;
     Ok(Lsn(field::<PgLsn>(&row, "lsn")?.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slots_of_a_subscriptions_workers_are_told_from_all_others() {
+        let slots = SyncSlots { subscription: 16403, system_identifier: 7712316283025208135 };
+        assert!(slots.holds("pg_16403_sync_16400_7712316283025208135"));
+        for other in [
+            "pg_16404_sync_16400_7712316283025208135",
+            "pg_16403_sync_16400_7712316283025208136",
+            "pg_16403_sync__7712316283025208135",
+            "pg_16403_sync_016400_7712316283025208135",
+            "pg_16403_sync_+1_7712316283025208135",
+            "pg_16403_sync_1_2_7712316283025208135",
+            "steep_node_b_0123456789ab",
+        ] {
+            assert!(!slots.holds(other), "{other}");
+        }
+    }
 }

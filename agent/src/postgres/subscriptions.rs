@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use steep_protocol::{failure::Code, lsn::Lsn};
+use steep_protocol::{failure::Code, lsn::Lsn, names::TableName};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Row;
 
@@ -47,6 +47,8 @@ pub struct Subscription {
     pub last_message_at: Option<Timestamp>,
     /// Errors while applying, ever since statistics were reset.
     pub apply_errors: u64,
+    /// Errors while it copied tables by itself, ever since statistics were reset.
+    pub copy_errors: u64,
     /// Tables it carries.
     pub tables: u64,
     /// Tables of these that are past their first copy.
@@ -73,6 +75,7 @@ impl Subscription {
             latest_end_lsn: lsn_field(row, "latest_end_lsn")?,
             last_message_at: field(row, "last_message_at")?,
             apply_errors: count_field(row, "apply_errors")?,
+            copy_errors: count_field(row, "copy_errors")?,
             tables: count_field(row, "tables")?,
             tables_ready: count_field(row, "tables_ready")?,
         })
@@ -129,6 +132,45 @@ pub async fn counters(session: &Session) -> Result<Vec<(String, String, u64)>, E
     let counting = doing("read what was counted for subscriptions");
     let rows = session.rows(counting, sql!("replication/list_subscription_counters.sql"), &[]).await?;
     rows.iter().map(|row| Ok((field(row, "name")?, field(row, "counter")?, count_field(row, "counted")?))).collect()
+}
+
+/// A table that a subscription copies by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableCopy {
+    /// The table.
+    pub name: TableName,
+    /// It is copied, and follows its publisher like all others.
+    pub is_ready: bool,
+    /// Its rows are in, or more than that.
+    pub has_rows: bool,
+    /// Its worker has begun.
+    pub has_begun: bool,
+    /// Rows and bytes of the COPY under way; none: none is.
+    pub so_far: Option<(u64, u64)>,
+    /// Rows that were ever inserted, as far as PostgreSQL has counted them by now.
+    pub rows_inserted: u64,
+}
+
+/// The tables of a subscription that copies them by itself.
+pub async fn table_copies(session: &Session, name: &str) -> Result<Vec<TableCopy>, Error> {
+    let looking = doing(format!("look how far subscription {name} has copied its tables"));
+    let rows = session.rows(looking, sql!("replication/list_table_copies.sql"), &[&name]).await?;
+    let count = |row: &Row, name: &str| {
+        Ok::<_, Error>(field::<Option<i64>>(row, name)?.map(|count| u64::try_from(count).unwrap_or(0)))
+    };
+    rows.iter()
+        .map(|row| {
+            let state: &str = field(row, "state")?;
+            Ok(TableCopy {
+                name: TableName::new(field::<String>(row, "schema_name")?, field::<String>(row, "table_name")?),
+                is_ready: state == "r",
+                has_rows: matches!(state, "f" | "s" | "r"),
+                has_begun: state != "i",
+                so_far: count(row, "rows_so_far")?.zip(count(row, "bytes_so_far")?),
+                rows_inserted: count(row, "rows_inserted")?.unwrap_or_default(),
+            })
+        })
+        .collect()
 }
 
 /// Runs what [`ddl::create_subscription`] rendered; its text is shown and logged nowhere.

@@ -45,6 +45,7 @@ const WHOLE_DATABASE: &str = "steep";
 mod held;
 mod join;
 mod pause;
+mod prepared;
 mod publish;
 mod record;
 mod reopen;
@@ -55,6 +56,7 @@ use held::NewHeld;
 pub use held::{DumpChoice, Held, Role, Scope};
 pub use join::JoinRequest;
 pub use pause::Neighbour;
+pub use prepared::{Snapshots, TakeRequest};
 pub use publish::publish;
 use publish::tables_as_agreed;
 

@@ -24,6 +24,7 @@ pub mod follows;
 pub mod intents;
 pub mod ledger;
 pub mod notes;
+pub mod preparations;
 pub mod progress;
 pub mod removals;
 pub mod steps;

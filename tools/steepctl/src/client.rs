@@ -4,6 +4,7 @@
 //! request that one agent cannot serve goes to the next. What changes anything is signed with the operator's key, so
 //! that the agents need not believe each other. The only file that knows how requests travel.
 
+mod preparations;
 mod schemas;
 mod slots;
 

@@ -119,7 +119,7 @@ pub async fn start(
     let workers = plan.direct.wanted.parallel;
     let recipe = recipe(&plan);
     let work = Reinit::new(rooms.clone(), source, plan);
-    rooms.operations.start(new, actor.clone(), workers, recipe, work).await?;
+    Box::pin(rooms.operations.start(new, actor.clone(), workers, recipe, work)).await?;
     Ok(Answer { op: Some(op), checks, tables, keys, others })
 }
 
@@ -183,6 +183,9 @@ async fn plan_of(
         again: true,
     };
     let direct = DirectPlan {
+        method: InitMethod::Direct,
+        method_reason: String::new(),
+        prepared: None,
         source,
         wanted,
         shared_publication: found.publications.iter().any(|name| name == "steep"),

@@ -2,8 +2,10 @@
 
 mod by_hand;
 pub mod cancel;
+pub mod complete;
 pub mod list;
 pub mod plan;
+pub mod prepare;
 pub mod progress;
 pub mod reinit;
 pub mod remove;
@@ -33,6 +35,10 @@ pub enum NodeCommand {
     Resume(resume::ResumeArgs),
     /// Cancel what runs on a node, and wait until all is cleaned up
     Cancel(cancel::CancelArgs),
+    /// Prepare a node for a backup that you make yourself, and say how
+    Prepare(Box<prepare::PrepareArgs>),
+    /// Make a node replicate that was restored from such a backup
+    Complete(complete::CompleteArgs),
     /// Copy some tables of a node again from another, while all others replicate
     Reinit(Box<reinit::ReinitArgs>),
     /// Take a node out of replication, on itself and on all others
@@ -49,6 +55,8 @@ pub async fn run(command: NodeCommand, global: &Global, out: &Output) -> Result<
         NodeCommand::Start(args) => start::run(&args, global, out).await,
         NodeCommand::Resume(args) => resume::run(&args, global, out).await,
         NodeCommand::Cancel(args) => cancel::run(&args, global, out).await,
+        NodeCommand::Prepare(args) => prepare::run(&args, global, out).await,
+        NodeCommand::Complete(args) => Box::pin(complete::run(&args, global, out)).await,
         NodeCommand::Reinit(args) => Box::pin(reinit::run(&args, global, out)).await,
         NodeCommand::Remove(args) => remove::run(&args, global, out).await,
         NodeCommand::Progress(args) => progress::run(&args, global, out).await,

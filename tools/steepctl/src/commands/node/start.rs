@@ -91,7 +91,7 @@ pub struct StartArgs {
 }
 
 fn methods() -> PossibleValuesParser {
-    PossibleValuesParser::new(InitMethod::ALL.iter().map(|method| method.as_str()))
+    PossibleValuesParser::new(InitMethod::of_start().map(InitMethod::as_str))
 }
 
 /// Checked here, sent as typed.

@@ -1,6 +1,7 @@
 //! `steepctl slot …`
 
 pub mod drop;
+pub mod extend;
 pub mod list;
 pub mod show;
 
@@ -30,6 +31,8 @@ pub enum SlotCommand {
     List(list::ListArgs),
     /// Show one slot
     Show(show::ShowArgs),
+    /// Keep a slot for longer that would expire
+    Extend(extend::ExtendArgs),
     /// Drop a slot; refused while something needs it
     Drop(drop::DropArgs),
 }
@@ -39,6 +42,7 @@ pub async fn run(command: SlotCommand, global: &Global, out: &Output) -> Result<
     match command {
         SlotCommand::List(args) => list::run(&args, global, out).await,
         SlotCommand::Show(args) => show::run(&args, global, out).await,
+        SlotCommand::Extend(args) => extend::run(&args, global, out).await,
         SlotCommand::Drop(args) => drop::run(&args, global, out).await,
     }
 }
