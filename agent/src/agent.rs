@@ -31,7 +31,7 @@ use crate::{
     drift::{Drift, watch as drift_watch},
     health::watcher,
     identity::Certificates,
-    initialize::{reinit, resume},
+    initialize::{reinit, resume, two_phase::shelf},
     lifecycle::NodeEvent,
     link::{self, Links, Publisher},
     mesh::{Facts, Peers, Revocations},
@@ -234,12 +234,16 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
         let hint = match unfinished.kind.as_str() {
             "init" => format!("steepctl node resume {} starts it anew", unfinished.target),
             "reinit" => format!("steepctl node reinit {} --source {} …", unfinished.target, unfinished.source),
+            "snapshot" => format!("steepctl snapshot generate {} --dir DIR", unfinished.target),
             kind => format!("steepctl node {kind} {}", unfinished.target),
         };
         let mut why = match was_cancelled {
             true => Failure::new(Code::Cancelled, "cancelled; the agent ended before all was undone"),
             false => Failure::new(Code::Interrupted, "the agent ended while the operation ran").hint(hint),
         };
+        if unfinished.kind == "snapshot" {
+            shelf::cut_off(rooms, op).await?;
+        }
         if let Err(failure) = rooms.cleanup.undo(op).await {
             why = Failure { code: Code::Interrupted, ..why }
                 .cause(format!("not everything could be cleaned up yet, it will be tried again: {}", failure.message));
@@ -357,6 +361,13 @@ async fn janitor(rooms: &Rooms) {
         let is_running = |op| rooms.sessions.serves(op) || rooms.operations.is_running(op);
         if let Err(failure) = rooms.cleanup.sweep(is_running).await {
             warn!(event = "agent.cleanup", error = telemetry::failure(&failure), "the janitor could not look");
+        }
+        if let Err(failure) = shelf::expire(rooms).await {
+            warn!(
+                event = "agent.cleanup",
+                error = telemetry::failure(&failure),
+                "the janitor could not look at snapshots"
+            );
         }
         if let Err(failure) = tell_standstill(rooms).await {
             warn!(event = "agent.cleanup", error = telemetry::failure(&failure), "the janitor could not look");

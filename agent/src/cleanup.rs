@@ -12,6 +12,7 @@ use steep_protocol::{
     ids::{NodeId, OperationId},
     names::TableName,
 };
+use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
         inventory::{CreatedObject, Inventory},
         origins, publications, slots, staging, subscriptions, tables,
     },
+    storage::Directory,
     store::{
         Store,
         intents::{self, Intent},
@@ -125,6 +127,11 @@ pub enum Effect {
         /// The name of its triggers and their function.
         name: String,
     },
+    /// A directory with the files of a snapshot.
+    Directory {
+        /// Its path.
+        path: String,
+    },
     /// What a peer holds and makes for this operation.
     PeerSession {
         /// The peer.
@@ -146,6 +153,7 @@ impl Effect {
             Self::Detour(detour) => ("detour", detour.subscription.clone()),
             Self::Staged { tables } => ("staged", format!("{} tables", tables.len())),
             Self::Fence { name } => ("fence", name.clone()),
+            Self::Directory { path } => ("directory", path.clone()),
             Self::PeerSession { node } => ("peer_session", node.to_string()),
         }
     }
@@ -306,6 +314,7 @@ impl Cleanup {
             Effect::Detour(_) => Box::pin(self.finish_detours(op, DETOUR_PATIENCE)).await,
             Effect::Staged { tables } => staging::drop(session, &tables).await.map_err(explain),
             Effect::Fence { name } => self.take_fence_away(op, &name).await,
+            Effect::Directory { path } => remove_directory(path).await,
             Effect::PeerSession { node } => {
                 let source = Source::new(self.peers.clone(), node, op);
                 source.close_session(false, "the operation was undone").await
@@ -385,6 +394,13 @@ fn effect_of(intent: &Intent) -> Result<Effect, Failure> {
     })
 }
 
+async fn remove_directory(path: String) -> Result<(), Failure> {
+    let removed = spawn_blocking(move || Directory::named(&path)?.remove()).await;
+    let removed =
+        removed.map_err(|error| Failure::new(Code::Internal, "removing files ended unexpectedly").caused_by(&error))?;
+    removed.map_err(|error| error.explain())
+}
+
 async fn drop_objects(session: &Session, created: &[CreatedObject]) -> Result<(), Failure> {
     let left = inventory::drop_objects(session, created).await.map_err(|error| error.explain())?;
     match left.first() {
@@ -434,6 +450,7 @@ mod tests {
             Effect::Detour(detour),
             Effect::Staged { tables: vec![TableName::new("steep_repl", "stage_0_0")] },
             Effect::Fence { name: "f".into() },
+            Effect::Directory { path: "/srv/snap".into() },
             Effect::PeerSession { node: "node_a".parse().expect("a node") },
         ];
         for effect in effects {

@@ -24,6 +24,7 @@ use crate::{
         self, Actor, audit,
         follows::{self, KeptSlot},
         intents,
+        snapshots::{self, Snapshot},
     },
 };
 
@@ -37,6 +38,8 @@ pub enum Purpose {
     Subscription,
     /// An operation needs it, or its undoing will take it away.
     Operation,
+    /// A snapshot in files needs it until it is deleted or expires.
+    Snapshot,
     /// Whoever may need it cannot be asked.
     Undecided,
     /// Named like Steep's, and nobody needs it.
@@ -51,6 +54,7 @@ impl Purpose {
         match self {
             Self::Subscription => "subscription",
             Self::Operation => "operation",
+            Self::Snapshot => "snapshot",
             Self::Undecided => "undecided",
             Self::Orphan => "orphan",
             Self::Foreign => "foreign",
@@ -77,6 +81,8 @@ pub struct Listed {
 #[derive(Debug, Default)]
 struct Known {
     made: Vec<KeptSlot>,
+    /// Slots of snapshots in files, and until when.
+    snapshots: BTreeMap<String, String>,
     running: Vec<OperationId>,
     peers: Vec<NodeId>,
     /// Who reads a slot: the node and what it says.
@@ -107,7 +113,10 @@ async fn known(rooms: &Rooms, session: &Session, there: &[Slot]) -> Result<Known
     let made = follows::slots(&rooms.store).await.map_err(remember)?;
     let is_running = |op: OperationId| rooms.operations.is_running(op) || rooms.sessions.serves(op);
     let running = made.iter().map(|made| made.op_id).filter(|op| is_running(*op)).collect();
-    let mut known = Known { made, running, peers: rooms.peers.names().collect(), ..Known::default() };
+    let kept = snapshots::list(&rooms.store, false).await.map_err(remember)?.into_iter();
+    let until = |kept: &Snapshot| kept.expires_at.map_or_else(|| "it is deleted".to_owned(), |at| at.to_string());
+    let kept = kept.filter(Snapshot::is_complete).map(|kept| (kept.slot.clone(), until(&kept))).collect();
+    let mut known = Known { snapshots: kept, made, running, peers: rooms.peers.names().collect(), ..Known::default() };
     if names.is_empty() {
         return Ok(known);
     }
@@ -184,6 +193,9 @@ fn judge(slot: Slot, known: &Known) -> Listed {
 
 /// No subscription that we know of reads it.
 fn unread(slot: &Slot, target: &str, known: &Known) -> (Purpose, String) {
+    if let Some(until) = known.snapshots.get(&slot.name) {
+        return (Purpose::Snapshot, format!("a snapshot in files may be applied until {until}"));
+    }
     if let Some(pid) = slot.progress.active_pid {
         return (Purpose::Undecided, format!("process {pid} reads it, for no subscription that is known"));
     }
@@ -259,6 +271,10 @@ fn refuse(me: &NodeId, listed: &Listed, force: bool) -> Result<(), Failure> {
             let text = format!("slot {name} of {me} was not made by Steep: somebody else may need it");
             Err(Failure::new(Code::SlotForeign, text).hint(format!("if nobody does: {by_force}")))
         }
+        (Purpose::Snapshot, _) => needed(
+            format!("slot {name} is needed: {}", listed.why),
+            "steepctl snapshot list shows the snapshot; steepctl snapshot delete ID takes both away".to_owned(),
+        ),
         (Purpose::Subscription | Purpose::Undecided, _) => needed(
             format!("slot {name} may be needed: {}; {loses}", listed.why),
             format!("steepctl node remove takes a node out in order; or, it is lost then: {by_force}"),

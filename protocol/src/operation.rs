@@ -103,6 +103,10 @@ words! {
         Auto = "auto",
         /// The agents stream the snapshot in parallel.
         Direct = "direct",
+        /// From a snapshot in files, made before.
+        TwoPhase = "two-phase",
+        /// The rows of such a snapshot alone: nothing is replicated.
+        RowsAlone = "rows-alone",
     }
 }
 
@@ -161,6 +165,12 @@ words! {
         SlotDrop = "slot.drop",
         /// Move a node's sequences ahead of another's.
         SequenceSync = "seq.sync",
+        /// Write a snapshot of a node into files.
+        SnapshotGenerate = "snapshot.generate",
+        /// Initialize a node from a snapshot in files.
+        SnapshotApply = "snapshot.apply",
+        /// Drop a snapshot's slot and files.
+        SnapshotDelete = "snapshot.delete",
     }
 }
 
@@ -181,6 +191,9 @@ impl Action {
             | Self::MeshLeave
             | Self::SlotDrop
             | Self::SequenceSync
+            | Self::SnapshotGenerate
+            | Self::SnapshotApply
+            | Self::SnapshotDelete
             // A node's configuration may ask for more.
             | Self::SchemaSync => Role::Operator,
             Self::AgentReload => Role::Admin,

@@ -33,6 +33,7 @@ mod rows;
 mod schema_plan;
 mod shapes;
 mod slots;
+mod snapshots;
 mod state;
 mod transport;
 mod types;

@@ -1,6 +1,6 @@
 //! The peer service: what agents ask of each other.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -30,6 +30,7 @@ use crate::{
         reach::Reach,
         scope, source,
         start::selection_of,
+        two_phase::lend,
     },
     removal::part,
     session::{Held, JoinRequest, Neighbour, OpenRequest, Role},
@@ -57,6 +58,35 @@ fn node(text: &str) -> Result<NodeId, Status> {
 
 fn neighbours<'a>(names: impl Iterator<Item = &'a String>) -> Result<Vec<Neighbour>, Status> {
     names.map(|name| node(name).map(mesh::neighbour)).collect()
+}
+
+/// What the target is told of a session; `reach`: how its PostgreSQL reaches ours.
+fn opened(held: &Held, reach: v1::SubscribeRequest, lease: Duration) -> v1::OpenSessionReply {
+    let positions = match &held.role {
+        Role::Source { positions } => positions.clone(),
+        Role::Member { .. } | Role::Files { .. } => Vec::new(),
+    };
+    let position = |(node, lsn): &(NodeId, Lsn)| v1::MemberPosition { node: node.to_string(), lsn: lsn.to_string() };
+    let tables = held.tables.iter().map(|(table, plan)| v1::SessionTable {
+        oid: table.oid,
+        bytes: table.bytes,
+        rows_estimate: table.rows_estimate,
+        part_starts: plan.starts.clone(),
+        pages: plan.pages,
+    });
+    v1::OpenSessionReply {
+        session_id: held.id.to_string(),
+        publication: held.publication.clone(),
+        slot: held.slot.clone(),
+        lsn: held.lsn.to_string(),
+        snapshot: held.snapshot.clone(),
+        conninfo: reach.conninfo,
+        tables: tables.collect(),
+        lease_seconds: lease.as_secs(),
+        link: reach.link,
+        database: reach.database,
+        positions: positions.iter().map(position).collect(),
+    }
 }
 
 impl Service {
@@ -160,6 +190,7 @@ impl Peers for Service {
             parallel: request.parallel,
             one_way: request.one_way,
             neighbours: neighbours(request.members.iter())?,
+            for_files: None,
         };
         let reach = Reach::own(&rooms).map_err(|failure| status_of(&failure))?.to_message();
         let names: Vec<_> = open.tables.iter().map(|(_, name)| name.to_string()).collect();
@@ -169,32 +200,24 @@ impl Peers for Service {
             .await
             .map_err(|error| status_of(&error.explain()))?;
         let held = rooms.sessions.open(caller.node(), open).await.map_err(|failure| status_of(&failure))?;
-        let positions = match &held.role {
-            Role::Source { positions } => positions.clone(),
-            Role::Member { .. } => Vec::new(),
-        };
-        let position =
-            |(node, lsn): &(NodeId, Lsn)| v1::MemberPosition { node: node.to_string(), lsn: lsn.to_string() };
-        let tables = held.tables.iter().map(|(table, plan)| v1::SessionTable {
-            oid: table.oid,
-            bytes: table.bytes,
-            rows_estimate: table.rows_estimate,
-            part_starts: plan.starts.clone(),
-            pages: plan.pages,
-        });
-        Ok(Response::new(v1::OpenSessionReply {
-            session_id: held.id.to_string(),
-            publication: held.publication.clone(),
-            slot: held.slot.clone(),
-            lsn: held.lsn.to_string(),
-            snapshot: held.snapshot.clone(),
-            conninfo: reach.conninfo,
-            tables: tables.collect(),
-            lease_seconds: rooms.sessions.lease().as_secs(),
-            link: reach.link,
-            database: reach.database,
-            positions: positions.iter().map(position).collect(),
-        }))
+        Ok(Response::new(opened(&held, reach, rooms.sessions.lease())))
+    }
+
+    async fn open_snapshot(&self, request: Request<v1::OpenSnapshotRequest>) -> Answer<v1::OpenSessionReply> {
+        let caller = self.0.admit(&request, Rpc::PeersOpenSnapshot).await?;
+        let request = request.into_inner();
+        self.takes_work()?;
+        let rooms = self.0.rooms()?;
+        let reach = Reach::own(&rooms).map_err(|failure| status_of(&failure))?.to_message();
+        let op = operation(&request.op_id)?;
+        let detail = json!({ "through": caller.node(), "snapshot": request.snapshot_op_id });
+        let actor = authorize::actor(&caller.signed().signer.who);
+        audit::append(&rooms.store, &actor, "snapshot.lend", caller.node().as_str(), Some(op), &detail)
+            .await
+            .map_err(|error| status_of(&error.explain()))?;
+        let lent = Box::pin(lend::lend(&rooms, caller.node(), caller.signed(), &request)).await;
+        let held = self.allowed(&caller, lent).await?;
+        Ok(Response::new(opened(&held, reach, rooms.sessions.lease())))
     }
 
     async fn renew_session(&self, request: Request<v1::RenewSessionRequest>) -> Answer<v1::RenewSessionReply> {
@@ -321,7 +344,7 @@ impl Peers for Service {
         let held = rooms.sessions.join(caller.node(), join).await.map_err(|failure| status_of(&failure))?;
         let marker = match &held.role {
             Role::Member { marker, .. } => *marker,
-            Role::Source { .. } => Lsn::default(),
+            Role::Source { .. } | Role::Files { .. } => Lsn::default(),
         };
         Ok(Response::new(v1::JoinMemberReply {
             session_id: held.id.to_string(),

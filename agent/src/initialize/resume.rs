@@ -20,7 +20,7 @@ use steep_protocol::{
 use tracing::info;
 
 use super::{
-    direct::{Direct, DirectPlan, recipe},
+    direct::{Direct, DirectPlan, FromFiles, recipe},
     members::Joined,
     messages::{table_message, table_name},
     preflight::{TargetTables, Wanted},
@@ -66,6 +66,9 @@ pub struct Asked {
     max_rate: u64,
     compress: String,
     selection: Chosen,
+    /// A snapshot in files, and how it is applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    from: Option<FromFiles>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -87,6 +90,7 @@ impl Asked {
             max_rate: plan.max_rate,
             compress: plan.compress.clone(),
             selection: Chosen { tables, schemas, exclude },
+            from: plan.from.clone(),
         }
     }
 
@@ -99,7 +103,7 @@ impl Asked {
     pub fn again(operation: &Operation) -> Option<v1::StartNodeRequest> {
         let asked: Self = serde_json::from_value(operation.request.clone()).ok()?;
         let plan = asked.plan(operation.source.clone(), v1::SignedIntent::default(), Vec::new());
-        (operation.kind == "init").then(|| v1::StartNodeRequest {
+        (operation.kind == "init" && plan.from.is_none()).then(|| v1::StartNodeRequest {
             target: operation.target.to_string(),
             source: operation.source.to_string(),
             selection: Some(plan.selection),
@@ -131,6 +135,7 @@ impl Asked {
         };
         DirectPlan {
             source,
+            // Of a snapshot too: one of chosen tables has a publication of its own.
             shared_publication: wanted.selection.is_whole_database(),
             wanted,
             selection,
@@ -138,6 +143,7 @@ impl Asked {
             members,
             max_rate: self.max_rate,
             compress: self.compress,
+            from: self.from,
         }
     }
 }
@@ -222,6 +228,7 @@ impl Direct {
         self.builder = None;
         let is_done = |step: &str| done.iter().any(|name| name == step);
         let known = notes::load(&self.rooms.store, context.op).await.map_err(explain)?;
+        self.open_files().await?;
         self.recall(context, &known).await?;
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
         // Of an agent that was killed some sessions may still be at it, and pg_restore too.
@@ -264,7 +271,10 @@ impl Direct {
         if parts.is_empty() {
             return Ok(());
         }
-        let jobs = super::steps::table_jobs(&self.facts.tables, &reply.tables)?;
+        let jobs = match &self.files {
+            None => super::steps::table_jobs(&self.facts.tables, &reply.tables)?,
+            Some(_) => self.rows_to_copy()?.1,
+        };
         crate::snapshot::receive::show_copied(&jobs, &parts, context);
         Ok(())
     }

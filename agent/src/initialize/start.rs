@@ -150,7 +150,14 @@ fn plan_of(
         return Err(rooms.peers.unknown(source.as_str()));
     }
     if !request.method.is_empty() {
-        request.method.parse::<InitMethod>().map_err(|error| bad(error.to_string()))?;
+        let method: InitMethod = request.method.parse().map_err(|error| bad(format!("{error}")))?;
+        if matches!(method, InitMethod::TwoPhase | InitMethod::RowsAlone) {
+            let text = "a snapshot in files is written first and applied later, by commands of their own".to_owned();
+            return Err(bad(text).hint(format!(
+                "steepctl snapshot generate {source} --dir DIR; then: steepctl snapshot apply {} --input DIR",
+                request.target
+            )));
+        }
     }
     let compression: Compression = request.compress.parse().map_err(|error| bad(format!("{error}")))?;
     let parallel = if request.parallel == 0 { rooms.config.copy.parallel } else { request.parallel };
@@ -181,6 +188,7 @@ fn plan_of(
         members: Vec::new(),
         max_rate: request.max_rate,
         compress: compression.to_string(),
+        from: None,
     };
     Ok((op, plan))
 }

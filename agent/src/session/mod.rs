@@ -5,7 +5,7 @@
 //! A table rewritten between snapshot and copy would otherwise read as empty without any error.
 //!
 //! Where others replicate both ways with this node, [`pause`] holds their changes still while the slot is made; their
-//! own sessions for the same target ([`join`]) hold a slot alone.
+//! own sessions for the same target ([`join`]) hold a slot alone, as does one on a snapshot that lies in files ([`adopt`]).
 //!
 //! A session ends when its target closes it, when nobody renews it for the lease, or when it can no longer keep
 //! its promise; its effects are intent rows, so that a dead agent's sessions are cleaned up by the next one.
@@ -45,11 +45,13 @@ use crate::{
 /// How often a session looks after itself.
 const WATCH: Duration = Duration::from_secs(1);
 
+mod adopt;
 mod held;
 mod join;
 mod pause;
 mod publish;
 
+pub use adopt::AdoptRequest;
 use held::NewHeld;
 pub use held::{DumpChoice, Held, Role, Scope};
 pub use join::JoinRequest;
@@ -76,6 +78,17 @@ pub struct OpenRequest {
     pub one_way: bool,
     /// Both ways: all nodes this one replicates with both ways already.
     pub neighbours: Vec<Neighbour>,
+    /// For a snapshot in files, whose slot and publication are for whoever applies it: their names.
+    pub for_files: Option<FileNames>,
+}
+
+/// What a snapshot in files keeps on the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileNames {
+    /// The slot.
+    pub slot: String,
+    /// The publication.
+    pub publication: String,
 }
 
 #[derive(Debug)]
@@ -169,7 +182,8 @@ impl Sessions {
         }
         let agreed = tables_as_agreed(&look, &request.tables).await?;
         let members: Vec<Member> = tables::published(&agreed).into_iter().map(Into::into).collect();
-        let publication = if request.whole_database { "steep".to_owned() } else { format!("steep_only_{target}") };
+        let of_target = || if request.whole_database { "steep".to_owned() } else { format!("steep_only_{target}") };
+        let publication = request.for_files.as_ref().map_or_else(of_target, |names| names.publication.clone());
         publish(&self.cleanup, &look, op, &publication, &members).await?;
 
         let keeper = self.lock_tables(op, &agreed).await?;
@@ -181,12 +195,13 @@ impl Sessions {
                 format!("table {} changed while the session opened", then.name),
             ));
         }
-        let slot = slot_name(target, op);
+        let slot = request.for_files.as_ref().map_or_else(|| slot_name(target, op), |names| names.slot.clone());
+        let reader = request.for_files.is_none().then_some(target);
         let (exported, positions) = match &request.neighbours[..] {
             neighbours if !request.one_way && !neighbours.is_empty() => {
                 self.slot_while_still(op, target, &slot, neighbours).await?
             }
-            _ => (self.slot_at_once(op, target, &slot).await?, Vec::new()),
+            _ => (self.slot_at_once(op, reader, &slot).await?, Vec::new()),
         };
         keeper.run(&ddl::set_snapshot(&exported.snapshot)).await.map_err(explain)?;
         let snapshot = keeper.export_snapshot().await.map_err(explain)?;
@@ -257,8 +272,15 @@ impl Sessions {
         }
     }
 
-    async fn slot_at_once(&self, op: OperationId, target: &NodeId, slot: &str) -> Result<ExportedSlot, Failure> {
-        let effect = Effect::Slot { name: slot.to_owned(), peer: Some(target.clone()) };
+    /// `reader`: the node that is to read the slot; none yet for a snapshot in files.
+    async fn slot_at_once(
+        &self,
+        op: OperationId,
+        reader: Option<&NodeId>,
+        slot: &str,
+    ) -> Result<ExportedSlot, Failure> {
+        let effect = Effect::Slot { name: slot.to_owned(), peer: reader.cloned() };
+        let step = reader.map_or_else(|| "snapshot".to_owned(), |target| format!("session for {target}"));
         let made = async {
             // Not cancelled but undone: the operation's cleanup ends its backends, then drops the slot.
             let never = CancellationToken::new();
@@ -266,7 +288,7 @@ impl Sessions {
             let made = replication::create_slot_exporting(&self.database, op, slot, patience, &never).await;
             made.map_err(|error| error.explain())
         };
-        self.cleanup.make(op, &format!("session for {target}"), &effect, made).await
+        self.cleanup.make(op, &step, &effect, made).await
     }
 
     /// The open session `id` of `caller`; renews it.

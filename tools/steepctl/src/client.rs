@@ -6,6 +6,7 @@
 
 mod schemas;
 mod slots;
+mod snapshots;
 
 use std::{
     path::{Path, PathBuf},

@@ -91,7 +91,12 @@ pub struct StartArgs {
 }
 
 fn methods() -> PossibleValuesParser {
-    PossibleValuesParser::new(InitMethod::ALL.iter().map(|method| method.as_str()))
+    PossibleValuesParser::new(
+        InitMethod::ALL
+            .iter()
+            .filter(|method| matches!(method, InitMethod::Auto | InitMethod::Direct))
+            .map(|method| method.as_str()),
+    )
 }
 
 /// Checked here, sent as typed.
