@@ -12,7 +12,7 @@ use steep_protocol::{
     ids::{NodeId, OperationId},
     names::TableName,
 };
-use tokio::task::spawn_blocking;
+use tokio::{task::spawn_blocking, time::sleep};
 use tracing::{info, warn};
 
 use crate::{
@@ -40,6 +40,10 @@ pub use detour::{Contents, Detour, Stage, held_tables};
 const DETOUR_PATIENCE: Duration = Duration::from_secs(60);
 /// How long taking a fence away may wait for whoever uses its table, until it is tried again.
 const FENCE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often the files of a snapshot are looked for until none is found, and how long between.
+const REMOVAL_LOOKS: u32 = 20;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(50);
 
 /// A table in a publication.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -395,10 +399,18 @@ fn effect_of(intent: &Intent) -> Result<Effect, Failure> {
 }
 
 async fn remove_directory(path: String) -> Result<(), Failure> {
-    let removed = spawn_blocking(move || Directory::named(&path)?.remove()).await;
-    let removed =
-        removed.map_err(|error| Failure::new(Code::Internal, "removing files ended unexpectedly").caused_by(&error))?;
-    removed.map_err(|error| error.explain())
+    let directory = Directory::named(&path).map_err(|error| error.explain())?;
+    for _ in 0..REMOVAL_LOOKS {
+        let looking = directory.clone();
+        let removed = spawn_blocking(move || looking.remove()).await;
+        let removed = removed
+            .map_err(|error| Failure::new(Code::Internal, "removing files ended unexpectedly").caused_by(&error))?;
+        if !removed.map_err(|error| error.explain())? {
+            break;
+        }
+        sleep(REMOVAL_PAUSE).await;
+    }
+    Ok(())
 }
 
 async fn drop_objects(session: &Session, created: &[CreatedObject]) -> Result<(), Failure> {

@@ -9,8 +9,6 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
     path::{Component, Path, PathBuf},
-    thread,
-    time::Duration,
 };
 
 use steep_protocol::failure::{Code, Explain};
@@ -31,9 +29,6 @@ const SINGLE: [&str; 4] = [MANIFEST, SCHEMA, SEQUENCES, SOURCE];
 const ENDS: [&str; 4] = [".csv", ".csv.gz", ".csv.lz4", ".csv.zst"];
 /// Ends the name of a file that is being written.
 const UNFINISHED: &str = ".tmp";
-/// How often the folder of the rows is emptied, and how long between, until nothing new comes into it.
-const PATIENCE: u32 = 20;
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// What is wrong with a directory, or a file of it.
 #[derive(Debug, thiserror::Error)]
@@ -236,20 +231,15 @@ impl Directory {
     }
 
     /// Takes away every file a snapshot has, finished or not, the manifest first, and the directories if nothing else is
-    /// in them. What is gone already is no error.
-    pub fn remove(&self) -> Result<(), Error> {
+    /// in them; what is gone already is no error. Says whether there were files of rows: one that was just given up may
+    /// still be on its way out, so that it is worth another look.
+    pub fn remove(&self) -> Result<bool, Error> {
         for name in SINGLE {
             self.remove_file(&self.at(name))?;
             self.remove_file(&self.at(&format!("{name}{UNFINISHED}")))?;
         }
         let data = self.at(DATA);
-        // A file that was just given up may still be on its way out.
-        for _ in 0..PATIENCE {
-            if !self.remove_parts(&data)? {
-                break;
-            }
-            thread::sleep(PAUSE);
-        }
+        let had_any = self.remove_parts(&data)?;
         for folder in [&data, &self.0] {
             match fs::remove_dir(folder) {
                 // Somebody else's files are not ours to take away.
@@ -264,7 +254,7 @@ impl Directory {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(had_any)
     }
 
     /// Takes away what is in the folder of the rows, and says whether there was anything.

@@ -193,10 +193,9 @@ impl Action {
             | Self::SequenceSync
             | Self::SnapshotGenerate
             | Self::SnapshotApply
-            | Self::SnapshotDelete
             // A node's configuration may ask for more.
             | Self::SchemaSync => Role::Operator,
-            Self::AgentReload => Role::Admin,
+            Self::AgentReload | Self::SnapshotDelete => Role::Admin,
         }
     }
 }

@@ -7,7 +7,8 @@ use std::{
 };
 
 use serde_json::Value;
-use steep_tests::{Cluster, Ledger, Node, NodeState::*, PATIENCE, shop, until};
+use steep_agent::snapshot::files::manifest::Manifest;
+use steep_tests::{Cluster, Ledger, Node, NodeState::*, PATIENCE, guest, shop, until};
 
 /// Some tables of several parts, and what CSV makes hard.
 const ODD: &str = r#"
@@ -114,7 +115,7 @@ async fn what_is_written_while_a_snapshot_lies_about_reaches_every_target_once()
     let folder = Folder::new("whole");
     let id = generated(&a, &folder, "--parallel 3").await;
     let slot = format!("steep_{id}");
-    assert_eq!(a.slots().await, [slot.clone()]);
+    assert_eq!(a.slots().await, std::slice::from_ref(&slot));
     assert_eq!(a.state().await, Ok(Uninitialized), "a source is not changed by it");
     // What is in the directory.
     let written = manifest(&folder);
@@ -212,7 +213,12 @@ async fn rows_alone_are_loaded_without_the_node_they_are_of() {
     assert_eq!(b.count("pg_subscription").await, 0);
     assert_eq!(b.count("pg_class where relname = 'single'").await, 0, "it was left out");
     assert!(b.value::<i64>("select last_value from orders_id_seq").await > 3_000, "sequences come along");
-    b.steepctl(&line).fails_with("STP-2301");
+    a.start_agent();
+    until("node_b is told that it holds them", PATIENCE, async || {
+        let outcome = b.steepctl(&line).outcome();
+        if outcome.code().as_deref() == Some("STP-2301") { Ok(()) } else { Err(outcome.to_string()) }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -307,6 +313,11 @@ async fn a_snapshot_that_is_cut_off_leaves_no_manifest_no_slot_and_no_files() {
     let line = format!("snapshot generate node_a --dir {}", folder.path());
     a.steepctl(&line).as_operator("vera").fails_with("STP-5003");
     a.steepctl(&line).as_operator("otto").succeeds();
+    let listed = a.steepctl("snapshot list -o json").as_operator("vera").succeeds().json();
+    let id = listed["snapshots"][0]["snapshot_id"].as_str().expect("an id").to_owned();
+    a.steepctl(&format!("snapshot verify {id}")).as_operator("vera").succeeds();
+    a.steepctl(&format!("snapshot delete {id} --confirm {id}")).as_operator("otto").fails_with("STP-5003");
+    assert_eq!(a.slots().await, [format!("steep_{id}")]);
 }
 
 /// The first file of rows with so many in it, and its entry in the manifest.
@@ -319,6 +330,7 @@ fn a_part(folder: &Folder, more_than: u64) -> (String, Value) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 async fn nothing_is_loaded_from_a_snapshot_that_was_touched() {
     let [a, b] = Cluster::of(2).agent_toml("[copy]\npart_size = \"1MiB\"").start().await;
     a.sql(&shop::orders(2_000)).await;
@@ -486,4 +498,123 @@ async fn a_snapshot_that_begins_nothing_any_more_is_refused_before_anything_is_w
     .await;
     assert_eq!(a.slots().await, [format!("steep_{kept}")]);
     assert!(a.log().contains("snapshot.expired") && a.log().contains("snapshot.expires_soon"), "it was told");
+}
+
+/// The manifest of `whole` with `change` made to it, signed by whoever has the files `name` in `pki`, for `folder`.
+fn signed_anew(whole: &Folder, folder: &Folder, pki: &Path, name: &str, change: impl FnOnce(&mut Value)) {
+    let mut body = manifest(whole)["manifest"].clone();
+    change(&mut body);
+    let changed: Manifest = serde_json::from_value(body).expect("it is a manifest still");
+    let text = changed.sign(&guest::identity(pki, name)).expect("the key signs");
+    fs::write(folder.0.join("manifest.json"), text).expect("it can be written");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signature_does_not_make_everything_believed() {
+    let [a, b] = Cluster::of(2).start().await;
+    a.sql(&shop::orders(2_000)).await;
+    let whole = Folder::new("signed");
+    let id = generated(&a, &whole, "--compress gzip").await;
+    let refused = |folder: &Folder, code: &str, words: &str| {
+        let outcome = b.steepctl(&format!("snapshot verify {} --node node_b", folder.path())).fails_with(code);
+        assert!(outcome.stderr.contains(words), "{words}: {outcome}");
+    };
+    let (pki, (file, _)) = (a.pki(), a_part(&whole, 100));
+    // Signed by another node, by an operator, and by a node of another mesh under the same name.
+    let folder = whole.copied("another");
+    signed_anew(&whole, &folder, &pki, "node_b", |_| {});
+    refused(&folder, "STP-3403", "node node_b");
+    signed_anew(&whole, &folder, &pki, "operator-alice", |_| {});
+    refused(&folder, "STP-3403", "has signed it");
+    let other = Folder::new("other-mesh");
+    for words in [vec!["init", "--mesh", "other"], vec!["issue", "node", "node_a"]] {
+        let made = a.bare_steepctl().arg("pki").args(words).arg("--dir").arg(&other.0).output().expect("it runs");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+    signed_anew(&whole, &folder, &other.0, "node_a", |body| body["mesh"] = "other".into());
+    refused(&folder, "STP-3403", "");
+    signed_anew(&whole, &folder, &pki, "node_a", |body| body["mesh"] = "other".into());
+    refused(&folder, "STP-3403", "other");
+    // The node's own key signs what no snapshot is.
+    signed_anew(&whole, &folder, &pki, "node_a", |body| body["complete"] = false.into());
+    refused(&folder, "STP-3402", "not complete");
+    signed_anew(&whole, &folder, &pki, "node_a", |body| body["format_version"] = 2.into());
+    refused(&folder, "STP-3403", "format 2");
+    let named = [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "data/../manifest.json",
+        "data/1.csv.gz",
+        "data/000001.csv.gz\u{0}",
+        "data/\u{661}00001.csv.gz",
+    ];
+    for name in named {
+        signed_anew(&whole, &folder, &pki, "node_a", |body| {
+            body["tables"][0]["parts"][0]["file"]["name"] = name.into();
+        });
+        refused(&folder, "STP-3405", "names a file");
+    }
+    // A small file that becomes endless is not expanded past what the manifest says.
+    let folder = whole.copied("bomb");
+    let made = std::process::Command::new("sh")
+        .args(["-c", "head -c 300000000 /dev/zero | gzip -1 > \"$0\"; sha256sum < \"$0\""])
+        .arg(folder.0.join(&file))
+        .output()
+        .expect("it can be made");
+    let sha256 = String::from_utf8_lossy(&made.stdout)[..64].to_owned();
+    let bytes = fs::metadata(folder.0.join(&file)).expect("it is there").len();
+    signed_anew(&whole, &folder, &pki, "node_a", |body| {
+        for table in body["tables"].as_array_mut().expect("tables") {
+            for part in table["parts"].as_array_mut().expect("parts") {
+                if part["file"]["name"] == file.as_str() {
+                    part["file"]["sha256"] = sha256.clone().into();
+                    part["file"]["bytes"] = bytes.into();
+                }
+            }
+        }
+    });
+    refused(&folder, "STP-3404", "found more");
+    // An older manifest beside newer files.
+    a.sql("update customers set name = 'renamed ' || id").await;
+    let newer = Folder::new("newer");
+    generated(&a, &newer, "--compress gzip").await;
+    fs::copy(whole.0.join("manifest.json"), newer.0.join("manifest.json")).expect("it can be copied");
+    refused(&newer, "STP-3404", "expected");
+    a.steepctl(&format!("snapshot verify {id}")).succeeds();
+}
+
+/// A file system of its own, of so many KiB.
+struct Small(Folder);
+
+impl Small {
+    fn mounted(name: &str, kib: u32) -> Self {
+        let folder = Folder::new(name);
+        fs::create_dir_all(&folder.0).expect("it can be made");
+        let size = format!("size={kib}k");
+        let mounted =
+            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&folder.0).status();
+        assert!(mounted.is_ok_and(|status| status.success()), "this spec needs the right to mount");
+        Self(folder)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        drop(std::process::Command::new("umount").arg(&self.0.0).status());
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_ends_a_snapshot_and_nothing_of_it_stays() {
+    let [a, _b] = Cluster::of(2).agent_toml("[copy]\npart_size = \"1MiB\"").start().await;
+    a.sql(ODD).await;
+    let before = a.inventory().await;
+    let small = Small::mounted("full", 2_000);
+    let inside = small.0.0.join("snap");
+    let line = format!("snapshot generate node_a --compress none --dir {}", inside.display());
+    let failed = a.steepctl(&line).fails_with("STP-3410");
+    assert!(failed.stderr.contains("data/0"), "it names the file: {failed}");
+    a.inventory().await.is_as(&before);
+    assert!(!inside.exists(), "{:?}", small.0.files());
+    a.steepctl(&line.replace("none", "zstd:9")).succeeds();
 }

@@ -157,9 +157,8 @@ pub const TABLE: &[(Rpc, &str, Allowed, Signed)] = &[
     (Rpc::SnapshotsGenerate, "steep.v1.Snapshots/Generate", Allowed::From(Role::Operator), Signed::Always),
     (Rpc::SnapshotsApply, "steep.v1.Snapshots/Apply", Allowed::From(Role::Operator), Signed::Always),
     (Rpc::SnapshotsList, "steep.v1.Snapshots/List", Allowed::From(Role::Viewer), Signed::No),
-    // It reads files of the agent's host, if only to say whether they are a snapshot's.
-    (Rpc::SnapshotsVerify, "steep.v1.Snapshots/Verify", Allowed::From(Role::Operator), Signed::No),
-    (Rpc::SnapshotsDelete, "steep.v1.Snapshots/Delete", Allowed::From(Role::Operator), Signed::Always),
+    (Rpc::SnapshotsVerify, "steep.v1.Snapshots/Verify", Allowed::From(Role::Viewer), Signed::No),
+    (Rpc::SnapshotsDelete, "steep.v1.Snapshots/Delete", Allowed::From(Role::Admin), Signed::Always),
     (Rpc::PeersHello, "steep.v1.Peers/Hello", Allowed::Nodes, Signed::No),
     (Rpc::PeersExchange, "steep.v1.Peers/Exchange", Allowed::Nodes, Signed::No),
     (Rpc::PeersLinks, "steep.v1.Peers/Links", Allowed::Nodes, Signed::No),

@@ -15,14 +15,32 @@ use steep_protocol::{
 use tracing::info;
 
 use super::{
-    Held, Role, Scope, Sessions, already_ended, held::NewHeld, join::same_mesh, publish, publish::tables_as_agreed,
-    slot_name,
+    Held, OpenRequest, Role, Scope, Sessions, already_ended, held::NewHeld, join::same_mesh, publish,
+    publish::tables_as_agreed, slot_name,
 };
 use crate::{
     cleanup::{Effect, Member},
     parts::TablePlan,
     postgres::{self, Purpose, Session as Connection, publications, slots, tables},
 };
+
+/// What a snapshot in files keeps on the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileNames {
+    /// The slot.
+    pub slot: String,
+    /// The publication.
+    pub publication: String,
+}
+
+/// The names of what a session makes: those of a snapshot in files, or those of its target.
+pub(super) fn names_for(request: &OpenRequest, target: &NodeId) -> FileNames {
+    let of_target = || FileNames {
+        slot: slot_name(target, request.op),
+        publication: if request.whole_database { "steep".to_owned() } else { format!("steep_only_{target}") },
+    };
+    request.for_files.clone().unwrap_or_else(of_target)
+}
 
 /// What a target asks for.
 #[derive(Debug, Clone)]

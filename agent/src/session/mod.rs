@@ -51,7 +51,7 @@ mod join;
 mod pause;
 mod publish;
 
-pub use adopt::AdoptRequest;
+pub use adopt::{AdoptRequest, FileNames};
 use held::NewHeld;
 pub use held::{DumpChoice, Held, Role, Scope};
 pub use join::JoinRequest;
@@ -80,15 +80,6 @@ pub struct OpenRequest {
     pub neighbours: Vec<Neighbour>,
     /// For a snapshot in files, whose slot and publication are for whoever applies it: their names.
     pub for_files: Option<FileNames>,
-}
-
-/// What a snapshot in files keeps on the server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileNames {
-    /// The slot.
-    pub slot: String,
-    /// The publication.
-    pub publication: String,
 }
 
 #[derive(Debug)]
@@ -182,8 +173,7 @@ impl Sessions {
         }
         let agreed = tables_as_agreed(&look, &request.tables).await?;
         let members: Vec<Member> = tables::published(&agreed).into_iter().map(Into::into).collect();
-        let of_target = || if request.whole_database { "steep".to_owned() } else { format!("steep_only_{target}") };
-        let publication = request.for_files.as_ref().map_or_else(of_target, |names| names.publication.clone());
+        let FileNames { slot, publication } = adopt::names_for(&request, target);
         publish(&self.cleanup, &look, op, &publication, &members).await?;
 
         let keeper = self.lock_tables(op, &agreed).await?;
@@ -195,7 +185,6 @@ impl Sessions {
                 format!("table {} changed while the session opened", then.name),
             ));
         }
-        let slot = request.for_files.as_ref().map_or_else(|| slot_name(target, op), |names| names.slot.clone());
         let reader = request.for_files.is_none().then_some(target);
         let (exported, positions) = match &request.neighbours[..] {
             neighbours if !request.one_way && !neighbours.is_empty() => {

@@ -69,7 +69,7 @@ pub enum Rows {
     /// A peer sends them.
     Peer {
         /// The peer.
-        source: Source,
+        source: Box<Source>,
         /// Its session.
         session: SessionId,
         /// As the operator asked for it.
@@ -81,7 +81,7 @@ pub enum Rows {
 
 /// Rows of one part, as they come.
 enum Blocks {
-    Peer(BlockSource, Source),
+    Peer(Box<BlockSource>, Box<Source>),
     Files(PartBlocks),
 }
 
@@ -107,7 +107,7 @@ impl Rows {
                     binary: table.binary,
                     compress: compress.clone(),
                 });
-                Ok(Blocks::Peer(source.fetch(want).await?, source.clone()))
+                Ok(Blocks::Peer(Box::new(source.fetch(want).await?), source.clone()))
             }
         }
     }

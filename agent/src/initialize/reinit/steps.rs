@@ -170,7 +170,7 @@ impl Reinit {
         }
         let job = CopyJob {
             op: context.op,
-            from: Rows::Peer { source: source.clone(), session, compress: direct.plan.compress.clone() },
+            from: Rows::Peer { source: Box::new(source.clone()), session, compress: direct.plan.compress.clone() },
             tables: jobs,
             workers: direct.plan.wanted.parallel as usize,
             max_rate: direct.plan.max_rate,

@@ -88,7 +88,7 @@ impl Direct {
         let Some(opened) = &self.files else {
             let session = self.session();
             let jobs = table_jobs(&self.facts.tables, &session.reply.tables)?;
-            let (source, compress) = (self.source.clone(), self.plan.compress.clone());
+            let (source, compress) = (Box::new(self.source.clone()), self.plan.compress.clone());
             return Ok((Rows::Peer { source, session: session.id, compress }, jobs));
         };
         Ok((Rows::Files(Arc::clone(opened)), jobs_of(opened, &self.facts.tables)))

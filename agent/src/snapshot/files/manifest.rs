@@ -158,7 +158,7 @@ pub fn hex(bytes: &[u8]) -> String {
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
     let pairs = digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
-    if digits.len() % 2 == 0 { pairs.collect() } else { None }
+    if digits.len().is_multiple_of(2) { pairs.collect() } else { None }
 }
 
 /// SHA-256 of `bytes`, as the manifest has it.
@@ -246,8 +246,8 @@ impl Manifest {
         let mut seen = HashSet::new();
         let count = self.parts().count();
         for part in self.parts() {
-            let digits: String = part.file.name.chars().filter(char::is_ascii_digit).collect();
-            let number = digits.parse().unwrap_or(0);
+            let name = part.file.name.strip_suffix(codec.end()).and_then(|name| name.rsplit('/').next());
+            let number = name.and_then(|digits| digits.parse().ok()).unwrap_or(0);
             let is_ordinal = (1..=count).contains(&number) && part.file.name == part_name(number, codec.end());
             if !is_ordinal || !seen.insert(number) {
                 return wrong(format!("the manifest names a file {:?}", part.file.name));
