@@ -18,6 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "slots",
         "preparations",
         "sequences",
+        "snapshots",
     ];
     let files = files.map(|name| format!("steep/v1/{name}.proto"));
     let descriptors = protox::compile(&files, ["proto"])?;

@@ -31,7 +31,7 @@ use crate::{
     drift::{Drift, watch as drift_watch},
     health::watcher,
     identity::Certificates,
-    initialize::{prepare, reinit, resume},
+    initialize::{prepare, reinit, resume, two_phase::shelf},
     keeper::Keepers,
     lifecycle::NodeEvent,
     link::{self, Links, Publisher},
@@ -232,12 +232,18 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
         let hint = match unfinished.kind.as_str() {
             "init" => format!("steepctl node resume {} starts it anew", unfinished.target),
             "reinit" => format!("steepctl node reinit {} --source {} …", unfinished.target, unfinished.source),
+            "snapshot" => format!("steepctl snapshot generate {} --dir DIR", unfinished.target),
             kind => format!("steepctl node {kind} {}", unfinished.target),
         };
         let mut why = match was_cancelled {
             true => Failure::new(Code::Cancelled, "cancelled; the agent ended before all was undone"),
             false => Failure::new(Code::Interrupted, "the agent ended while the operation ran").hint(hint),
         };
+        if unfinished.kind == "snapshot" {
+            // Taken up before; it was for this operation alone.
+            rooms.sessions.end(op).await;
+            shelf::cut_off(rooms, op).await?;
+        }
         if let Err(failure) = rooms.cleanup.undo(op).await {
             why = Failure { code: Code::Interrupted, ..why }
                 .cause(format!("not everything could be cleaned up yet, it will be tried again: {}", failure.message));
@@ -358,6 +364,13 @@ async fn janitor(rooms: &Rooms) {
             warn!(event = "agent.cleanup", error = telemetry::failure(&failure), "the janitor could not look");
         }
         rooms.sessions.end_strays().await;
+        if let Err(failure) = shelf::expire(rooms).await {
+            warn!(
+                event = "agent.cleanup",
+                error = telemetry::failure(&failure),
+                "the janitor could not look at snapshots"
+            );
+        }
         if let Err(failure) = tell_standstill(rooms).await {
             warn!(event = "agent.cleanup", error = telemetry::failure(&failure), "the janitor could not look");
         }

@@ -13,6 +13,7 @@ use steep_protocol::{
     ids::{NodeId, OperationId},
     names::TableName,
 };
+use tokio::{task::spawn_blocking, time::sleep};
 use tracing::{info, warn};
 
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
         slots::{self, SyncSlots},
         staging, subscriptions, tables,
     },
+    storage::Directory,
     store::{
         Store,
         intents::{self, Intent},
@@ -45,6 +47,10 @@ pub use detour::{Contents, Detour, Stage, held_tables};
 const DETOUR_PATIENCE: Duration = Duration::from_secs(60);
 /// How long taking a fence away may wait for whoever uses its table, until it is tried again.
 const FENCE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often the files of a snapshot are looked for until none is found, and how long between.
+const REMOVAL_LOOKS: u32 = 20;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(50);
 
 /// A table in a publication.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,6 +155,11 @@ pub enum Effect {
         /// All that the agent's next run needs to go on with it; null until it is open.
         record: Value,
     },
+    /// A directory with the files of a snapshot.
+    Directory {
+        /// Its path.
+        path: String,
+    },
     /// What a peer holds and makes for this operation.
     PeerSession {
         /// The peer.
@@ -173,6 +184,7 @@ impl Effect {
             Self::Staged { tables } => ("staged", format!("{} tables", tables.len())),
             Self::Fence { name } => ("fence", name.clone()),
             Self::Session { slot, .. } => (SESSION, slot.clone()),
+            Self::Directory { path } => ("directory", path.clone()),
             Self::PeerSession { node } => ("peer_session", node.to_string()),
         }
     }
@@ -357,6 +369,7 @@ impl Cleanup {
                 self.keepers.let_go(op).await;
                 Ok(())
             }
+            Effect::Directory { path } => remove_directory(path).await,
             Effect::PeerSession { node } => {
                 let source = Source::new(self.peers.clone(), node, op);
                 source.close_session(false, "the operation was undone").await
@@ -436,6 +449,21 @@ fn effect_of(intent: &Intent) -> Result<Effect, Failure> {
     })
 }
 
+async fn remove_directory(path: String) -> Result<(), Failure> {
+    let directory = Directory::named(&path).map_err(|error| error.explain())?;
+    for _ in 0..REMOVAL_LOOKS {
+        let looking = directory.clone();
+        let removed = spawn_blocking(move || looking.remove()).await;
+        let removed = removed
+            .map_err(|error| Failure::new(Code::Internal, "removing files ended unexpectedly").caused_by(&error))?;
+        if !removed.map_err(|error| error.explain())? {
+            break;
+        }
+        sleep(REMOVAL_PAUSE).await;
+    }
+    Ok(())
+}
+
 async fn drop_objects(session: &Session, created: &[CreatedObject]) -> Result<(), Failure> {
     let left = inventory::drop_objects(session, created).await.map_err(|error| error.explain())?;
     match left.first() {
@@ -488,6 +516,7 @@ mod tests {
             Effect::Staged { tables: vec![TableName::new("steep_repl", "stage_0_0")] },
             Effect::Fence { name: "f".into() },
             Effect::Session { slot: "s".into(), record: serde_json::json!({ "format": 1 }) },
+            Effect::Directory { path: "/srv/snap".into() },
             Effect::PeerSession { node: "node_a".parse().expect("a node") },
         ];
         for effect in effects {

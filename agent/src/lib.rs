@@ -14,7 +14,7 @@
 //! * [`snapshot`] moves a database as blocks; [`operations`] runs long work as steps that can be undone;
 //!   [`drift`] brings this node's schema to another's.
 //! * [`session`] is what this node holds open for a peer, [`keeper`] the process that holds its snapshot; [`cleanup`] knows every side effect and how it is undone;
-//!   [`link`] carries replication; [`parts`] cuts tables; [`breakpoint`] is for specs.
+//!   [`link`] carries replication; [`parts`] cuts tables; [`storage`] is the directory of a snapshot in files; [`breakpoint`] is for specs.
 //! * [`store`] is what the agent remembers; [`mesh`] the other agents; [`schema`] compares what two
 //!   databases hold, and plans what would bring one to the other; [`identity`] the agent's own certificate while
 //!   it runs; [`postgres`] everything said to the local PostgreSQL.
@@ -44,6 +44,7 @@ pub mod keeper;
 pub mod link;
 pub mod parts;
 pub mod session;
+pub mod storage;
 
 pub mod identity;
 pub mod mesh;

@@ -25,6 +25,7 @@ use crate::{
         follows::{self, KeptSlot},
         intents,
         preparations::{self, Preparation},
+        snapshots::{self, Snapshot},
     },
 };
 
@@ -40,6 +41,8 @@ pub enum Purpose {
     Operation,
     /// It is kept for a backup made by hand.
     Prepared,
+    /// A snapshot in files needs it until it is deleted or expires.
+    Snapshot,
     /// Whoever may need it cannot be asked.
     Undecided,
     /// Named like Steep's, and nobody needs it.
@@ -55,6 +58,7 @@ impl Purpose {
             Self::Subscription => "subscription",
             Self::Operation => "operation",
             Self::Prepared => "prepared",
+            Self::Snapshot => "snapshot",
             Self::Undecided => "undecided",
             Self::Orphan => "orphan",
             Self::Foreign => "foreign",
@@ -82,6 +86,8 @@ pub struct Listed {
 struct Known {
     made: Vec<KeptSlot>,
     prepared: Vec<Preparation>,
+    /// Slots of snapshots in files, and until when.
+    snapshots: BTreeMap<String, String>,
     running: Vec<OperationId>,
     peers: Vec<NodeId>,
     /// Who reads a slot: the node and what it says.
@@ -113,7 +119,11 @@ async fn known(rooms: &Rooms, session: &Session, there: &[Slot]) -> Result<Known
     let is_running = |op: OperationId| rooms.operations.is_running(op) || rooms.sessions.serves(op);
     let running = made.iter().map(|made| made.op_id).filter(|op| is_running(*op)).collect();
     let prepared = preparations::list(&rooms.store).await.map_err(remember)?;
-    let mut known = Known { made, prepared, running, peers: rooms.peers.names().collect(), ..Known::default() };
+    let kept = snapshots::list(&rooms.store, false).await.map_err(remember)?.into_iter();
+    let until = |kept: &Snapshot| kept.expires_at.map_or_else(|| "it is deleted".to_owned(), |at| at.to_string());
+    let kept = kept.filter(Snapshot::is_complete).map(|kept| (kept.slot.clone(), until(&kept))).collect();
+    let mut known =
+        Known { snapshots: kept, made, prepared, running, peers: rooms.peers.names().collect(), ..Known::default() };
     if names.is_empty() {
         return Ok(known);
     }
@@ -196,6 +206,9 @@ fn judge(slot: Slot, known: &Known) -> Listed {
 
 /// No subscription that we know of reads it.
 fn unread(slot: &Slot, target: &str, known: &Known) -> (Purpose, String) {
+    if let Some(until) = known.snapshots.get(&slot.name) {
+        return (Purpose::Snapshot, format!("a snapshot in files may be applied until {until}"));
+    }
     if let Some(pid) = slot.progress.active_pid {
         return (Purpose::Undecided, format!("process {pid} reads it, for no subscription that is known"));
     }
@@ -275,6 +288,10 @@ fn refuse(me: &NodeId, listed: &Listed, force: bool) -> Result<(), Failure> {
             let text = format!("slot {name} of {me} was not made by Steep: somebody else may need it");
             Err(Failure::new(Code::SlotForeign, text).hint(format!("if nobody does: {by_force}")))
         }
+        (Purpose::Snapshot, _) => needed(
+            format!("slot {name} is needed: {}", listed.why),
+            "steepctl snapshot list shows the snapshot; steepctl snapshot delete ID takes both away".to_owned(),
+        ),
         (Purpose::Subscription | Purpose::Undecided, _) => needed(
             format!("slot {name} may be needed: {}; {loses}", listed.why),
             format!("steepctl node remove takes a node out in order; or, it is lost then: {by_force}"),

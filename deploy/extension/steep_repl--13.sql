@@ -1971,6 +1971,40 @@ $migration_10$;
 end
 $apply_10$;
 
+do $apply_11$
+begin
+    if not exists (select from steep_repl.migrations m where m.version = 11) then
+        execute $migration_11$
+-- Snapshots in files: what each keeps on the server, and when that ends.  PostgreSQL 15+.
+alter table steep_repl.snapshots
+    add column slot_name         text,
+    add column publication_name  text,
+    add column warned_at         timestamptz;
+comment on table steep_repl.snapshots is
+    'Snapshots of this node''s database that its agent wrote into files.';
+comment on column steep_repl.snapshots.snapshot_id is
+    'The operation that made it; people know it by the end of that: snap_0192f3ac7d21.';
+comment on column steep_repl.snapshots.slot_name is
+    'The slot that keeps what was written since; null: not made yet.';
+comment on column steep_repl.snapshots.publication_name is
+    'The publication that holds its tables; null: not made yet.';
+comment on column steep_repl.snapshots.warned_at is
+    'When it was told that it expires soon; null: it was not.';
+
+comment on column steep_repl.operations.kind is
+    'What it does: init, reinit, remove or snapshot.';
+comment on column steep_repl.intents.kind is
+    'slot, publication, subscription, pause, origin, schema, objects, rows, detour, staged, fence, directory or peer_session.';
+$migration_11$;
+        insert into steep_repl.migrations (version, name, checksum)
+        values (11, 'snapshots', '0a99ed0d4cde34865096a02b4768f1555f8d4dc4bfffc8d2077e50d5e51aac22');
+    elsif (select m.checksum from steep_repl.migrations m where m.version = 11) <> '0a99ed0d4cde34865096a02b4768f1555f8d4dc4bfffc8d2077e50d5e51aac22' then
+        raise exception 'migration 11 (snapshots) of schema steep_repl is not the one of this extension'
+            using hint = 'Take the extension that belongs to the agent which made the schema, or a later one.';
+    end if;
+end
+$apply_11$;
+
 do $apply_13$
 begin
     if not exists (select from steep_repl.migrations m where m.version = 13) then

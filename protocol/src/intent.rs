@@ -49,7 +49,7 @@ pub struct Order {
     /// Which of the source's tables; empty: all.
     pub selection: v1::Selection,
     /// How to copy; of a schema sync, the digests of source and target it was planned for; the slot to drop; of a sync
-    /// of sequences, its margin.
+    /// of sequences, its margin; of a snapshot, where it lies and how it is written.
     pub method: String,
     /// What is done about tables of the target that differ; empty: they are refused.
     pub schema_sync: String,
@@ -216,6 +216,49 @@ impl Order {
             method: format!("margin {}", request.margin),
             ..Self::new(Action::SequenceSync, op, target)
         })
+    }
+
+    /// What a request to write a snapshot amounts to.
+    ///
+    /// Fails on a request that names no node or no operation.
+    pub fn to_generate(request: &v1::GenerateSnapshotRequest) -> Result<Self, Failure> {
+        let bad = |error: &dyn std::error::Error| Failure::new(Code::BadRequest, error.to_string());
+        let op = request.op_id.parse().map_err(|error| bad(&error))?;
+        let node: NodeId = request.node_id.parse().map_err(|error| bad(&error))?;
+        let (compress, expires) = (&request.compress, request.expires_seconds);
+        Ok(Self {
+            source: Some(node.clone()),
+            selection: request.selection.clone().unwrap_or_default(),
+            method: format!("compress {compress} expires {expires} output {}", request.output),
+            ..Self::new(Action::SnapshotGenerate, op, node)
+        })
+    }
+
+    /// What a request to initialize a node from a snapshot amounts to.
+    ///
+    /// Fails on a request that names no nodes or no operation.
+    pub fn to_apply(request: &v1::ApplySnapshotRequest, confirmed: bool) -> Result<Self, Failure> {
+        let bad = |error: &dyn std::error::Error| Failure::new(Code::BadRequest, error.to_string());
+        let what = if request.no_subscribe { "rows" } else { "subscribe" };
+        let op = request.op_id.parse().map_err(|error| bad(&error))?;
+        let target = request.target.parse().map_err(|error| bad(&error))?;
+        Ok(Self {
+            source: Some(request.source.parse().map_err(|error| bad(&error))?),
+            method: format!("{what} input {}", request.input),
+            one_way: request.one_way,
+            force: request.force,
+            confirmed,
+            ..Self::new(Action::SnapshotApply, op, target)
+        })
+    }
+
+    /// What a request to delete a snapshot amounts to.
+    ///
+    /// Fails on a request that names no node.
+    pub fn to_delete_snapshot(request: &v1::DeleteSnapshotRequest, op: OperationId) -> Result<Self, Failure> {
+        let bad = |error: &dyn std::error::Error| Failure::new(Code::BadRequest, error.to_string());
+        let node = request.node_id.parse().map_err(|error| bad(&error))?;
+        Ok(Self { method: request.snapshot_id.clone(), ..Self::new(Action::SnapshotDelete, op, node) })
     }
 
     /// What `asked` asks for and this order does not say; nothing where it says all of it.

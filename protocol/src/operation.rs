@@ -114,6 +114,10 @@ words! {
         Direct = "direct",
         /// From a backup made by hand.
         Manual = "manual",
+        /// From a snapshot in files, made before.
+        TwoPhase = "two-phase",
+        /// The rows of such a snapshot alone: nothing is replicated.
+        RowsAlone = "rows-alone",
     }
 }
 
@@ -178,6 +182,12 @@ words! {
         SlotDrop = "slot.drop",
         /// Move a node's sequences ahead of another's.
         SequenceSync = "seq.sync",
+        /// Write a snapshot of a node into files.
+        SnapshotGenerate = "snapshot.generate",
+        /// Initialize a node from a snapshot in files.
+        SnapshotApply = "snapshot.apply",
+        /// Drop a snapshot's slot and files.
+        SnapshotDelete = "snapshot.delete",
     }
 }
 
@@ -201,9 +211,11 @@ impl Action {
             | Self::NodeComplete
             | Self::SlotDrop
             | Self::SequenceSync
+            | Self::SnapshotGenerate
+            | Self::SnapshotApply
             // A node's configuration may ask for more.
             | Self::SchemaSync => Role::Operator,
-            Self::AgentReload => Role::Admin,
+            Self::AgentReload | Self::SnapshotDelete => Role::Admin,
         }
     }
 }

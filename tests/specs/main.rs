@@ -35,6 +35,7 @@ mod rows;
 mod schema_plan;
 mod shapes;
 mod slots;
+mod snapshots;
 mod state;
 mod transport;
 mod types;

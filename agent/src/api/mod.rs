@@ -2,7 +2,7 @@
 //!
 //! [`gate`] stands before everything and [`authorize`] says who may ask what; [`orders`]
 //! holds what was signed against what is asked. [`forward`] sends a request that names another node to that node's
-//! agent, once; [`nodes`], [`operations`], [`mesh`], [`peers`], [`certificates`], [`agents`], [`schemas`], [`slots`] and [`sequences`] are the services,
+//! agent, once; [`nodes`], [`operations`], [`mesh`], [`peers`], [`certificates`], [`agents`], [`schemas`], [`slots`], [`snapshots`] and [`sequences`] are the services,
 //! [`events`] what agents logged; [`http`] answers probes and [`scrape`] Prometheus; [`meter`] counts requests; [`reply`]
 //! and [`compared`] turn rows into messages.
 
@@ -26,6 +26,7 @@ pub mod schemas;
 pub mod scrape;
 pub mod sequences;
 pub mod slots;
+pub mod snapshots;
 
 use std::sync::Arc;
 
@@ -36,7 +37,7 @@ use steep_protocol::{
         agents_server::AgentsServer, certificates_server::CertificatesServer, mesh_server::MeshServer,
         nodes_server::NodesServer, operations_server::OperationsServer, peers_server::PeersServer,
         preparations_server::PreparationsServer, schemas_server::SchemasServer, sequences_server::SequencesServer,
-        slots_server::SlotsServer,
+        slots_server::SlotsServer, snapshots_server::SnapshotsServer,
     },
     wire::{
         identity::PeerId,
@@ -109,6 +110,7 @@ impl Door {
             .add_service(SchemasServer::new(schemas::Service(self.clone())).max_decoding_message_size(LIMIT))
             .add_service(PreparationsServer::new(preparations::Service(self.clone())).max_decoding_message_size(LIMIT))
             .add_service(SlotsServer::new(slots::Service(self.clone())).max_decoding_message_size(LIMIT))
+            .add_service(SnapshotsServer::new(snapshots::Service(self.clone())).max_decoding_message_size(LIMIT))
             .add_service(SequencesServer::new(sequences::Service(self.clone())).max_decoding_message_size(LIMIT))
     }
 

@@ -31,6 +31,7 @@ use crate::{
         reach::Reach,
         scope, source,
         start::selection_of,
+        two_phase::lend,
     },
     removal::part,
     session::{Held, JoinRequest, Neighbour, OpenRequest, Role},
@@ -161,6 +162,7 @@ impl Peers for Service {
             parallel: request.parallel,
             one_way: request.one_way,
             neighbours: neighbours(request.members.iter())?,
+            for_files: None,
         };
         let names: Vec<_> = open.tables.iter().map(|(_, name)| name.to_string()).collect();
         let detail = json!({ "through": caller.node(), "whole_database": open.whole_database, "tables": names });
@@ -183,6 +185,22 @@ impl Peers for Service {
             .map_err(|error| status_of(&error.explain()))?;
         let reopened = rooms.sessions.reopen(node, op, mesh::neighbour).await;
         reply(reopened.and_then(|held| source::opened(&rooms, &held)))
+    }
+
+    async fn open_snapshot(&self, request: Request<v1::OpenSnapshotRequest>) -> Answer<v1::OpenSessionReply> {
+        let caller = self.0.admit(&request, Rpc::PeersOpenSnapshot).await?;
+        let request = request.into_inner();
+        self.takes_work()?;
+        let rooms = self.0.rooms()?;
+        let op = operation(&request.op_id)?;
+        let detail = json!({ "through": caller.node(), "snapshot": request.snapshot_op_id });
+        let actor = authorize::actor(&caller.signed().signer.who);
+        audit::append(&rooms.store, &actor, "snapshot.lend", caller.node().as_str(), Some(op), &detail)
+            .await
+            .map_err(|error| status_of(&error.explain()))?;
+        let lent = Box::pin(lend::lend(&rooms, caller.node(), caller.signed(), &request)).await;
+        let held = self.allowed(&caller, lent).await?;
+        reply(source::opened(&rooms, &held))
     }
 
     async fn renew_session(&self, request: Request<v1::RenewSessionRequest>) -> Answer<v1::RenewSessionReply> {
@@ -350,7 +368,7 @@ impl Peers for Service {
         let held = rooms.sessions.join(caller.node(), join).await.map_err(|failure| status_of(&failure))?;
         let marker = match &held.role {
             Role::Member { marker, .. } => *marker,
-            Role::Source { .. } => Lsn::default(),
+            Role::Source { .. } | Role::Files { .. } => Lsn::default(),
         };
         Ok(Response::new(v1::JoinMemberReply {
             session_id: held.id.to_string(),

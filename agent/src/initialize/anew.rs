@@ -7,6 +7,7 @@
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
+    operation::InitMethod,
     v1,
 };
 
@@ -40,7 +41,8 @@ impl Direct {
         context: &Context,
         failure: &Failure,
     ) -> Result<Vec<&'static str>, Failure> {
-        if failure.code != Code::SnapshotLost || self.lease.is_none() || self.anew == MOST {
+        let copies = matches!(self.plan.method, InitMethod::Direct | InitMethod::Auto) && self.plan.from.is_none();
+        if !copies || failure.code != Code::SnapshotLost || self.lease.is_none() || self.anew == MOST {
             return Ok(Vec::new());
         }
         self.nobody_has_written(context, failure).await?;

@@ -104,6 +104,7 @@ fn plan_of(
         members: Vec::new(),
         max_rate: 0,
         compress: "none".into(),
+        from: None,
     };
     Ok((op, plan))
 }

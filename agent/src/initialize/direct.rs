@@ -4,10 +4,11 @@
 //! Read [`recipe`] top to bottom. What each step makes is written down before it is made; undo takes it back,
 //! newest first, the source's share before ours.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::FutureExt as _;
+use serde::{Deserialize, Serialize};
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, SessionId},
@@ -33,7 +34,7 @@ use crate::{
     mesh::Source,
     operations::{Context, Milestone, Recipe, Work},
     rooms::Rooms,
-    snapshot::indexes::Builder,
+    snapshot::{files::read::Opened, indexes::Builder},
     store::{ledger, nodes, notes},
     telemetry,
 };
@@ -68,6 +69,17 @@ pub struct DirectPlan {
     pub max_rate: u64,
     /// auto, none, lz4, zstd, zstd:LEVEL.
     pub compress: String,
+    /// Schema and rows come from a snapshot in files.
+    pub from: Option<FromFiles>,
+}
+
+/// A snapshot in files that a node is initialized from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FromFiles {
+    /// Its directory on this agent's host.
+    pub input: String,
+    /// What was written since comes too; otherwise rows alone are loaded, and the source is not asked.
+    pub subscribes: bool,
 }
 
 /// The session on the source, as the target holds it.
@@ -107,6 +119,8 @@ pub struct Direct {
     pub(super) is_opening: bool,
     /// Steps may have been run before, and stopped half-way.
     pub(super) goes_on: bool,
+    /// The snapshot it comes from, if it lies in files.
+    pub(super) files: Option<Arc<Opened>>,
     /// Why a session was given up, by whichever node.
     pub(super) lost: watch::Sender<Option<Failure>>,
 }
@@ -116,13 +130,16 @@ pub fn recipe_for(plan: &DirectPlan) -> Recipe<Direct> {
     match plan.method {
         InitMethod::Snapshot => native::recipe(plan),
         InitMethod::Manual => manual::recipe(plan),
-        InitMethod::Direct | InitMethod::Auto => recipe(plan),
+        InitMethod::Direct | InitMethod::Auto | InitMethod::TwoPhase | InitMethod::RowsAlone => recipe(plan),
     }
 }
 
 /// The direct recipe, read top to bottom. Undo runs bottom to top.
 fn recipe(plan: &DirectPlan) -> Recipe<Direct> {
     let (both_ways, has_members) = (!plan.wanted.one_way, !plan.members.is_empty());
+    if let Some(from) = &plan.from {
+        return recipe_from_files(from, both_ways);
+    }
     let mut recipe = Recipe::<Direct>::new()
         .step("check both nodes", Phase::Preflight, |direct, context| direct.check_both_nodes(context).boxed());
     if plan.wanted.schema_sync == SchemaSync::Auto {
@@ -140,13 +157,7 @@ fn recipe(plan: &DirectPlan) -> Recipe<Direct> {
         // Undo: our slot and publication are dropped.
         recipe = recipe.step("publish on target", Phase::Schema, |direct, context| direct.publish(context).boxed());
     }
-    recipe = recipe
-        // Undo: what the restore made is dropped.
-        .step("create tables", Phase::Schema, |direct, context| direct.create_tables(context).boxed())
-        // Undo: tables that were there before are emptied.
-        .step("copy tables", Phase::Copy, |direct, context| direct.copy_tables(context).boxed())
-        .step("build indexes", Phase::Indexes, |direct, context| direct.build_indexes(context).boxed())
-        .step("move sequences", Phase::Sequences, |direct, context| direct.move_sequences(context).boxed())
+    recipe = load(recipe)
         // Undo: our subscription is dropped; the source drops its slot itself.
         .step("subscribe", Phase::CatchingUp, |direct, context| direct.subscribe(context).boxed());
     if has_members {
@@ -155,7 +166,43 @@ fn recipe(plan: &DirectPlan) -> Recipe<Direct> {
             direct.subscribe_to_members(context).boxed()
         });
     }
-    recipe = recipe.step("catch up", Phase::CatchingUp, |direct, context| direct.catch_up(context).boxed());
+    follow(recipe, both_ways)
+}
+
+/// The same with a snapshot in files for the source of schema and rows.
+fn recipe_from_files(from: &FromFiles, both_ways: bool) -> Recipe<Direct> {
+    let mut recipe = Recipe::<Direct>::new()
+        .step("verify snapshot", Phase::Preflight, |direct, context| direct.verify_files(context).boxed())
+        .step("check target", Phase::Preflight, |direct, context| direct.check_target(context).boxed());
+    if !from.subscribes {
+        return load(recipe).step("verify", Phase::Verify, |direct, context| direct.verify_rows(context).boxed());
+    }
+    // Undo: the source drops the slot it made for us; that of the snapshot stays as it is.
+    recipe = recipe.step("open session", Phase::Snapshot, |direct, context| direct.borrow_slot(context).boxed());
+    if both_ways {
+        // Undo: our slot and publication are dropped.
+        recipe = recipe.step("publish on target", Phase::Schema, |direct, context| direct.publish(context).boxed());
+    }
+    // Undo: our subscription is dropped; the source drops its slot itself.
+    let subscribed =
+        load(recipe).step("subscribe", Phase::CatchingUp, |direct, context| direct.subscribe(context).boxed());
+    follow(subscribed, both_ways)
+}
+
+/// Everything as of the snapshot.
+fn load(recipe: Recipe<Direct>) -> Recipe<Direct> {
+    recipe
+        // Undo: what the restore made is dropped.
+        .step("create tables", Phase::Schema, |direct, context| direct.create_tables(context).boxed())
+        // Undo: tables that were there before are emptied.
+        .step("copy tables", Phase::Copy, |direct, context| direct.copy_tables(context).boxed())
+        .step("build indexes", Phase::Indexes, |direct, context| direct.build_indexes(context).boxed())
+        .step("move sequences", Phase::Sequences, |direct, context| direct.move_sequences(context).boxed())
+}
+
+/// Everything since.
+fn follow(recipe: Recipe<Direct>, both_ways: bool) -> Recipe<Direct> {
+    let mut recipe = recipe.step("catch up", Phase::CatchingUp, |direct, context| direct.catch_up(context).boxed());
     if both_ways {
         // Undo: the source and every member drop their subscription.
         recipe =
@@ -186,6 +233,7 @@ impl Direct {
             anew: 0,
             is_opening: false,
             goes_on: false,
+            files: None,
             lost: watch::Sender::new(None),
         }
     }
@@ -263,6 +311,26 @@ impl Direct {
         source.into_iter().chain(self.members.iter().map(|member| member.node.node().clone())).collect()
     }
 
+    fn is_rows_alone(&self) -> bool {
+        self.plan.from.as_ref().is_some_and(|from| !from.subscribes)
+    }
+
+    async fn rows_copied(&self, context: &Context) -> Result<u64, Failure> {
+        let totals = ledger::totals(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
+        Ok(totals.iter().map(|table| table.rows).sum())
+    }
+
+    /// The rows are there to stay. The node replicates with nobody, which is what uninitialized means.
+    async fn complete_rows(&mut self, context: &Context) -> Result<u64, Failure> {
+        crash_point!("before kept");
+        self.rooms.cleanup.keep(context.op).await?;
+        nodes::set_source(&self.rooms.store, None).await.map_err(|error| error.explain())?;
+        self.advance(context, NodeEvent::Undone).await?;
+        self.forget_archive();
+        notes::forget(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
+        self.rows_copied(context).await
+    }
+
     pub(super) fn forget_archive(&mut self) {
         let Some(path) = self.archive.take() else { return };
         // One that was not fetched to its end has another name.
@@ -337,6 +405,9 @@ impl Work for Direct {
     }
 
     async fn complete(&mut self, context: &Context) -> Result<u64, Failure> {
+        if self.is_rows_alone() {
+            return self.complete_rows(context).await;
+        }
         crash_point!("before close");
         // The others first: what they made must not end with its lease once we call this node synchronized.
         for node in self.members.iter().map(|member| &member.node).chain([&self.source]) {
@@ -358,16 +429,19 @@ impl Work for Direct {
         self.forget_archive();
         notes::forget(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
         match self.plan.method {
-            InitMethod::Snapshot => return Ok(context.feed.progress(|progress| progress.rows())),
-            InitMethod::Manual => return Ok(self.restored_rows),
-            InitMethod::Direct | InitMethod::Auto => {}
+            InitMethod::Snapshot => Ok(context.feed.progress(|progress| progress.rows())),
+            InitMethod::Manual => Ok(self.restored_rows),
+            InitMethod::Direct | InitMethod::Auto | InitMethod::TwoPhase | InitMethod::RowsAlone => {
+                self.rows_copied(context).await
+            }
         }
-        let totals = ledger::totals(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
-        Ok(totals.iter().map(|table| table.rows).sum())
     }
 
     fn done(&self) -> String {
-        format!("{} is synchronized", self.rooms.me)
+        match self.is_rows_alone() {
+            false => format!("{} is synchronized", self.rooms.me),
+            true => format!("{} holds the rows of the snapshot, and replicates with nobody", self.rooms.me),
+        }
     }
 
     async fn undo(&mut self, context: &Context) -> Result<(), Failure> {

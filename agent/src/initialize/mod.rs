@@ -5,7 +5,7 @@
 //! that makes tables; [`subscribe`] makes subscriptions on either end, over what [`reach`] says; [`start`] is the door, [`resume`] that of an operation an earlier run of the agent has left, [`anew`] what is done about a lost snapshot, and [`scope`] the source's,
 //! where what a peer asks for is held against what an operator has signed. Where the source already replicates both ways
 //! with others, [`mesh`] looks at all of them and [`members`] has the steps they take part in. [`reinit`] copies some tables of
-//! a node again that was initialized before.
+//! a node again that was initialized before; [`two_phase`] writes a snapshot into files, and initializes a node from one.
 
 mod anew;
 mod choose;
@@ -31,3 +31,4 @@ pub mod source;
 pub mod start;
 pub mod steps;
 pub mod subscribe;
+pub mod two_phase;

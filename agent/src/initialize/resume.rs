@@ -20,7 +20,7 @@ use steep_protocol::{
 use tracing::info;
 
 use super::{
-    direct::{Direct, DirectPlan, recipe_for},
+    direct::{Direct, DirectPlan, FromFiles, recipe_for},
     manual::Prepared,
     members::Joined,
     messages::{table_message, table_name},
@@ -72,6 +72,9 @@ pub struct Asked {
     method: InitMethod,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prepared: Option<Prepared>,
+    /// A snapshot in files, and how it is applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    from: Option<FromFiles>,
 }
 
 fn direct() -> InitMethod {
@@ -99,6 +102,7 @@ impl Asked {
             selection: Chosen { tables, schemas, exclude },
             method: plan.method,
             prepared: plan.prepared.clone(),
+            from: plan.from.clone(),
         }
     }
 
@@ -111,7 +115,7 @@ impl Asked {
     pub fn again(operation: &Operation) -> Option<v1::StartNodeRequest> {
         let asked: Self = serde_json::from_value(operation.request.clone()).ok()?;
         let plan = asked.plan(operation.source.clone(), v1::SignedIntent::default(), Vec::new());
-        let can_be_started = operation.kind == "init" && plan.method != InitMethod::Manual;
+        let can_be_started = operation.kind == "init" && plan.method != InitMethod::Manual && plan.from.is_none();
         can_be_started.then(|| v1::StartNodeRequest {
             target: operation.target.to_string(),
             source: operation.source.to_string(),
@@ -148,6 +152,7 @@ impl Asked {
             method: self.method,
             method_reason: String::new(),
             prepared: self.prepared,
+            // Of a snapshot too: one of chosen tables has a publication of its own.
             shared_publication: wanted.selection.is_whole_database(),
             wanted,
             selection,
@@ -155,6 +160,7 @@ impl Asked {
             members,
             max_rate: self.max_rate,
             compress: self.compress,
+            from: self.from,
         }
     }
 }
@@ -239,6 +245,7 @@ impl Direct {
         self.builder = None;
         let is_done = |step: &str| done.iter().any(|name| name == step);
         let known = notes::load(&self.rooms.store, context.op).await.map_err(explain)?;
+        self.open_files().await?;
         self.recall(context, &known).await?;
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
         // Of an agent that was killed some sessions may still be at it, and pg_restore too.
@@ -281,7 +288,10 @@ impl Direct {
         if parts.is_empty() {
             return Ok(());
         }
-        let jobs = super::steps::table_jobs(&self.facts.tables, &reply.tables)?;
+        let jobs = match &self.files {
+            None => super::steps::table_jobs(&self.facts.tables, &reply.tables)?,
+            Some(_) => self.rows_to_copy()?.1,
+        };
         crate::snapshot::receive::show_copied(&jobs, &parts, context);
         Ok(())
     }

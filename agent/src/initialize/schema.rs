@@ -57,7 +57,7 @@ pub(super) async fn check_programs(
 
 impl Direct {
     pub(super) async fn create_tables(&mut self, context: &Context) -> Result<(), Failure> {
-        Box::pin(unless_lost(self.session().lost.clone(), self.create_missing_tables(context))).await?;
+        Box::pin(unless_lost(self.lost(), self.create_missing_tables(context))).await?;
         crash_point!("tables made");
         let kept = self.kept_tables();
         // Emptied once, they are written to by others.
@@ -239,15 +239,18 @@ impl Direct {
         !self.here.existing.is_empty() || !self.plan.wanted.selection.tables.is_empty()
     }
 
-    async fn fetch_archive(&self, archive: &Path, missing: &[TableName]) -> Result<(), Failure> {
+    fn archive_wanted(&self, missing: &[TableName]) -> Want {
         let selection = &self.plan.wanted.selection;
         let only_missing = self.dumps_only_missing();
-        let want = Want::Dump(v1::FetchDump {
+        Want::Dump(v1::FetchDump {
             session_id: self.session().id.to_string(),
             only: if only_missing { missing.iter().map(table_message).collect() } else { Vec::new() },
             without: if only_missing { Vec::new() } else { selection.exclude.iter().map(table_message).collect() },
             schemas: if only_missing { Vec::new() } else { selection.schemas.clone() },
-        });
+        })
+    }
+
+    async fn fetch_archive(&self, archive: &Path, missing: &[TableName]) -> Result<(), Failure> {
         let state_dir = &self.rooms.config.node.state_dir;
         let unwritable = |error: std::io::Error| {
             Failure::new(Code::StateDirUnwritable, format!("cannot write {}", archive.display())).caused_by(&error)
@@ -260,9 +263,14 @@ impl Direct {
         #[cfg(unix)]
         options.mode(0o600);
         let mut file = options.open(&part).await.map_err(unwritable)?;
-        let mut blocks = self.source.fetch(want).await?;
-        while let Some(block) = blocks.next().await.map_err(|error| self.source.explain(error))? {
-            file.write_all(&block).await.map_err(unwritable)?;
+        match self.archive_in_files().await? {
+            Some(whole) => file.write_all(&whole).await.map_err(unwritable)?,
+            None => {
+                let mut blocks = self.source.fetch(self.archive_wanted(missing)).await?;
+                while let Some(block) = blocks.next().await.map_err(|error| self.source.explain(error))? {
+                    file.write_all(&block).await.map_err(unwritable)?;
+                }
+            }
         }
         file.flush().await.map_err(unwritable)?;
         file.sync_all().await.map_err(unwritable)?;

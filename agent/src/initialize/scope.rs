@@ -194,7 +194,7 @@ pub async fn check_close(rooms: &Rooms, caller: &NodeId, op: OperationId) -> Res
     if is_anothers { Err(not_yours(caller, &format!("operation {op}"))) } else { Ok(()) }
 }
 
-fn check_parties(
+pub(super) fn check_parties(
     me: &NodeId,
     caller: &NodeId,
     verified: &Verified,
@@ -223,7 +223,7 @@ fn check_parties(
     Ok(())
 }
 
-fn check_direction(verified: &Verified, one_way: bool) -> Result<(), Failure> {
+pub(super) fn check_direction(verified: &Verified, one_way: bool) -> Result<(), Failure> {
     if verified.order.one_way == one_way {
         return Ok(());
     }

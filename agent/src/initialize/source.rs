@@ -41,7 +41,7 @@ pub fn opened(rooms: &Rooms, held: &Held) -> Result<v1::OpenSessionReply, Failur
     let reach = Reach::own(rooms)?.to_message();
     let positions = match &held.role {
         Role::Source { positions } => positions.clone(),
-        Role::Member { .. } => Vec::new(),
+        Role::Member { .. } | Role::Files { .. } => Vec::new(),
     };
     let position = |(node, lsn): &(NodeId, Lsn)| v1::MemberPosition { node: node.to_string(), lsn: lsn.to_string() };
     let tables = held.tables.iter().map(|(table, plan)| v1::SessionTable {

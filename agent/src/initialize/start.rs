@@ -207,6 +207,13 @@ fn plan_of(
         let failure = bad("a node is not started from a backup made by hand, but completed".into());
         return Err(failure.hint(format!("steepctl node prepare {source} --for pg_dump begins it")));
     }
+    if matches!(method, InitMethod::TwoPhase | InitMethod::RowsAlone) {
+        let text = "a snapshot in files is written first and applied later, by commands of their own".to_owned();
+        return Err(bad(text).hint(format!(
+            "steepctl snapshot generate {source} --dir DIR; then: steepctl snapshot apply {} --input DIR",
+            request.target
+        )));
+    }
     let compression: Compression = request.compress.parse().map_err(|error| bad(format!("{error}")))?;
     let parallel = if request.parallel == 0 { rooms.config.copy.parallel } else { request.parallel };
     if !(1..=16).contains(&parallel) {
@@ -239,6 +246,7 @@ fn plan_of(
         members: Vec::new(),
         max_rate: request.max_rate,
         compress: compression.to_string(),
+        from: None,
     };
     Ok((op, plan))
 }

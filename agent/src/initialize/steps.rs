@@ -136,17 +136,15 @@ impl Direct {
     pub(super) async fn copy_tables(&mut self, context: &Context) -> Result<(), Failure> {
         self.advance(context, NodeEvent::CopyBegan).await?;
         let landed = ledger::parts(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
-        let (session, lost) = (self.session().id, self.session().lost.clone());
-        let source = self.source.clone();
+        let lost = self.lost();
         let workers = self.plan.wanted.parallel as usize;
+        let (from, tables) = self.rows_to_copy()?;
         let job = CopyJob {
             op: context.op,
-            source: source.clone(),
-            session,
-            tables: table_jobs(&self.facts.tables, &self.session().reply.tables)?,
+            from,
+            tables,
             landed,
             workers,
-            compress: self.plan.compress.clone(),
             max_rate: self.plan.max_rate,
             database: self.rooms.database.clone(),
             cleanup: self.rooms.cleanup.clone(),
@@ -165,12 +163,12 @@ impl Direct {
             crash_point!("all copied");
             let mut counts = this.counts.clone();
             if counts.is_empty() {
-                counts = source.count_rows(session).await?;
+                counts = this.count_at_snapshot().await?;
                 // Before the snapshot goes, in which alone they can be counted.
                 this.note_counts(context, &counts).await?;
             }
             // The locks go as soon as the last row is read and counted, while indexes are still built.
-            source.release_snapshot(session).await?;
+            this.let_rows_go().await?;
             Ok(counts)
         };
         let mut copied = Box::pin(unless_lost(lost, copied));
@@ -189,7 +187,7 @@ impl Direct {
     }
 
     pub(super) async fn build_indexes(&mut self, _: &Context) -> Result<(), Failure> {
-        let lost = self.session().lost.clone();
+        let lost = self.lost();
         let building = self.building.take();
         let builder = self.builder.clone();
         let workers = self.plan.wanted.parallel as usize;
@@ -214,7 +212,7 @@ impl Direct {
 
     /// Sets every sequence ahead of the source's and the members', in its own direction; never back.
     pub(super) async fn set_sequences_ahead(&self) -> Result<(), Failure> {
-        let mut all = vec![self.source.read_sequences(self.session().id).await?];
+        let mut all = vec![self.sequences_of_source().await?];
         for member in &self.members {
             all.push(member.node.read_sequences(member.session).await?);
         }

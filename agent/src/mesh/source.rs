@@ -83,6 +83,15 @@ impl Source {
         ask!(self, reopen_session, v1::ReopenSessionRequest { op_id: self.op.to_string() })
     }
 
+    /// Opens a session on a snapshot of it that lies in files, as `signed` allows.
+    pub async fn open_snapshot(
+        &self,
+        signed: &v1::SignedIntent,
+        request: v1::OpenSnapshotRequest,
+    ) -> Result<v1::OpenSessionReply, Failure> {
+        ask!(self, open_snapshot, with(signed, request))
+    }
+
     /// Says that we still live; hears how the session fares.
     pub async fn renew(&self, session: SessionId) -> Result<v1::RenewSessionReply, Failure> {
         ask!(self, renew_session, v1::RenewSessionRequest { session_id: session.to_string() })

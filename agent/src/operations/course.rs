@@ -87,7 +87,8 @@ impl<'a, W: Work> Course<'a, W> {
     pub(super) async fn run(mut self, from: Entry) -> OperationStatus {
         let (new, context) = (self.new, self.context);
         if from == Entry::AtTheStart {
-            let told = format!("{} of {} from {} started by {}", new.kind, new.target, new.source, context.actor.name);
+            let from = if new.source == new.target { String::new() } else { format!(" from {}", new.source) };
+            let told = format!("{} of {}{from} started by {}", new.kind, new.target, context.actor.name);
             context.announce(Milestone::new(&format!("{}.started", new.kind), told)).await;
         }
         let ended = self.through(from).await;

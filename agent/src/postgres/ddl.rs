@@ -156,6 +156,8 @@ pub enum CopyFormat {
     Binary,
     /// PostgreSQL's text form.
     Text,
+    /// CSV with a header, for files; a header that names other columns is refused.
+    Csv,
 }
 
 impl CopyFormat {
@@ -164,6 +166,7 @@ impl CopyFormat {
         match self {
             Self::Binary => "binary",
             Self::Text => "text",
+            Self::Csv => "csv",
         }
     }
 }
@@ -191,20 +194,28 @@ pub fn copy_out(table: &TableName, columns: &[String], format: CopyFormat, pages
         }
     }
     let sql = format!(
-        "copy (select {} from only {}{condition}) to stdout (format {})",
+        "copy (select {} from only {}{condition}) to stdout (format {}{})",
         columns_sql(columns),
         table.sql(),
-        format.as_str()
+        format.as_str(),
+        header(columns, format, "true")
     );
     let reading = doing(format!("read table {table}")).or(Code::CopyFailed).missing(Code::SchemaChanged);
     Statement::new(sql, reading.privilege(Code::SelectPrivilege))
 }
 
+/// A table without columns has no line that could name them.
+fn header(columns: &[String], format: CopyFormat, how: &str) -> String {
+    let has_one = format == CopyFormat::Csv && !columns.is_empty();
+    if has_one { format!(", header {how}") } else { String::new() }
+}
+
 /// Loads rows into one table.
 pub fn copy_in(table: &TableName, columns: &[String], format: CopyFormat) -> Statement {
     // A table without columns takes no column list, not even an empty one.
+    let header = header(columns, format, "match");
     let columns = if columns.is_empty() { String::new() } else { format!(" ({})", columns_sql(columns)) };
-    let sql = format!("copy {}{columns} from stdin (format {})", table.sql(), format.as_str());
+    let sql = format!("copy {}{columns} from stdin (format {}{header})", table.sql(), format.as_str());
     Statement::new(sql, doing(format!("load table {table}")).or(Code::CopyFailed).missing(Code::SchemaChanged))
 }
 

@@ -224,6 +224,14 @@ pub async fn starved(session: &Session) -> Result<Vec<(String, String)>, Error> 
     rows.iter().map(|row| Ok((field(row, "name")?, field(row, "file")?))).collect()
 }
 
+/// Makes slot `copy`, which begins exactly where `slot` stands, and returns that point; `slot` stays as it is.
+pub async fn copy(session: &Session, slot: &str, copy: &str) -> Result<Lsn, Error> {
+    let (slot, copy) = (SlotName::parse(slot)?, SlotName::parse(copy)?);
+    let copying = doing(format!("copy slot {}", slot.as_str())).privilege(Code::ReplicationPrivilege);
+    let row = session.one(copying, sql!("replication/copy_slot.sql"), &[&slot.as_str(), &copy.as_str()]).await?;
+    lsn_field(&row, "lsn").map(Option::unwrap_or_default)
+}
+
 /// A slot that a subscription of this server reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Needed {

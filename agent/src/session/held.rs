@@ -73,6 +73,11 @@ pub enum Role {
         /// Written after the session's slot was made.
         marker: Lsn,
     },
+    /// The rows come from a snapshot of this node that lies in files.
+    Files {
+        /// The operation that made it.
+        snapshot: OperationId,
+    },
 }
 
 /// A session about to be open.

@@ -5,7 +5,7 @@
 //! A table rewritten between snapshot and copy would otherwise read as empty without any error.
 //!
 //! Where others replicate both ways with this node, [`pause`] holds their changes still while the slot is made; their
-//! own sessions for the same target ([`join`]) hold a slot alone.
+//! own sessions for the same target ([`join`]) hold a slot alone, as does one on a snapshot that lies in files ([`adopt`]).
 //!
 //! Locks and snapshot are held by a process of its own ([`crate::keeper`]), and all that a session is stands in an intent
 //! row ([`record`]): the agent's next run takes it up again ([`resume`]).
@@ -42,6 +42,7 @@ use crate::{
 /// The publication of all tables.
 const WHOLE_DATABASE: &str = "steep";
 
+mod adopt;
 mod held;
 mod join;
 mod pause;
@@ -52,6 +53,7 @@ mod reopen;
 mod resume;
 mod watch;
 
+pub use adopt::{AdoptRequest, FileNames};
 use held::NewHeld;
 pub use held::{DumpChoice, Held, Role, Scope};
 pub use join::JoinRequest;
@@ -79,6 +81,8 @@ pub struct OpenRequest {
     pub one_way: bool,
     /// Both ways: all nodes this one replicates with both ways already.
     pub neighbours: Vec<Neighbour>,
+    /// For a snapshot in files, whose slot and publication are for whoever applies it: their names.
+    pub for_files: Option<FileNames>,
 }
 
 #[derive(Debug)]
@@ -190,11 +194,9 @@ impl Sessions {
         }
         let agreed = tables_as_agreed(&look, &request.tables).await?;
         let members: Vec<Member> = tables::published(&agreed).into_iter().map(Into::into).collect();
-        let publication =
-            if request.whole_database { WHOLE_DATABASE.to_owned() } else { format!("steep_only_{target}") };
+        let FileNames { slot, publication } = adopt::names_for(&request, target);
         publish(&self.cleanup, &look, op, &publication, &members).await?;
 
-        let slot = slot_name(target, op);
         let keeper = self.lock_tables(op, target, &slot, &agreed).await?;
         // Under the locks nothing can change any more; now look again.
         let found = tables_as_agreed(&look, &request.tables).await?;
@@ -204,11 +206,12 @@ impl Sessions {
                 format!("table {} changed while the session opened", then.name),
             ));
         }
+        let reader = request.for_files.is_none().then_some(target);
         let (exported, positions) = match &request.neighbours[..] {
             neighbours if !request.one_way && !neighbours.is_empty() => {
                 self.slot_while_still(op, target, &slot, neighbours).await?
             }
-            _ => (self.slot_at_once(op, target, &slot).await?, Vec::new()),
+            _ => (self.slot_at_once(op, reader, &slot).await?, Vec::new()),
         };
         crash_point!("slot made");
         let snapshot = keeper.hold(&exported.snapshot, &slot).await?;
@@ -285,8 +288,15 @@ impl Sessions {
         }
     }
 
-    async fn slot_at_once(&self, op: OperationId, target: &NodeId, slot: &str) -> Result<ExportedSlot, Failure> {
-        let effect = Effect::Slot { name: slot.to_owned(), peer: Some(target.clone()) };
+    /// `reader`: the node that is to read the slot; none yet for a snapshot in files.
+    async fn slot_at_once(
+        &self,
+        op: OperationId,
+        reader: Option<&NodeId>,
+        slot: &str,
+    ) -> Result<ExportedSlot, Failure> {
+        let effect = Effect::Slot { name: slot.to_owned(), peer: reader.cloned() };
+        let step = reader.map_or_else(|| "snapshot".to_owned(), |target| format!("session for {target}"));
         let made = async {
             // Not cancelled but undone: the operation's cleanup ends its backends, then drops the slot.
             let never = CancellationToken::new();
@@ -294,7 +304,7 @@ impl Sessions {
             let made = replication::create_slot_exporting(&self.database, op, slot, patience, &never).await;
             made.map_err(|error| error.explain())
         };
-        self.cleanup.make(op, &format!("session for {target}"), &effect, made).await
+        self.cleanup.make(op, &step, &effect, made).await
     }
 
     /// The open session `id` of `caller`; renews it.

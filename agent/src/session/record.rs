@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use steep_protocol::{
-    ids::{NodeId, SessionId},
+    ids::{NodeId, OperationId, SessionId},
     lsn::Lsn,
     names::TableName,
 };
@@ -62,6 +62,7 @@ struct SignedScope {
 enum KeptRole {
     Source { positions: Vec<(NodeId, Lsn)> },
     Member { source_slot: String, marker: Lsn },
+    Files { snapshot: OperationId },
 }
 
 impl Record {
@@ -83,6 +84,7 @@ impl Record {
             role: match held.role.clone() {
                 Role::Source { positions } => KeptRole::Source { positions },
                 Role::Member { source_slot, marker } => KeptRole::Member { source_slot, marker },
+                Role::Files { snapshot } => KeptRole::Files { snapshot },
             },
             one_way: held.one_way,
             parallel: held.parallel,
@@ -108,6 +110,7 @@ impl Record {
         match self.role.clone() {
             KeptRole::Source { positions } => Role::Source { positions },
             KeptRole::Member { source_slot, marker } => Role::Member { source_slot, marker },
+            KeptRole::Files { snapshot } => Role::Files { snapshot },
         }
     }
 

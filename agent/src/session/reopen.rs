@@ -39,6 +39,7 @@ impl Sessions {
             parallel: lost.parallel,
             one_way: lost.one_way,
             neighbours: positions.iter().map(|(node, _)| neighbour(node.clone())).collect(),
+            for_files: None,
         };
         // The slot begins where the lost snapshot was; of a try before there may be more.
         for kind in ["slot", "session"] {

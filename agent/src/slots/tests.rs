@@ -56,6 +56,8 @@ fn a_slot_is_an_orphan_only_where_nobody_can_need_it() {
     assert_eq!(purpose(NAME, &read_by(known(&[made(true)]), NAME, node("node_b"))), Purpose::Subscription);
     assert_eq!(purpose(NAME, &known(&[made(true)])), Purpose::Orphan, "its node has no such subscription");
     assert_eq!(purpose(NAME, &known(&[])), Purpose::Orphan, "no intent at all");
+    let snapshots = [(NAME.to_owned(), "2026-11-29".to_owned())].into();
+    assert_eq!(purpose(NAME, &Known { snapshots, ..known(&[made(true)]) }), Purpose::Snapshot);
     let silent = |node: NodeId| Known { silent: vec![node], ..known(&[made(true)]) };
     assert_eq!(purpose(NAME, &silent(node("node_b"))), Purpose::Undecided, "its node cannot be asked");
     assert_eq!(purpose(NAME, &silent(node("node_c"))), Purpose::Orphan, "another one's silence says nothing");

@@ -1,6 +1,6 @@
-//! A database as blocks: which parts it is cut into, how a part is sent, how it is received, and what is built
-//! on the rows afterwards.
+//! A database as blocks: how a part is sent, how it is received, what is built on the rows afterwards; and as [`files`].
 
+pub mod files;
 pub mod indexes;
 pub mod receive;
 pub mod send;

@@ -13,12 +13,14 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure, Family},
     ids::{OperationId, SessionId},
     names::TableName,
     operation::Phase,
     v1::{self, bulk_request::Want},
+    wire::bulk::BlockSource,
 };
 use tokio::{
     sync::mpsc,
@@ -40,6 +42,8 @@ use crate::{
     store::ledger::{self, CopiedPart},
 };
 
+use super::files::read::{Opened, PartBlocks};
+
 /// One table to receive.
 #[derive(Debug, Clone)]
 pub struct TableJob {
@@ -59,23 +63,87 @@ pub struct TableJob {
     pub rows_estimate: u64,
 }
 
+/// Where rows come from.
+#[derive(Debug)]
+pub enum Rows {
+    /// A peer sends them.
+    Peer {
+        /// The peer.
+        source: Box<Source>,
+        /// Its session.
+        session: SessionId,
+        /// As the operator asked for it.
+        compress: String,
+    },
+    /// They lie in files.
+    Files(Arc<Opened>),
+}
+
+/// Rows of one part, as they come.
+enum Blocks {
+    Peer(Box<BlockSource>, Box<Source>),
+    Files(PartBlocks),
+}
+
+impl Rows {
+    /// How they are written.
+    fn format(&self, table: &TableJob) -> CopyFormat {
+        match self {
+            Self::Files(_) => CopyFormat::Csv,
+            Self::Peer { .. } if table.binary => CopyFormat::Binary,
+            Self::Peer { .. } => CopyFormat::Text,
+        }
+    }
+
+    async fn fetch(&self, table: &TableJob, part: usize) -> Result<Blocks, Failure> {
+        match self {
+            Self::Files(opened) => opened.part(table.oid, part).map(Blocks::Files),
+            Self::Peer { source, session, compress } => {
+                let want = Want::Part(v1::FetchPart {
+                    session_id: session.to_string(),
+                    table_oid: table.oid,
+                    part: part as u32,
+                    columns: table.columns.clone(),
+                    binary: table.binary,
+                    compress: compress.clone(),
+                });
+                Ok(Blocks::Peer(Box::new(source.fetch(want).await?), source.clone()))
+            }
+        }
+    }
+}
+
+impl Blocks {
+    async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        match self {
+            Self::Peer(blocks, source) => blocks.next().await.map_err(|error| source.explain(error)),
+            Self::Files(blocks) => blocks.next().await,
+        }
+    }
+
+    /// Rows there were, and their hash; after the last block.
+    fn ended(&self) -> (u64, u64) {
+        let ended = match self {
+            Self::Peer(blocks, _) => blocks.trailer().map(|trailer| (trailer.rows, trailer.hash)),
+            Self::Files(blocks) => blocks.seen().map(|seen| (seen.rows, seen.hash)),
+        };
+        ended.expect("the stream has ended with its trailer")
+    }
+}
+
 /// Everything to receive, and from where.
 #[derive(Debug)]
 pub struct CopyJob {
     /// The operation.
     pub op: OperationId,
-    /// The source.
-    pub source: Source,
-    /// Its session.
-    pub session: SessionId,
+    /// Where they come from.
+    pub from: Rows,
     /// Largest first.
     pub tables: Vec<TableJob>,
     /// Parts that have landed before, by an earlier run of the agent or an earlier try: they are not received again.
     pub landed: Vec<CopiedPart>,
     /// Streams at once.
     pub workers: usize,
-    /// As the operator asked for it.
-    pub compress: String,
     /// Bytes a second over all streams; 0: no limit.
     pub max_rate: u64,
     /// Where the rows go.
@@ -240,20 +308,12 @@ async fn receive_part(
     let explain = |error: postgres::Error| error.explain();
     let (job, feed) = (&shared.job, &shared.context.feed);
     feed.progress(|progress| progress.part_began(worker, table.oid, table.plan.bytes(part)));
-    let want = Want::Part(v1::FetchPart {
-        session_id: job.session.to_string(),
-        table_oid: table.oid,
-        part: part as u32,
-        columns: table.columns.clone(),
-        binary: table.binary,
-        compress: job.compress.clone(),
-    });
-    let mut blocks = job.source.fetch(want).await?;
+    let mut blocks = job.from.fetch(table, part).await?;
     session.begin().await.map_err(explain)?;
-    let format = if table.binary { CopyFormat::Binary } else { CopyFormat::Text };
+    let format = job.from.format(table);
     let mut sink = copy::copy_in(session, &ddl::copy_in(&table.into, &table.columns, format)).await.map_err(explain)?;
     let mut bytes = 0;
-    while let Some(block) = blocks.next().await.map_err(|error| job.source.explain(error))? {
+    while let Some(block) = blocks.next().await? {
         shared.pace.wait(block.len() as u64).await;
         bytes += block.len() as u64;
         sink.send(block).await.map_err(explain)?;
@@ -261,13 +321,12 @@ async fn receive_part(
         feed.progress(|progress| progress.part_moved(worker, bytes));
     }
     let rows = sink.finish().await.map_err(explain)?;
-    let trailer = blocks.trailer().expect("the stream has ended with its trailer");
-    if trailer.rows != rows {
-        let text = format!("{}: the source sent {} rows of part {part}, {rows} were loaded", table.name, trailer.rows);
+    let (expected, hash) = blocks.ended();
+    if expected != rows {
+        let text = format!("{}: the source sent {expected} rows of part {part}, {rows} were loaded", table.name);
         return Err(Failure::new(Code::CountsDiffer, text));
     }
-    let copied =
-        CopiedPart { op_id: job.op, table: table.name.clone(), part: part as u32, rows, bytes, hash: trailer.hash };
+    let copied = CopiedPart { op_id: job.op, table: table.name.clone(), part: part as u32, rows, bytes, hash };
     ledger::record(session, &copied).await.map_err(|error| error.explain())?;
     crash_point!("before a commit");
     session.commit().await.map_err(explain)?;

@@ -19,7 +19,7 @@ struct Migration {
     text: &'static str,
 }
 
-const MIGRATIONS: [Migration; 11] = [
+const MIGRATIONS: [Migration; 12] = [
     Migration { version: 1, name: "schema", text: sql!("store/0001_schema.sql") },
     Migration { version: 2, name: "nodes", text: sql!("store/0002_nodes.sql") },
     Migration { version: 3, name: "operations", text: sql!("store/0003_operations.sql") },
@@ -30,6 +30,7 @@ const MIGRATIONS: [Migration; 11] = [
     Migration { version: 8, name: "fingerprints", text: sql!("store/0008_fingerprints.sql") },
     Migration { version: 9, name: "operation_notes", text: sql!("store/0009_operation_notes.sql") },
     Migration { version: 10, name: "watching", text: sql!("store/0010_watching.sql") },
+    Migration { version: 11, name: "snapshots", text: sql!("store/0011_snapshots.sql") },
     Migration { version: 13, name: "preparations", text: sql!("store/0013_preparations.sql") },
 ];
 

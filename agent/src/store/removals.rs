@@ -12,7 +12,10 @@ use super::{
     Error, Store,
     row::{operation, word},
 };
-use crate::postgres::{connect::field, sql};
+use crate::postgres::{
+    connect::{count_field, field},
+    sql,
+};
 
 /// A removal, as far as this node has heard.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +69,12 @@ pub async fn finish(store: &Store, op: OperationId) -> Result<(), Error> {
 pub async fn strike(store: &Store, node: &NodeId, op: Option<OperationId>) -> Result<(), Error> {
     let op = op.map(|op| op.uuid());
     store.execute("strike a node", sql!("store/strike_pending.sql"), &[&node.as_str(), &op]).await.map(drop)
+}
+
+/// How many removals this node has heard of since `moment`.
+pub async fn count_since(store: &Store, moment: Timestamp) -> Result<u64, Error> {
+    let sql = sql!("store/count_removals_since.sql");
+    count_field(&store.one("count removals", sql, &[&moment]).await?, "removals").map_err(Into::into)
 }
 
 fn read(row: &Row) -> Result<Removal, Error> {

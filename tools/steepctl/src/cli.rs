@@ -10,6 +10,7 @@ use crate::{
     commands::{
         agent::AgentCommand, config::ConfigCommand, events::EventsArgs, explain::ExplainArgs, mesh::MeshCommand,
         node::NodeCommand, op::OpCommand, pki::PkiCommand, schema::SchemaCommand, seq::SeqCommand, slot::SlotCommand,
+        snapshot::SnapshotCommand,
     },
     contexts::{File, Given, Origin, Setting, Settings},
     output::{Color, Format, Output, Talk},
@@ -71,6 +72,9 @@ pub enum Command {
     /// Look at replication slots, find orphans, drop them
     #[command(subcommand)]
     Slot(SlotCommand),
+    /// Write snapshots into files, check them, initialize nodes from them
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Compare the sequences of two nodes, and move one's ahead
     #[command(subcommand)]
     Seq(SeqCommand),

@@ -7,6 +7,7 @@
 mod preparations;
 mod schemas;
 mod slots;
+mod snapshots;
 
 use std::{
     path::{Path, PathBuf},

@@ -195,6 +195,7 @@ async fn plan_of(
         members: Vec::new(),
         max_rate: request.max_rate,
         compress: compression.to_string(),
+        from: None,
     };
     let was = steep_protocol::node::NodeState::Synchronized;
     Ok((op, ReinitPlan { direct, in_place: request.in_place, was }))

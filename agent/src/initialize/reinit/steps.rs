@@ -36,7 +36,7 @@ use crate::{
         subscriptions,
         tables::TableKind,
     },
-    snapshot::receive::{CopyJob, copy_tables},
+    snapshot::receive::{CopyJob, Rows, copy_tables},
     store::intents,
 };
 
@@ -170,11 +170,9 @@ impl Reinit {
         }
         let job = CopyJob {
             op: context.op,
-            source: source.clone(),
-            session,
+            from: Rows::Peer { source: Box::new(source.clone()), session, compress: direct.plan.compress.clone() },
             tables: jobs,
             workers: direct.plan.wanted.parallel as usize,
-            compress: direct.plan.compress.clone(),
             max_rate: direct.plan.max_rate,
             database: direct.rooms.database.clone(),
             cleanup: direct.rooms.cleanup.clone(),

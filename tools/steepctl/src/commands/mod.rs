@@ -12,6 +12,7 @@ pub mod schema;
 pub mod selection;
 pub mod seq;
 pub mod slot;
+pub mod snapshot;
 pub mod status;
 pub mod version;
 
@@ -36,6 +37,7 @@ pub fn run(cli: Cli, out: &Output) -> Result<Exit, Failure> {
         Command::Mesh(command) => wait_for(mesh::run(command, global, out)),
         Command::Schema(command) => wait_for(schema::run(command, global, out)),
         Command::Slot(command) => wait_for(slot::run(command, global, out)),
+        Command::Snapshot(command) => wait_for(snapshot::run(command, global, out)),
         Command::Seq(command) => wait_for(seq::run(command, global, out)),
         Command::Pki(command) => wait_for(pki::run(command, global, out)),
         Command::Explain(args) => explain::run(&args, out),

@@ -2,7 +2,7 @@
 
 use steep_protocol::{
     failure::{Code, Failure},
-    operation::OperationStatus,
+    operation::{InitMethod, OperationStatus},
     v1,
 };
 
@@ -77,6 +77,10 @@ fn summary(operation: &v1::Operation) -> String {
         return format!("{target}: operation {} {undone} after{}", operation.op_id, in_time.replacen(" in", "", 1));
     }
     let state = match operation.kind.as_str() {
+        "init" if operation.method == InitMethod::RowsAlone.as_str() => {
+            format!("{} and replicates with nobody", Tone::Good.paint("holds the rows"))
+        }
+        "snapshot" => return format!("snapshot of {target} {}{in_time}", Tone::Good.paint("complete")),
         "init" => Tone::Good.paint("SYNCHRONIZED"),
         "reinit" => Tone::Good.paint("REINITIALIZED"),
         "remove" => return format!("{target} {}{in_time}; its data stays", Tone::Good.paint("removed")),

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The checks with their findings: all of them, or only those that need attention.
-pub(super) fn checks(checks: &[v1::Check], all: bool, glyphs: &Glyphs) -> String {
+pub(crate) fn checks(checks: &[v1::Check], all: bool, glyphs: &Glyphs) -> String {
     let count = |severity: &str| checks.iter().filter(|check| check.severity == severity).count() as u64;
     let mut lines = Vec::new();
     for check in checks.iter().filter(|check| all || check.severity != "ok") {

@@ -1,0 +1,194 @@
+//! The door of an initialization from a snapshot: the manifest is read and both nodes are looked at first, so that whoever
+//! asks hears at once what is wrong; then it becomes an operation.
+
+use std::sync::Arc;
+
+use prost::Message as _;
+use steep_protocol::{
+    failure::{Code, Explain as _, Failure},
+    ids::{NodeId, OperationId},
+    intent::Verified,
+    operation::{InitMethod, Role, SchemaSync},
+    v1,
+    wire::identity::Who,
+};
+
+use crate::{
+    initialize::{
+        direct::{Direct, DirectPlan, FromFiles, recipe_for},
+        findings::verdict,
+        messages::{table_message, table_name},
+        preflight::{self, TargetTables, Wanted},
+        resume::Asked,
+        start::{Answer, planned_tables, refuse_second, was_started},
+    },
+    lifecycle::{self, NodeEvent},
+    mesh::Source,
+    postgres::selection::Selection,
+    rooms::Rooms,
+    snapshot::files::read::Opened,
+    storage::{Directory, SOURCE},
+    store::{
+        Actor, nodes,
+        operations::NewOperation,
+        signed_intents::{self, Claim},
+    },
+};
+
+/// The snapshot in `input`, whose manifest is believed.
+pub async fn open(rooms: &Rooms, input: &str) -> Result<Arc<Opened>, Failure> {
+    let directory = Directory::named(input).map_err(|error| error.explain())?;
+    Opened::open(directory, rooms.peers.identity()).await
+}
+
+/// What the source said of itself when the snapshot was made.
+pub(super) async fn facts_of(opened: &Arc<Opened>) -> Result<v1::ExamineReply, Failure> {
+    let bytes = opened.file(SOURCE).await?;
+    v1::ExamineReply::decode(&bytes[..])
+        .map_err(|error| Failure::new(Code::ManifestRefused, format!("{SOURCE} cannot be read")).caused_by(&error))
+}
+
+/// Checks a request and starts the operation; asked twice, it starts once.
+pub async fn start(
+    rooms: &Rooms,
+    request: &v1::ApplySnapshotRequest,
+    actor: &Actor,
+    verified: &Verified,
+) -> Result<Answer, Failure> {
+    let bad = |text: String| Failure::new(Code::BadRequest, text);
+    let op: OperationId = request.op_id.parse().map_err(|error| bad(format!("{error}")))?;
+    if was_started(rooms, op, verified).await? {
+        return Ok(answer(op, request, Vec::new(), Vec::new()));
+    }
+    refuse_unconfirmed(request, verified)?;
+    refuse_second(rooms, op)?;
+    let opened = open(rooms, &request.input).await?;
+    let (source, ..) = opened.manifest.origin()?;
+    if source.as_str() != request.source {
+        return Err(bad(format!("the snapshot is of {source}, not of {}", request.source)));
+    }
+    if source == rooms.me {
+        return Err(Failure::new(Code::SourceIsTarget, format!("cannot start {source} from a snapshot of itself")));
+    }
+    if !request.no_subscribe && !rooms.peers.knows(&source) {
+        return Err(rooms.peers.unknown(source.as_str()));
+    }
+    let facts = facts_of(&opened).await?;
+    let plan = plan_of(rooms, request, verified, &opened, &facts, source)?;
+    let (checks, here) = examine(rooms, &plan, &facts).await?;
+    let tables = planned_tables(rooms, &facts, &here);
+    let own = nodes::own(&rooms.store).await.map_err(|error| error.explain())?;
+    lifecycle::next(own.init_state, NodeEvent::Started).map_err(|_| {
+        let text = format!("cannot start {}: it is {}", rooms.me, own.init_state);
+        Failure::new(Code::IllegalState, text).hint(format!("steepctl node show {}", rooms.me))
+    })?;
+    verdict(&format!("cannot start {} from {}", rooms.me, opened.manifest.snapshot_id), &checks)?;
+    let new = NewOperation {
+        op_id: op,
+        kind: "init".into(),
+        target: rooms.me.clone(),
+        source: plan.source.clone(),
+        method: plan.method,
+        request: Asked::of(&plan).to_json(),
+        started_by: actor.to_string(),
+    };
+    match signed_intents::claim(&rooms.store, verified, Some(op)).await.map_err(|error| error.explain())? {
+        Claim::First | Claim::Again => {}
+        Claim::Used => return Err(signed_intents::used(verified)),
+    }
+    let (workers, recipe) = (plan.wanted.parallel, recipe_for(&plan));
+    let source = Source::new(rooms.peers.clone(), plan.source.clone(), op);
+    let work = Direct::new(rooms.clone(), source, plan);
+    rooms.operations.start(new, actor.clone(), workers, recipe, work).await?;
+    Ok(answer(op, request, checks, tables))
+}
+
+fn method_of(request: &v1::ApplySnapshotRequest) -> InitMethod {
+    if request.no_subscribe { InitMethod::RowsAlone } else { InitMethod::TwoPhase }
+}
+
+fn answer(
+    op: OperationId,
+    request: &v1::ApplySnapshotRequest,
+    checks: Vec<v1::Check>,
+    tables: Vec<v1::PlannedTable>,
+) -> Answer {
+    let (method, method_reason) = (method_of(request), String::new());
+    Answer { op: Some(op), checks, tables, mesh: Vec::new(), method, method_reason }
+}
+
+fn plan_of(
+    rooms: &Rooms,
+    request: &v1::ApplySnapshotRequest,
+    verified: &Verified,
+    opened: &Opened,
+    facts: &v1::ExamineReply,
+    source: NodeId,
+) -> Result<DirectPlan, Failure> {
+    let parallel = if request.parallel == 0 { rooms.config.copy.parallel } else { request.parallel };
+    if !(1..=16).contains(&parallel) {
+        return Err(Failure::new(Code::BadRequest, format!("--parallel {parallel} is not between 1 and 16")));
+    }
+    // What was left out when it was made is not in the archive of its schema either.
+    let chosen = facts.tables.iter().filter_map(|table| table.table.as_ref().map(table_name));
+    let tables = if opened.manifest.whole_database { Vec::new() } else { chosen.collect() };
+    let selection = v1::Selection { tables: tables.iter().map(table_message).collect(), ..v1::Selection::default() };
+    let wanted = Wanted {
+        selection: Selection { tables, ..Selection::default() },
+        one_way: request.one_way || request.no_subscribe,
+        parallel,
+        force: request.force,
+        schema_sync: SchemaSync::Strict,
+        again: false,
+    };
+    Ok(DirectPlan {
+        source,
+        method: method_of(request),
+        method_reason: String::new(),
+        prepared: None,
+        shared_publication: opened.manifest.publication == "steep",
+        wanted,
+        selection,
+        signed: verified.signed.clone(),
+        members: Vec::new(),
+        max_rate: 0,
+        compress: "auto".into(),
+        from: Some(FromFiles { input: request.input.clone(), subscribes: !request.no_subscribe }),
+    })
+}
+
+/// Findings about this node as the target of a snapshot.
+pub(super) async fn examine(
+    rooms: &Rooms,
+    plan: &DirectPlan,
+    facts: &v1::ExamineReply,
+) -> Result<(Vec<v1::Check>, TargetTables), Failure> {
+    let source = plan.source.as_str();
+    let (mut checks, here) = preflight::examine_target(rooms, source, facts, &plan.wanted).await?;
+    let speaks_against = |code: Code, message: String| v1::Check {
+        code: code.to_string(),
+        severity: "error".into(),
+        node_id: rooms.me.to_string(),
+        message,
+        hint: code.hint().into(),
+    };
+    let missing = facts.tables.len() - here.existing.len().min(facts.tables.len());
+    if !here.existing.is_empty() && missing > 0 {
+        let text = format!("{} of the snapshot's tables are here, {missing} are missing", here.existing.len());
+        checks.push(speaks_against(Code::SnapshotPartly, text));
+    }
+    if !plan.wanted.one_way && facts.server_version_num < 160_000 {
+        checks.push(speaks_against(Code::TwoWayUnsupported, format!("{source} runs PostgreSQL 15")));
+    }
+    Ok((checks, here))
+}
+
+/// An operator destroys rows only with the target's name typed; an admin is taken at their word.
+fn refuse_unconfirmed(request: &v1::ApplySnapshotRequest, verified: &Verified) -> Result<(), Failure> {
+    let is_admin = matches!(verified.signer.who, Who::Operator { role: Role::Admin, .. });
+    if !request.force || verified.order.confirmed || is_admin {
+        return Ok(());
+    }
+    let text = format!("{} has not confirmed that tables on {} are emptied", verified.signer, request.target);
+    Err(Failure::new(Code::ConfirmationNeeded, text))
+}

@@ -1,0 +1,111 @@
+//! `steepctl snapshot generate`
+
+use std::time::Duration;
+
+use clap::Args;
+use steep_protocol::{
+    failure::{Failure, Family},
+    ids::{NodeId, OperationId},
+    v1,
+};
+
+use crate::{
+    cli::Global,
+    commands::selection::{self, Schemas, Tables, schemas, tables},
+    follow::{self, FollowArgs, ending},
+    output::{Output, exit_code::Exit, json, progress::Subject, safe},
+    units,
+};
+
+/// The node's database is looked at first; with many tables that takes its time.
+const START_LIMIT: Duration = Duration::from_secs(120);
+
+const EXAMPLES: &str = "\
+The directory lies on the host of the node's agent, and belongs to the agent's
+user. Until the snapshot is deleted or expires, a slot on the node keeps all WAL
+written since: look after the disk of pg_wal.
+
+Examples:
+  steepctl snapshot generate node_a --dir /srv/steep/snap
+  steepctl snapshot generate node_a --dir /srv/steep/snap --compress zstd:9 --parallel 8
+  steepctl snapshot generate node_a --dir /srv/steep/snap --schemas sales --expires 48h";
+
+/// Arguments of `snapshot generate`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct GenerateArgs {
+    /// The node whose rows are written
+    pub node: NodeId,
+    /// An absolute path on the host of the node's agent: nothing is there yet, or an empty directory
+    #[arg(long, value_name = "DIR")]
+    pub dir: String,
+    /// How files are compressed: none, gzip, lz4, zstd or zstd:LEVEL (1 to 19)
+    #[arg(long, value_name = "HOW", default_value = "zstd")]
+    pub compress: String,
+    /// Files written at once, 1 to 16 [default: copy.parallel of the node's agent]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub parallel: Option<u32>,
+    /// Only these tables, as schema.table; commas between them
+    #[arg(long, value_name = "TABLES", value_parser = tables)]
+    pub tables: Vec<Tables>,
+    /// Only tables of these schemas; commas between them
+    #[arg(long, value_name = "SCHEMAS", value_parser = schemas)]
+    pub schemas: Vec<Schemas>,
+    /// Never these tables, whatever else selects them
+    #[arg(long, value_name = "TABLES", value_parser = tables)]
+    pub exclude: Vec<Tables>,
+    /// How long slot and files are kept
+    #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = units::parse_duration)]
+    pub expires: Duration,
+    /// Print the operation's id and return; do not watch
+    #[arg(long)]
+    pub detach: bool,
+    /// How to watch.
+    #[command(flatten)]
+    pub follow: FollowArgs,
+}
+
+/// Starts to write a snapshot, and follows that to its end.
+pub async fn run(args: &GenerateArgs, global: &Global, out: &Output) -> Result<Exit, Failure> {
+    let mut client = global.client(out)?;
+    let op_id = OperationId::generate().to_string();
+    let request = v1::GenerateSnapshotRequest {
+        node_id: args.node.to_string(),
+        op_id: op_id.clone(),
+        output: args.dir.clone(),
+        selection: Some(selection::of(&args.tables, &args.schemas, &args.exclude)),
+        compress: args.compress.clone(),
+        parallel: args.parallel.unwrap_or(0),
+        expires_seconds: args.expires.as_secs().max(1),
+    };
+    let reply = client.generate_snapshot(&request, START_LIMIT).await.map_err(|failure| perhaps(failure, &op_id))?;
+    if args.detach {
+        if out.is_json() {
+            out.json(&json::message("GenerateSnapshotReply", &reply))?;
+        } else {
+            out.data(&reply.op_id)?;
+        }
+        return Ok(Exit::Success);
+    }
+    out.talk(&format!("op {} runs in the agents; Ctrl-C detaches, it does not stop it", safe(&reply.op_id)));
+    out.talk(&format!("{} of {} into {}", safe(&reply.snapshot_id), args.node, safe(&args.dir)));
+    out.via(&reply.served_by);
+    let subject = Subject { op_id: reply.op_id, target: args.node.to_string(), source: args.node.to_string() };
+    let followed = follow::until_ended(&client, out, &subject, args.follow, !global.no_input).await?;
+    let done = ending::conclude(out, followed, ending::Wanted::Completion)?;
+    if matches!(done, Exit::Success) {
+        out.talk(&format!("next: steepctl snapshot verify {}", safe(&reply.snapshot_id)));
+    }
+    Ok(done)
+}
+
+/// Where nobody said no, perhaps only the answer was lost.
+pub(super) fn perhaps(failure: Failure, op_id: &str) -> Failure {
+    match failure.code.family() {
+        Family::Timeout | Family::Connection => {
+            let hint = format!("{}; it may have started all the same: steepctl op show {op_id}", failure.hint);
+            failure.hint(hint)
+        }
+        _ => failure,
+    }
+}
