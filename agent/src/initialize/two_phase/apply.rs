@@ -99,7 +99,7 @@ pub async fn start(
     let (workers, recipe) = (plan.wanted.parallel, recipe_for(&plan));
     let source = Source::new(rooms.peers.clone(), plan.source.clone(), op);
     let work = Direct::new(rooms.clone(), source, plan);
-    rooms.operations.start(new, actor.clone(), workers, recipe, work).await?;
+    Box::pin(rooms.operations.start(new, actor.clone(), workers, recipe, work)).await?;
     Ok(answer(op, request, checks, tables))
 }
 
