@@ -275,7 +275,6 @@ impl Peers for Service {
         let found = prepare::find(&rooms, &request.prepare_id).await.map_err(|failure| status_of(&failure))?;
         let judged = scope::take(&rooms, caller.node(), caller.signed(), &request, &found.selection).await;
         let scope = self.allowed(&caller, judged).await?;
-        let reach = Reach::own(&rooms).map_err(|failure| status_of(&failure))?.to_message();
         let detail = json!({ "through": caller.node(), "prepare_id": request.prepare_id });
         let actor = authorize::actor(&caller.signed().signer.who);
         audit::append(&rooms.store, &actor, "session.take", caller.node().as_str(), Some(op), &detail)
@@ -284,18 +283,7 @@ impl Peers for Service {
         let take = Box::pin(prepare::take(&rooms, caller.node(), &request, scope, op)).await;
         let take = take.map_err(|failure| status_of(&failure))?;
         let held = rooms.sessions.take(caller.node(), take).await.map_err(|failure| status_of(&failure))?;
-        Ok(Response::new(v1::OpenSessionReply {
-            session_id: held.id.to_string(),
-            publication: held.publication.clone(),
-            slot: held.slot.clone(),
-            lsn: held.lsn.to_string(),
-            snapshot: held.snapshot.clone(),
-            conninfo: reach.conninfo,
-            lease_seconds: rooms.sessions.lease().as_secs(),
-            link: reach.link,
-            database: reach.database,
-            ..v1::OpenSessionReply::default()
-        }))
+        reply(source::opened(&rooms, &held))
     }
 
     async fn copy_natively(&self, request: Request<v1::CopyNativelyRequest>) -> Answer<v1::CopyNativelyReply> {

@@ -95,7 +95,7 @@ pub(super) async fn examine(
         preflight::check_publisher(&mut findings, &server, &role, 1);
     }
     let others: Vec<_> = facts.members.iter().map(|member| member.node.as_str()).collect();
-    findings.must(others.is_empty(), Code::NativeCopyInMesh, "no third node replicates both ways", || {
+    findings.must(others.is_empty(), Code::MethodInMesh, "no third node replicates both ways", || {
         let text = "a backup does not say how far into their changes it goes";
         format!("{source} replicates both ways with {}: {text}", others.join(", "))
     });

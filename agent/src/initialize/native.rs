@@ -82,7 +82,7 @@ pub(super) fn recipe(plan: &DirectPlan) -> Recipe<Direct> {
 /// What the native copy needs beyond what every method does.
 pub(super) fn check(findings: &mut Findings, server: &ServerFacts, facts: &v1::ExamineReply) {
     let others: Vec<_> = facts.members.iter().map(|member| member.node.as_str()).collect();
-    findings.must(others.is_empty(), Code::NativeCopyInMesh, "no third node replicates both ways", || {
+    findings.must(others.is_empty(), Code::MethodInMesh, "no third node replicates both ways", || {
         format!(
             "the source replicates both ways with {}: PostgreSQL does not say how far into their changes the snapshots go \
              in which it copies each table",

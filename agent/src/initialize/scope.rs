@@ -18,7 +18,7 @@ use steep_protocol::{
 
 use super::{messages::table_name, start::selection_of};
 use crate::{
-    postgres::{Purpose, tables},
+    postgres::{Purpose, selection::Selection, tables},
     rooms::Rooms,
     session::{Scope, not_yours},
     store::{
@@ -76,10 +76,21 @@ pub async fn open(
     if request.whole_database && !selection.is_whole_database() && !is_again(verified) {
         return Err(exceeded(verified, "the whole database"));
     }
+    Box::pin(within(rooms, verified, selection, &request.tables)).await
+}
+
+/// Holds the tables a peer asks for against those that `selection` means here, and writes down that the order was used for
+/// them.
+async fn within(
+    rooms: &Rooms,
+    verified: &Verified,
+    selection: Selection,
+    tables: &[v1::SourceTable],
+) -> Result<Scope, Failure> {
     let session = rooms.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
     let selected = tables::select(&session, &selection).await.map_err(|error| error.explain())?;
     let signed: HashSet<(u32, &TableName)> = selected.tables.iter().map(|table| (table.oid, &table.name)).collect();
-    for asked in &request.tables {
+    for asked in tables {
         let name = table_name(&asked.table.clone().unwrap_or_default());
         if !signed.contains(&(asked.oid, &name)) {
             return Err(exceeded(verified, &format!("table {name}")));
@@ -109,19 +120,7 @@ pub async fn take(
         return Err(exceeded(verified, "another selection of tables"));
     }
     let selection = selection_of(prepared);
-    let session = rooms.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
-    let selected = tables::select(&session, &selection).await.map_err(|error| error.explain())?;
-    let signed: HashSet<(u32, &TableName)> = selected.tables.iter().map(|table| (table.oid, &table.name)).collect();
-    for asked in &request.tables {
-        let name = table_name(&asked.table.clone().unwrap_or_default());
-        if !signed.contains(&(asked.oid, &name)) {
-            return Err(exceeded(verified, &format!("table {name}")));
-        }
-    }
-    match signed_intents::claim(&rooms.store, verified, Some(verified.order.op_id)).await.map_err(explain)? {
-        Claim::First | Claim::Again => Ok(Scope { selection, one_way: verified.order.one_way }),
-        Claim::Used => Err(signed_intents::used(verified)),
-    }
+    Box::pin(within(rooms, verified, selection, &request.tables)).await
 }
 
 /// Makes sure that `caller` may be told about this node, as one that replicates both ways with the source.
