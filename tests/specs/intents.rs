@@ -334,6 +334,30 @@ fn start_of(order: &Order) -> v1::StartNodeRequest {
     }
 }
 
+#[tokio::test]
+async fn a_session_for_a_node_restored_by_hand_gives_no_rows() {
+    let [a, b] = Cluster::of(2).start().await;
+    two_tables(&a).await;
+    b.stop_agent();
+    let prepared = a.steepctl("node prepare node_a --for pg_dump --tables public.orders -o json").succeeds().json();
+    let prepare_id = prepared["preparation"]["prepare_id"].as_str().expect("it has one").to_owned();
+    let to_complete = Order::new(Action::NodeComplete, OperationId::generate(), "node_b".parse().expect("a name"));
+    let order = Order {
+        method: prepare_id.clone(),
+        source: order().source,
+        selection: only(&["orders"]),
+        one_way: true,
+        ..to_complete
+    };
+    let mut target = Thief::with_key_of(&a, "node_b").await;
+    let tables = target.asking(&order).tables;
+    let take = v1::TakePreparedRequest { op_id: order.op_id.to_string(), prepare_id, tables, one_way: true };
+    let signed = sign(&a.identity("operator-otto"), &order);
+    let taken = target.peers.take_prepared(with(Some(&signed), take)).await.expect("that was signed").into_inner();
+    let copy = v1::CopyNativelyRequest { session_id: taken.session_id, subscription_oid: 16_500, system_identifier: 1 };
+    refused(target.peers.copy_natively(copy), Code::IntentExceeded, "rows come from the backup alone").await;
+}
+
 async fn refused<T>(asked: impl Future<Output = Result<T, tonic::Status>>, code: Code, what: &str) {
     match asked.await {
         Ok(_) => panic!("{what}: it was done"),

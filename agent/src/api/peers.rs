@@ -290,8 +290,9 @@ impl Peers for Service {
         let caller = self.0.admit(&request, Rpc::PeersCopyNatively).await?;
         let request = request.into_inner();
         let held = self.session(&caller, &request.session_id).await?;
-        let allowed = source::copy_natively(&*self.0.rooms()?, &held, &request).await;
-        reply(allowed.map(|()| v1::CopyNativelyReply {}))
+        let let_copy = source::copy_natively(&*self.0.rooms()?, &held, &request).await;
+        self.allowed(&caller, let_copy).await?;
+        Ok(Response::new(v1::CopyNativelyReply {}))
     }
 
     async fn close_session(&self, request: Request<v1::CloseSessionRequest>) -> Answer<v1::CloseSessionReply> {
@@ -356,7 +357,7 @@ impl Peers for Service {
         let held = rooms.sessions.join(caller.node(), join).await.map_err(|failure| status_of(&failure))?;
         let marker = match &held.role {
             Role::Member { marker, .. } => *marker,
-            Role::Source { .. } | Role::Files { .. } => Lsn::default(),
+            Role::Source { .. } | Role::Prepared | Role::Files { .. } => Lsn::default(),
         };
         Ok(Response::new(v1::JoinMemberReply {
             session_id: held.id.to_string(),

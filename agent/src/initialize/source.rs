@@ -41,7 +41,7 @@ pub fn opened(rooms: &Rooms, held: &Held) -> Result<v1::OpenSessionReply, Failur
     let reach = Reach::own(rooms)?.to_message();
     let positions = match &held.role {
         Role::Source { positions } => positions.clone(),
-        Role::Member { .. } | Role::Files { .. } => Vec::new(),
+        Role::Member { .. } | Role::Prepared | Role::Files { .. } => Vec::new(),
     };
     let position = |(node, lsn): &(NodeId, Lsn)| v1::MemberPosition { node: node.to_string(), lsn: lsn.to_string() };
     let tables = held.tables.iter().map(|(table, plan)| v1::SessionTable {
@@ -147,6 +147,10 @@ async fn source_confirmed(session: &Session, held: &Held) -> Result<Option<Lsn>,
 
 /// Lets the target's subscription copy the session's tables by itself. What it makes here for that is written down.
 pub async fn copy_natively(rooms: &Rooms, held: &Held, request: &v1::CopyNativelyRequest) -> Result<(), Failure> {
+    if !matches!(held.role, Role::Source { .. }) {
+        let text = format!("the session of {} was not signed to copy rows from {}", held.op, rooms.me);
+        return Err(Failure::new(Code::IntentExceeded, text));
+    }
     let (subscription, system_identifier) = (request.subscription_oid, request.system_identifier);
     let slots = SyncSlots { subscription, system_identifier };
     let effect = Effect::SyncSlots { of: slots };

@@ -51,7 +51,7 @@ pub struct Keeper {
 impl Keepers {
     /// Those of the agent with this configuration, which they read too.
     pub fn new(config: &Config) -> Self {
-        // The program this agent is, also when its file is replaced meanwhile.
+        // Asked for now: once the file is replaced by another version, the system knows no path of this one.
         let program = std::env::current_exe().unwrap_or_else(|_| "steep-agent".into());
         Self {
             program,

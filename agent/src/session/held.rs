@@ -73,6 +73,8 @@ pub enum Role {
         /// Written after the session's slot was made.
         marker: Lsn,
     },
+    /// The rows are there already, from a backup made by hand.
+    Prepared,
     /// The rows come from a snapshot of this node that lies in files.
     Files {
         /// The operation that made it.

@@ -89,7 +89,7 @@ impl Sessions {
             snapshot: request.snapshot,
             // No part of them is read from here.
             tables: found.into_iter().map(|table| (table, TablePlan { starts: Vec::new(), pages: 0 })).collect(),
-            role: Role::Source { positions: Vec::new() },
+            role: Role::Prepared,
             one_way,
             parallel: 1,
             lacks_readers: false,

@@ -62,6 +62,7 @@ struct SignedScope {
 enum KeptRole {
     Source { positions: Vec<(NodeId, Lsn)> },
     Member { source_slot: String, marker: Lsn },
+    Prepared,
     Files { snapshot: OperationId },
 }
 
@@ -84,6 +85,7 @@ impl Record {
             role: match held.role.clone() {
                 Role::Source { positions } => KeptRole::Source { positions },
                 Role::Member { source_slot, marker } => KeptRole::Member { source_slot, marker },
+                Role::Prepared => KeptRole::Prepared,
                 Role::Files { snapshot } => KeptRole::Files { snapshot },
             },
             one_way: held.one_way,
@@ -110,6 +112,7 @@ impl Record {
         match self.role.clone() {
             KeptRole::Source { positions } => Role::Source { positions },
             KeptRole::Member { source_slot, marker } => Role::Member { source_slot, marker },
+            KeptRole::Prepared => Role::Prepared,
             KeptRole::Files { snapshot } => Role::Files { snapshot },
         }
     }
