@@ -7,6 +7,7 @@ use xtask::{
 
 use crate::{
     node::Node,
+    operation::Operation,
     wait::{PATIENCE, until},
 };
 
@@ -46,6 +47,28 @@ impl Node {
             false => Ok(()),
         })
         .await;
+    }
+
+    /// The agent takes the order `steepctl` is told, dies at each of the crash `points` in turn, and is started again each time;
+    /// `between` is done while it is down. Its last run lives on.
+    pub async fn dies_at_each(&self, points: &[&str], steepctl: &str, between: impl AsyncFn()) -> Operation {
+        self.stop_agent();
+        self.start_agent_to_die(points[0]);
+        let op = until("the agent takes an order", PATIENCE, async || {
+            let outcome = self.steepctl(steepctl).arg("--detach").arg("-o").arg("json").outcome();
+            if outcome.status == 0 { Ok(Operation::known(self, &outcome)) } else { Err(outcome.to_string()) }
+        })
+        .await;
+        for (index, point) in points.iter().enumerate() {
+            self.agent_dies(point).await;
+            eprintln!("died at {point:?}");
+            between().await;
+            match points.get(index + 1) {
+                Some(next) => self.start_agent_to_die(next),
+                None => self.start_agent(),
+            }
+        }
+        op
     }
 
     /// The agent's process is alive.

@@ -6,6 +6,7 @@ mod cancel;
 mod certificates;
 mod clocks;
 mod contexts;
+mod crash;
 mod direct;
 mod drift;
 mod echo;

@@ -116,8 +116,10 @@ impl Cleanup {
     /// Begins a detour: from now on the subscription skips its tables, and carries all others.
     pub async fn hold_tables(&self, op: OperationId, mut detour: Detour) -> Result<(), Failure> {
         let effect = Effect::Detour(detour.clone());
+        // Where an earlier try has stopped it, it did not come any further.
+        self.run_if_stopped(op, &detour.subscription).await?;
         let holding = async {
-            let held = held_tables(&self.database).await?;
+            let held = held_by(&self.database, &detour.subscription).await?;
             let seen = self.came_past(&detour.subscription, detour.snapshot, PASSING, 1).await?;
             let still = self.stop(op, &detour.subscription).await?;
             // Tables that stood still before are somewhere nobody knows.
@@ -136,6 +138,16 @@ impl Cleanup {
             "tables stand still while their rows are switched"
         );
         Ok(())
+    }
+
+    /// Every detour of `op` that is not finished, as it stands.
+    pub async fn detours(&self, op: OperationId) -> Result<Vec<Detour>, Failure> {
+        let effects = self.pending(op, "detour").await?;
+        let detours = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Detour(detour) => Some(detour),
+            _ => None,
+        });
+        Ok(detours.collect())
     }
 
     /// Finishes every detour of `op` from where it stands. Tables that cannot be brought up to date stay held.
@@ -384,8 +396,18 @@ fn is_final(failure: &Failure) -> bool {
 
 /// Tables of this node that subscriptions skip whatever comes: they stand still, and are not right.
 pub async fn held_tables(database: &postgres::Database) -> Result<Vec<TableName>, Failure> {
+    Ok(held(database).await?.map(|carried| carried.table).collect())
+}
+
+/// Those that one subscription skips; others may carry them.
+async fn held_by(database: &postgres::Database, subscription: &str) -> Result<Vec<TableName>, Failure> {
+    let held = held(database).await?.filter(|carried| carried.subscription == subscription);
+    Ok(held.map(|carried| carried.table).collect())
+}
+
+async fn held(database: &postgres::Database) -> Result<impl Iterator<Item = detours::Carried>, Failure> {
     let session = database.session(Purpose::Watch).await.map_err(explain)?;
     let carried = detours::carried(&session).await.map_err(explain)?;
     session.close().await;
-    Ok(carried.into_iter().filter(|carried| carried.is_held).map(|carried| carried.table).collect())
+    Ok(carried.into_iter().filter(|carried| carried.is_held))
 }

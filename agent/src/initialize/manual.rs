@@ -188,10 +188,13 @@ impl Direct {
             return Ok(());
         }
         // Nothing has been applied yet: both are at the slot's own point.
-        let counts = self.source.count_rows(self.session().id).await?;
+        let mut counts = self.counts.clone();
+        if counts.is_empty() {
+            counts = self.source.count_rows(self.session().id).await?;
+            self.note_counts(context, &counts).await?;
+        }
         self.source.release_snapshot(self.session().id).await?;
         self.compare_counts(&look, &counts).await?;
-        self.note_counts(context, &counts).await?;
         self.restored_rows = counts.iter().map(|counted| counted.rows).sum();
         Ok(())
     }

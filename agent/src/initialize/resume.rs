@@ -25,7 +25,7 @@ use super::{
     members::Joined,
     messages::{table_message, table_name},
     preflight::{TargetTables, Wanted},
-    subscribe,
+    reinit, subscribe,
 };
 use crate::{
     mesh::Source,
@@ -81,17 +81,39 @@ fn direct() -> InitMethod {
     InitMethod::Direct
 }
 
+/// Chosen tables, as they are kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Chosen {
+pub(super) struct Chosen {
     tables: Vec<TableName>,
     schemas: Vec<String>,
     exclude: Vec<TableName>,
 }
 
+impl Chosen {
+    pub(super) fn of(selection: &Selection) -> Self {
+        let Selection { tables, schemas, exclude } = selection.clone();
+        Self { tables, schemas, exclude }
+    }
+
+    pub(super) fn as_selection(&self) -> Selection {
+        let Self { tables, schemas, exclude } = self.clone();
+        Selection { tables, schemas, exclude }
+    }
+
+    /// As agents tell each other.
+    pub(super) fn to_message(&self) -> v1::Selection {
+        let messages = |names: &[TableName]| names.iter().map(table_message).collect();
+        v1::Selection {
+            tables: messages(&self.tables),
+            schemas: self.schemas.clone(),
+            exclude: messages(&self.exclude),
+        }
+    }
+}
+
 impl Asked {
     /// What `plan` does.
     pub fn of(plan: &DirectPlan) -> Self {
-        let Selection { tables, schemas, exclude } = plan.wanted.selection.clone();
         Self {
             one_way: plan.wanted.one_way,
             parallel: plan.wanted.parallel,
@@ -99,7 +121,7 @@ impl Asked {
             schema_sync: plan.wanted.schema_sync,
             max_rate: plan.max_rate,
             compress: plan.compress.clone(),
-            selection: Chosen { tables, schemas, exclude },
+            selection: Chosen::of(&plan.wanted.selection),
             method: plan.method,
             prepared: plan.prepared.clone(),
             from: plan.from.clone(),
@@ -135,12 +157,9 @@ impl Asked {
     }
 
     fn plan(self, source: NodeId, signed: v1::SignedIntent, members: Vec<v1::MeshMember>) -> DirectPlan {
-        let Chosen { tables, schemas, exclude } = self.selection;
-        let messages = |names: &[TableName]| names.iter().map(table_message).collect();
-        let selection =
-            v1::Selection { tables: messages(&tables), schemas: schemas.clone(), exclude: messages(&exclude) };
+        let selection = self.selection.to_message();
         let wanted = Wanted {
-            selection: Selection { tables, schemas, exclude },
+            selection: self.selection.as_selection(),
             one_way: self.one_way,
             parallel: self.parallel,
             force: self.force,
@@ -165,10 +184,23 @@ impl Asked {
     }
 }
 
+/// What the notes of an operation, and the store, say of it.
+pub(super) struct Noted {
+    /// Its steps, in order.
+    pub(super) steps: Vec<String>,
+    /// The operator's order.
+    pub(super) signed: v1::SignedIntent,
+    /// The other nodes of the mesh it was planned for.
+    pub(super) members: Vec<v1::MeshMember>,
+    /// How long its session on the source is held without being renewed; none: there is none yet.
+    pub(super) lease: Option<Duration>,
+}
+
 /// Goes on with `left`, which an earlier run of this agent has not ended; false: there is no going on, and what it made
 /// is to be undone.
 pub async fn go_on(rooms: &Rooms, left: &Operation) -> Result<bool, Failure> {
-    if left.kind != "init" || !matches!(left.status, OperationStatus::Running | OperationStatus::Interrupted) {
+    let is_kind = matches!(left.kind.as_str(), "init" | "reinit");
+    if !is_kind || !matches!(left.status, OperationStatus::Running | OperationStatus::Interrupted) {
         return Ok(false);
     }
     let op = left.op_id;
@@ -183,18 +215,32 @@ pub async fn go_on(rooms: &Rooms, left: &Operation) -> Result<bool, Failure> {
         return Ok(true);
     }
     let Some(facts) = read::<v1::ExamineReply>(&known, FACTS) else { return Ok(false) };
-    let Ok(asked) = serde_json::from_value::<Asked>(left.request.clone()) else { return Ok(false) };
     let Some(order) = signed_intents::find(&rooms.store, op).await.map_err(explain)? else { return Ok(false) };
-    let plan = asked.plan(left.source.clone(), order.signed, facts.members);
+    let noted = Noted {
+        steps: planned.into_iter().map(|step| step.name).collect(),
+        signed: order.signed,
+        members: facts.members,
+        lease: read::<v1::OpenSessionReply>(&known, SESSION).map(|reply| Duration::from_secs(reply.lease_seconds)),
+    };
+    match left.kind.as_str() {
+        "reinit" => Box::pin(reinit::request::go_on(rooms, left.clone(), noted)).await,
+        _ => Box::pin(initialize(rooms, left.clone(), noted)).await,
+    }
+}
+
+async fn initialize(rooms: &Rooms, left: Operation, noted: Noted) -> Result<bool, Failure> {
+    let Ok(asked) = serde_json::from_value::<Asked>(left.request.clone()) else { return Ok(false) };
+    let plan = asked.plan(left.source.clone(), noted.signed, noted.members);
     let recipe = recipe_for(&plan);
     // Another version of the agent may take other steps.
-    if recipe.names() != planned.iter().map(|step| step.name.as_str()).collect::<Vec<_>>() {
+    if recipe.names() != noted.steps {
         return Ok(false);
     }
-    let mut work = Direct::new(rooms.clone(), Source::new(rooms.peers.clone(), plan.source.clone(), op), plan);
-    work.lease = read::<v1::OpenSessionReply>(&known, SESSION).map(|reply| Duration::from_secs(reply.lease_seconds));
+    let source = Source::new(rooms.peers.clone(), plan.source.clone(), left.op_id);
+    let mut work = Direct::new(rooms.clone(), source, plan);
+    work.lease = noted.lease;
     let (actor, workers) = (Actor::agent(&rooms.me), work.plan.wanted.parallel);
-    Box::pin(rooms.operations.resume(left.clone(), actor, workers, recipe, work)).await?;
+    Box::pin(rooms.operations.resume(left, actor, workers, recipe, work)).await?;
     Ok(true)
 }
 

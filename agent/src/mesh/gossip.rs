@@ -153,7 +153,7 @@ impl Gossip {
 
     /// Says to the agent of `node` that we want to be a member.
     pub fn announce(&mut self, node: NodeId, address: String, now: Duration) {
-        self.membership.announce(Run { node, address, generation: 0 }, now);
+        self.membership.announce(Run::new(node, address, 0), now);
         self.settle();
     }
 
@@ -221,7 +221,7 @@ impl Gossip {
                 }
                 if self.me().generation > before {
                     // It said that we had been given up: the new run goes back to it at once.
-                    self.membership.announce(Run { node: from.clone(), address: String::new(), generation: 0 }, now);
+                    self.membership.announce(Run::new(from.clone(), String::new(), 0), now);
                 }
             }
             CHANGES => match v1::GossipChanges::decode(body) {
@@ -306,7 +306,7 @@ impl Gossip {
         self.heard(node, now);
         if let Some(told) = self.view.get(node, NODE).and_then(|value| v1::GossipNode::decode(value.clone()).ok()) {
             let generation = self.view.generation(node);
-            self.membership.remember(Run { node: node.clone(), address: told.address, generation }, now);
+            self.membership.remember(Run::new(node.clone(), told.address, generation), now);
         }
         self.note_goodbye(node);
     }
@@ -486,7 +486,7 @@ mod tests {
     const NOW: Duration = Duration::from_secs(1);
 
     fn run(name: &str, generation: u64) -> Run {
-        Run { node: name.parse().expect("a name"), address: format!("{name}:1"), generation }
+        Run::new(name.parse().expect("a name"), format!("{name}:1"), generation)
     }
 
     fn agent(name: &str, generation: u64) -> Gossip {

@@ -39,6 +39,7 @@ const SCAN: Duration = Duration::from_millis(500);
 
 /// One run of one agent, as others know it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "RunTold")]
 pub struct Run {
     /// Its node.
     pub node: NodeId,
@@ -46,10 +47,34 @@ pub struct Run {
     pub address: String,
     /// Milliseconds since 1970 at its start, by its own clock, or a little more: later runs have higher ones.
     pub generation: u64,
+    /// The node's name in short: foca asks for it at every step of its walks over all members.
+    #[serde(skip_serializing)]
+    short: u128,
+}
+
+/// As it travels.
+#[derive(Deserialize)]
+struct RunTold {
+    node: NodeId,
+    address: String,
+    generation: u64,
+}
+
+impl Run {
+    /// The run of `node` that is reached at `address`.
+    pub fn new(node: NodeId, address: String, generation: u64) -> Self {
+        let short = xxh3_128(node.as_str().as_bytes());
+        Self { node, address, generation, short }
+    }
+}
+
+impl From<RunTold> for Run {
+    fn from(told: RunTold) -> Self {
+        Self::new(told.node, told.address, told.generation)
+    }
 }
 
 impl Identity for Run {
-    /// The node's name in short: foca asks for it at every step of its walks over all members.
     type Addr = u128;
 
     fn renew(&self) -> Option<Self> {
@@ -57,7 +82,7 @@ impl Identity for Run {
     }
 
     fn addr(&self) -> u128 {
-        xxh3_128(self.node.as_str().as_bytes())
+        self.short
     }
 
     fn win_addr_conflict(&self, adversary: &Self) -> bool {
@@ -412,20 +437,18 @@ impl Membership {
         }
     }
 
-    /// foca does not tell whom it suspects: it is asked.
+    /// foca does not tell whom it suspects: it is asked. All else it tells, so nobody else is looked up: this walks over
+    /// all members twice a second.
     fn look_for_suspects(&mut self, now: Duration) {
-        let liveness = |member: &foca::Member<Run>| match member.state() {
-            State::Suspect => Liveness::Suspect,
-            _ => Liveness::Alive,
-        };
-        let is_news = |member: &&foca::Member<Run>| {
-            let known = self.members.get(&member.id().node);
-            known.is_none_or(|known| known.run != *member.id() || known.liveness != liveness(member))
-        };
-        let news: Vec<_> = self.foca.iter_members().filter(is_news).cloned().collect();
-        for member in news {
-            let liveness = liveness(&member);
-            self.note(member.id().clone(), liveness, now);
+        let is_suspect = |member: &&foca::Member<Run>| member.state() == State::Suspect;
+        let suspects: Vec<_> = self.foca.iter_members().filter(is_suspect).map(|member| member.id().clone()).collect();
+        let has_objected = |member: &&Member| member.liveness == Liveness::Suspect && !suspects.contains(&member.run);
+        let objected: Vec<_> = self.members.values().filter(has_objected).map(|member| member.run.clone()).collect();
+        for run in suspects {
+            self.note(run, Liveness::Suspect, now);
+        }
+        for run in objected {
+            self.note(run, Liveness::Alive, now);
         }
     }
 

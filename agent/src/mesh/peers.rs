@@ -93,7 +93,7 @@ impl Peers {
         facts: watch::Receiver<Facts>,
         revocations: Revocations,
     ) -> Self {
-        let run = Run { node: me.clone(), address: address.clone(), generation: wall_clock() };
+        let run = Run::new(me.clone(), address.clone(), wall_clock());
         let gossip = Gossip::new(run, rand::random());
         Self {
             endpoint,

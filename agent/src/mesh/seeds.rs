@@ -84,7 +84,7 @@ impl Peers {
     pub fn remember(&self, nodes: impl IntoIterator<Item = (NodeId, String, u64)>) {
         self.gossip(|gossip, now| {
             for (node, address, generation) in nodes {
-                gossip.remember(Run { node, address, generation }, now);
+                gossip.remember(Run::new(node, address, generation), now);
             }
         });
     }

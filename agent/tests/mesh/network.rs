@@ -344,5 +344,5 @@ impl Network {
 
 fn gossip(index: usize, generation: u64, seed: u64) -> Gossip {
     let node = name(index);
-    Gossip::new(Run { address: format!("{node}:7432"), node, generation }, seed)
+    Gossip::new(Run::new(node.clone(), format!("{node}:7432"), generation), seed)
 }

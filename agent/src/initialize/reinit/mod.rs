@@ -12,6 +12,8 @@ mod steps;
 
 pub(super) use examine::check_slots_alive;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use futures::FutureExt as _;
 use steep_protocol::{
@@ -22,13 +24,14 @@ use steep_protocol::{
 
 use super::direct::{Direct, DirectPlan};
 use crate::{
+    breakpoint::crash_point,
     cleanup::held_tables,
     lifecycle::NodeEvent,
     mesh::Source,
     operations::{Context, Recipe, Work},
     postgres::staging::Staged,
     rooms::Rooms,
-    store::{ledger, nodes},
+    store::{ledger, nodes, notes},
 };
 
 /// What the operator asked for.
@@ -113,17 +116,18 @@ impl Work for Reinit {
         self.direct.advance(context, NodeEvent::ReinitBegan).await
     }
 
-    async fn resume(&mut self, _: &Context, _: &[String]) -> Result<(), Failure> {
+    async fn resume(&mut self, context: &Context, done: &[String]) -> Result<(), Failure> {
+        Box::pin(self.direct.take_up(context, done)).await?;
+        self.tables = self.staged(context);
         Ok(())
     }
 
-    /// Not at all: the tables are as they were, and asking again costs one copy of them.
-    fn goes_on_after(&self, _: &Failure) -> Option<std::time::Duration> {
-        None
+    fn goes_on_after(&self, failure: &Failure) -> Option<Duration> {
+        self.direct.goes_on_after(failure)
     }
 
     fn outlives_the_agent(&self) -> bool {
-        false
+        self.direct.outlives_the_agent()
     }
 
     async fn complete(&mut self, context: &Context) -> Result<u64, Failure> {
@@ -131,7 +135,9 @@ impl Work for Reinit {
         // All it made was for the way: the slots, the session, the origins.
         self.let_go();
         self.rooms().cleanup.undo(context.op).await?;
+        crash_point!("reinit undone");
         self.direct.advance(context, NodeEvent::CaughtUp).await?;
+        notes::forget(&self.rooms().store, context.op).await.map_err(|error| error.explain())?;
         Ok(totals.iter().map(|table| table.rows).sum())
     }
 
@@ -148,6 +154,7 @@ impl Work for Reinit {
     }
 
     async fn abandon(&mut self, context: &Context, _: &Failure) -> Result<(), Failure> {
+        notes::forget(&self.rooms().store, context.op).await.map_err(|error| error.explain())?;
         let own = nodes::own(&self.rooms().store).await.map_err(|error| error.explain())?;
         if own.init_state != NodeState::Reinitializing {
             return Ok(());

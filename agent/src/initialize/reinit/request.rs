@@ -1,11 +1,13 @@
 //! Starting a reinitialization of tables: the request is checked against both nodes first, so that whoever asks hears at
 //! once what is wrong; then it becomes an operation.
 
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId},
     intent::Verified,
+    node::NodeState,
     operation::{InitMethod, Role, SchemaSync},
     v1,
     wire::{compress::Compression, identity::Who},
@@ -22,6 +24,7 @@ use crate::{
         findings::verdict,
         mesh,
         preflight::Wanted,
+        resume::{Chosen, Noted},
         start::{planned_tables, refuse_second, selection_of, was_started},
         subscribe::name_for,
     },
@@ -31,10 +34,87 @@ use crate::{
     rooms::Rooms,
     store::{
         Actor, nodes,
-        operations::NewOperation,
+        operations::{NewOperation, Operation},
         signed_intents::{self, Claim},
     },
 };
+
+/// What was asked for, as it is kept with the operation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Asked {
+    one_way: bool,
+    parallel: u32,
+    in_place: bool,
+    was: NodeState,
+    max_rate: u64,
+    compress: String,
+    selection: Chosen,
+    #[serde(default)]
+    shared_publication: bool,
+}
+
+impl Asked {
+    /// What `plan` does.
+    fn of(plan: &ReinitPlan) -> Self {
+        let direct = &plan.direct;
+        Self {
+            one_way: direct.wanted.one_way,
+            parallel: direct.wanted.parallel,
+            in_place: plan.in_place,
+            was: plan.was,
+            max_rate: direct.max_rate,
+            compress: direct.compress.clone(),
+            selection: Chosen::of(&direct.wanted.selection),
+            shared_publication: direct.shared_publication,
+        }
+    }
+
+    /// As it is kept.
+    fn to_json(&self) -> Value {
+        serde_json::to_value(self).expect("what was asked is plain data")
+    }
+
+    fn plan(self, source: NodeId, signed: v1::SignedIntent, members: Vec<v1::MeshMember>) -> ReinitPlan {
+        let wanted = Wanted {
+            selection: self.selection.as_selection(),
+            one_way: self.one_way,
+            parallel: self.parallel,
+            force: true,
+            schema_sync: SchemaSync::Strict,
+            again: true,
+        };
+        let direct = DirectPlan {
+            method: InitMethod::Direct,
+            method_reason: String::new(),
+            prepared: None,
+            source,
+            wanted,
+            shared_publication: self.shared_publication,
+            selection: self.selection.to_message(),
+            signed,
+            members,
+            max_rate: self.max_rate,
+            compress: self.compress,
+            from: None,
+        };
+        ReinitPlan { direct, in_place: self.in_place, was: self.was }
+    }
+}
+
+/// Goes on with `left`, which an earlier run of this agent has not ended, from what its notes say; false: it cannot.
+pub(in crate::initialize) async fn go_on(rooms: &Rooms, left: Operation, noted: Noted) -> Result<bool, Failure> {
+    let Ok(asked) = serde_json::from_value::<Asked>(left.request.clone()) else { return Ok(false) };
+    let plan = asked.plan(left.source.clone(), noted.signed, noted.members);
+    let recipe = recipe(&plan);
+    if recipe.names() != noted.steps {
+        return Ok(false);
+    }
+    let workers = plan.direct.wanted.parallel;
+    let mut work = Reinit::new(rooms.clone(), Source::new(rooms.peers.clone(), left.source.clone(), left.op_id), plan);
+    work.direct.lease = noted.lease;
+    Box::pin(rooms.operations.resume(left, Actor::agent(&rooms.me), workers, recipe, work)).await?;
+    Ok(true)
+}
 
 /// What a request came to.
 #[derive(Debug, Default)]
@@ -97,19 +177,7 @@ pub async fn start(
         target: rooms.me.clone(),
         source: plan.direct.source.clone(),
         method: InitMethod::Direct,
-        request: json!({
-            "one_way": plan.direct.wanted.one_way,
-            "parallel": plan.direct.wanted.parallel,
-            "in_place": plan.in_place,
-            "was": plan.was,
-            "max_rate": plan.direct.max_rate,
-            "compress": plan.direct.compress,
-            "selection": {
-                "tables": plan.direct.wanted.selection.tables,
-                "schemas": plan.direct.wanted.selection.schemas,
-                "exclude": plan.direct.wanted.selection.exclude,
-            },
-        }),
+        request: Asked::of(&plan).to_json(),
         started_by: actor.to_string(),
     };
     match signed_intents::claim(&rooms.store, verified, Some(op)).await.map_err(|error| error.explain())? {
@@ -174,29 +242,16 @@ async fn plan_of(
         let ways = if found.is_mutual { "both ways" } else { "one way" };
         return Err(bad(format!("{} and {source} replicate {ways}, and the request says otherwise", rooms.me)));
     }
-    let wanted = Wanted {
-        selection: selection_of(&selection),
+    let asked = Asked {
         one_way: request.one_way,
         parallel,
-        force: true,
-        schema_sync: SchemaSync::Strict,
-        again: true,
-    };
-    let direct = DirectPlan {
-        method: InitMethod::Direct,
-        method_reason: String::new(),
-        prepared: None,
-        source,
-        wanted,
-        shared_publication: found.publications.iter().any(|name| name == "steep"),
-        selection,
-        signed: verified.signed.clone(),
-        // Who else is in the mesh, the source will say.
-        members: Vec::new(),
+        in_place: request.in_place,
+        was: NodeState::Synchronized,
         max_rate: request.max_rate,
         compress: compression.to_string(),
-        from: None,
+        selection: Chosen::of(&selection_of(&selection)),
+        shared_publication: found.publications.iter().any(|name| name == "steep"),
     };
-    let was = steep_protocol::node::NodeState::Synchronized;
-    Ok((op, ReinitPlan { direct, in_place: request.in_place, was }))
+    // Who else is in the mesh, the source will say.
+    Ok((op, asked.plan(source, verified.signed.clone(), Vec::new())))
 }

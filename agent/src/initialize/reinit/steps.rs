@@ -11,6 +11,7 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
 };
+use tracing::info;
 
 use super::{
     Reinit,
@@ -18,6 +19,7 @@ use super::{
     stand_still,
 };
 use crate::{
+    breakpoint::crash_point,
     cleanup::{Contents, Detour, Effect, Stage, held_tables},
     initialize::{
         direct::unless_lost,
@@ -31,13 +33,16 @@ use crate::{
     postgres::{
         self, Purpose, Session,
         ddl::{self, switch},
-        keys, origins, slots,
+        keys, origins, rows, slots,
         staging::{self, Staged},
         subscriptions,
         tables::TableKind,
     },
     snapshot::receive::{CopyJob, Rows, copy_tables},
-    store::intents,
+    store::{
+        intents,
+        ledger::{self, CopiedPart},
+    },
 };
 
 /// A transaction of ours waits for locks so long; whoever waits behind it, no longer.
@@ -70,6 +75,12 @@ impl Reinit {
         checks.extend(members.await?);
         checks.extend(direct.facts.checks.iter().cloned());
         verdict(&format!("cannot copy tables of {} again from {source}", direct.rooms.me), &checks)?;
+        self.tables = self.staged(context);
+        self.direct.note_facts(context).await
+    }
+
+    /// The tables that hold rows, and where these come first.
+    pub(super) fn staged(&self, context: &Context) -> Vec<Staged> {
         let short = context.op.short().to_string();
         let plain = self.direct.facts.tables.iter().filter(|table| table.kind != "p").enumerate();
         let staged = plain.filter_map(|(number, table)| {
@@ -78,8 +89,7 @@ impl Reinit {
             let name = table.table.as_ref().map(table_name)?;
             Some(Staged { table: name, stage: staging::stage_name(&short, number), columns })
         });
-        self.tables = staged.collect();
-        Ok(())
+        staged.collect()
     }
 
     fn names(&self) -> Vec<TableName> {
@@ -100,6 +110,8 @@ impl Reinit {
             .filter(|table| table.kind == TableKind::Plain)
             .map(|table| table.name.clone())
             .collect();
+        // One that an earlier try may have made; what was written since will be waited for too.
+        rooms.cleanup.undo_kind(context.op, "fence").await?;
         let effect = Effect::Fence { name: name.clone() };
         let fencing = self.put_fence(context, &name, &plain);
         rooms.cleanup.make(context.op, "fence writers", &effect, fencing).await?;
@@ -145,6 +157,8 @@ impl Reinit {
     pub(super) async fn stage_tables(&mut self, context: &Context) -> Result<(), Failure> {
         let rooms = self.rooms();
         let stages: Vec<_> = self.tables.iter().map(|staged| staged.stage.clone()).collect();
+        // An earlier try may have made some of them.
+        rooms.cleanup.undo_kind(context.op, "staged").await?;
         let session = rooms.database.session(Purpose::Ddl(context.op)).await.map_err(explain)?;
         let making = async {
             for staged in &self.tables {
@@ -153,6 +167,7 @@ impl Reinit {
             Ok(())
         };
         rooms.cleanup.make(context.op, "stage tables", &Effect::Staged { tables: stages }, making).await?;
+        crash_point!("tables staged");
         session.close().await;
         Ok(())
     }
@@ -176,19 +191,42 @@ impl Reinit {
             max_rate: direct.plan.max_rate,
             database: direct.rooms.database.clone(),
             cleanup: direct.rooms.cleanup.clone(),
-            landed: Vec::new(),
+            landed: self.landed(context).await?,
         };
         // Indexes are there already, or come with the switch.
         let (finished, _nobody) = mpsc::unbounded_channel();
         let copied = async {
             copy_tables(job, context, finished).await?;
-            let counts = source.count_rows(session).await?;
+            crash_point!("all copied");
+            let mut counts = direct.counts.clone();
+            if counts.is_empty() {
+                counts = source.count_rows(session).await?;
+                direct.note_counts(context, &counts).await?;
+            }
             source.release_snapshot(session).await?;
             Ok(counts)
         };
         let counts = Box::pin(unless_lost(lost, copied)).await?;
         self.direct.counts = counts;
         self.direct.check_counts(context).await
+    }
+
+    /// The parts that an earlier try has copied. Tables beside are unlogged: a crash of PostgreSQL has emptied all of them.
+    async fn landed(&self, context: &Context) -> Result<Vec<CopiedPart>, Failure> {
+        let rooms = self.rooms();
+        let landed = ledger::parts(&rooms.store, context.op).await.map_err(|error| error.explain())?;
+        let held_rows = |staged: &&Staged| landed.iter().any(|part| part.table == staged.table && part.rows > 0);
+        let filled: Vec<_> = self.tables.iter().filter(held_rows).map(|staged| staged.stage.clone()).collect();
+        if self.in_place || filled.is_empty() {
+            return Ok(landed);
+        }
+        let look = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+        if rows::which_hold_any(&look, &filled).await.map_err(explain)?.len() == filled.len() {
+            return Ok(landed);
+        }
+        info!(op_id = %context.op, "PostgreSQL has crashed, and what was copied beside the tables went with it");
+        ledger::forget(&rooms.store, context.op).await.map_err(|error| error.explain())?;
+        Ok(Vec::new())
     }
 
     /// From now on nothing that is replicated touches the tables, until they have their new rows.
@@ -205,8 +243,12 @@ impl Reinit {
             let begin = member.begin.expect("the source told it when its session was opened");
             ways.push((member.node.node().clone(), member.session, member.reply.slot.clone(), begin));
         }
+        let begun = self.rooms().cleanup.detours(context.op).await?;
         for (publisher, session, slot, snapshot) in ways {
             let subscription = name_for(publisher.as_str());
+            if begun.iter().any(|detour| detour.subscription == subscription && detour.stage != Stage::Planned) {
+                continue;
+            }
             let found = subscriptions::find(&look, &subscription).await.map_err(explain)?;
             let own_slot = found.and_then(|found| found.slot);
             let gone = || Failure::new(Code::NotReplicated, format!("subscription {subscription} has no slot"));
@@ -223,6 +265,7 @@ impl Reinit {
                 stage: Stage::Planned,
             };
             self.rooms().cleanup.hold_tables(context.op, detour).await?;
+            crash_point!("tables held");
         }
         Ok(())
     }
@@ -231,11 +274,17 @@ impl Reinit {
     /// whoever writes, for its end. Under an origin, so that no other node hears of it.
     pub(super) async fn switch_tables(&mut self, context: &Context) -> Result<(), Failure> {
         let rooms = self.rooms();
+        let detours = rooms.cleanup.detours(context.op).await?;
+        if detours.iter().any(|detour| detour.contents == Contents::New) {
+            // An earlier try came so far.
+            return self.open_fence(context).await;
+        }
         let session = self.replica_session(context).await?;
         let mut tries = Tries::until(rooms.config.copy.slot_timeout);
         while let Err(failure) = self.switch_once(&session, context).await {
             tries.again(&session, failure).await?;
         }
+        crash_point!("tables switched");
         end_replica_session(session).await?;
         self.open_fence(context).await
     }
@@ -297,6 +346,7 @@ impl Reinit {
         while let Err(error) = self.empty_once(&session, context).await {
             tries.again(&session, explain(error)).await?;
         }
+        crash_point!("tables emptied");
         end_replica_session(session).await
     }
 
@@ -335,6 +385,7 @@ impl Reinit {
         let held = held_tables(&rooms.database).await?;
         let names = self.names();
         let left: Vec<_> = held.into_iter().filter(|table| names.contains(table)).collect();
+        crash_point!("caught up");
         if left.is_empty() { Ok(()) } else { Err(stand_still(rooms.me.as_str(), &left)) }
     }
 
