@@ -98,7 +98,8 @@ pub async fn run(config: Config, log: telemetry::Log) -> Result<(), Failure> {
     tasks.spawn(peers.clone().run(connections, stop.clone()));
     tasks.spawn(claims.run(peers.clone(), stop.clone()));
     tasks.spawn(certificates.run(peers.clone(), stop.clone()));
-    tasks.spawn(serve_bulk(bulk, rooms.subscribe(), door.denials().clone(), stop.clone()));
+    let metrics = upkeep.metrics.clone();
+    tasks.spawn(serve_bulk(bulk, rooms.subscribe(), door.denials().clone(), metrics, stop.clone()));
     tasks.spawn(serve_links(link, rooms.subscribe(), stop.clone()));
 
     let ended = tokio::select! {
@@ -396,6 +397,7 @@ async fn serve_bulk(
     mut arrivals: mpsc::Receiver<steep_protocol::wire::io::Io>,
     rooms: watch::Receiver<Option<Arc<Rooms>>>,
     denials: Denials,
+    metrics: Metrics,
     stop: CancellationToken,
 ) {
     let streams = TaskTracker::new();
@@ -408,6 +410,7 @@ async fn serve_bulk(
             rooms.database.clone(),
             rooms.store.clone(),
             denials.clone(),
+            metrics.clone(),
         );
         let stop = stop.clone();
         streams.spawn(async move { stop.run_until_cancelled(sender.serve(io)).await });

@@ -169,6 +169,8 @@ codes! {
     3410 SnapshotStorage General false "the files of a snapshot cannot be read or written" "see the cause: free space, or give the directory to the agent's user"
     3411 SnapshotOneWay Precondition false "nothing that replicates both ways can begin from this snapshot" "apply it with --one-way, or: steepctl node start TARGET --from SOURCE"
     3412 SnapshotPartly Precondition false "the target has some of a snapshot's tables and lacks others" "drop those it has, or make all of them: steepctl schema plan SOURCE TARGET"
+    3413 SnapshotGone Precondition false "a snapshot has expired, was deleted or was never complete" "steepctl snapshot list --all shows what became of it; write a new one: steepctl snapshot generate NODE --dir DIR"
+    3414 SnapshotFilesMissing Precondition false "the agent of a snapshot's node does not have its files" "steepctl snapshot verify SNAPSHOT says what is wrong; put the directory back, or apply a copy of it with --input DIR"
     3501 MethodInMesh Precondition false "neither PostgreSQL's own copy nor a backup made by hand can be exact among more than two nodes" "have the agents copy: steepctl node start NODE --from SOURCE --method direct; or replicate with --one-way"
     3502 NativeCopyFailing General false "PostgreSQL cannot copy a table by itself" "PostgreSQL's log on the target says why; mend it, then start the node again, or with --method direct"
     3503 LargeTable Precondition false "a table is too large to be copied unasked" "make the node from a backup made by hand: steepctl node prepare SOURCE --for pg_dump; or name a method: --method direct"

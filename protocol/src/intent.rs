@@ -30,6 +30,8 @@ pub const LIFETIME: Duration = Duration::from_secs(300);
 const LONGEST_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
 /// The largest message; some 1,500 table names. In metadata it takes a third more.
 pub const MAX_BYTES: usize = 64 << 10;
+/// How the input of an apply begins that names a snapshot which its node's agent sends.
+pub const PEER_INPUT: &str = "peer:";
 const CONTEXT: &str = "steep signed intent 1";
 const VERSION: u32 = 1;
 
@@ -252,6 +254,12 @@ impl Order {
         })
     }
 
+    /// The snapshot whose files the target may have from the source's agent; none: this orders nothing of the kind.
+    pub fn lent_snapshot(&self) -> Option<&str> {
+        let (_, input) = self.method.split_once(" input ").filter(|_| self.action == Action::SnapshotApply)?;
+        input.strip_prefix(PEER_INPUT)
+    }
+
     /// What a request to delete a snapshot amounts to.
     ///
     /// Fails on a request that names no node.
@@ -394,6 +402,11 @@ pub fn verify_told(identity: &Identity, signed: &v1::SignedIntent, now: Timestam
     let until = v1::Intent::decode(&signed.intent[..]).ok().and_then(|intent| intent.not_after);
     let until = until.and_then(|at| Timestamp::new(at.seconds, at.nanos).ok());
     verify(identity, signed, until.map_or(now, |until| until.min(now)))
+}
+
+/// What was ordered by `signed`, which was believed when it was first used; none: it cannot be read.
+pub fn read(signed: &v1::SignedIntent) -> Option<Order> {
+    order_in(&v1::Intent::decode(&signed.intent[..]).ok()?).ok()
 }
 
 fn order_in(intent: &v1::Intent) -> Result<Order, String> {

@@ -26,6 +26,7 @@ mod mesh;
 mod methods;
 mod names;
 mod operations;
+mod peer_snapshots;
 mod random_tables;
 mod refusals;
 mod reinit;

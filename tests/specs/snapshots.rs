@@ -11,7 +11,7 @@ use steep_agent::snapshot::files::manifest::Manifest;
 use steep_tests::{Cluster, Ledger, Node, NodeState::*, PATIENCE, guest, shop, until};
 
 /// Some tables of several parts, and what CSV makes hard.
-const ODD: &str = r#"
+pub(crate) const ODD: &str = r#"
     create schema "Odd ""Names""";
     create type mood as enum ('sad', 'glad');
     create table "Odd ""Names""".".. / etc" ("a,b" int primary key, "line
@@ -34,19 +34,20 @@ break" text, m mood, b bytea, n numeric, f float8, at timestamptz, i interval, a
     insert into measured select date '2025-12-01' + n, n from generate_series(1, 60) n;
     analyze;"#;
 
-const ODD_TABLES: [&str; 5] = ["\"Odd \"\"Names\"\"\".\".. / etc\"", "single", "nothing_in_it", "wide", "measured"];
+pub(crate) const ODD_TABLES: [&str; 5] =
+    ["\"Odd \"\"Names\"\"\".\".. / etc\"", "single", "nothing_in_it", "wide", "measured"];
 
 /// A directory on this machine, which is every agent's host; nothing is there yet.
-struct Folder(PathBuf);
+pub(crate) struct Folder(pub(crate) PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("steep-snap-{}-{name}", std::process::id()));
         drop(fs::remove_dir_all(&path));
         Self(path)
     }
 
-    fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         self.0.to_str().expect("a plain name")
     }
 
@@ -86,7 +87,7 @@ impl Drop for Folder {
 }
 
 /// Writes a snapshot of `node` and returns its id.
-async fn generated(node: &Node, folder: &Folder, words: &str) -> String {
+pub(crate) async fn generated(node: &Node, folder: &Folder, words: &str) -> String {
     let line = format!("snapshot generate {} --dir {} {words}", node.id(), folder.path());
     let started = node.steepctl(&line).arg("--detach").arg("-o").arg("json").succeeds();
     let op = steep_tests::Operation::known(node, &started);
@@ -94,11 +95,11 @@ async fn generated(node: &Node, folder: &Folder, words: &str) -> String {
     started.json()["snapshot_id"].as_str().expect("it has an id").to_owned()
 }
 
-fn manifest(folder: &Folder) -> Value {
+pub(crate) fn manifest(folder: &Folder) -> Value {
     serde_json::from_slice(&fs::read(folder.0.join("manifest.json")).expect("it is there")).expect("it is JSON")
 }
 
-async fn alike(a: &Node, b: &Node, tables: &[&str]) {
+pub(crate) async fn alike(a: &Node, b: &Node, tables: &[&str]) {
     for table in tables {
         b.holds_the_same_as(a, table).await;
     }
@@ -162,7 +163,7 @@ async fn what_is_written_while_a_snapshot_lies_about_reaches_every_target_once()
     alike(&a, &c, &["nothing_in_it"]).await;
 }
 
-trait Later {
+pub(crate) trait Later {
     /// Refused at once, or by the operation it began.
     async fn fails_with_later(self, node: &Node, code: &str);
 }
@@ -321,7 +322,7 @@ async fn a_snapshot_that_is_cut_off_leaves_no_manifest_no_slot_and_no_files() {
 }
 
 /// The first file of rows with so many in it, and its entry in the manifest.
-fn a_part(folder: &Folder, more_than: u64) -> (String, Value) {
+pub(crate) fn a_part(folder: &Folder, more_than: u64) -> (String, Value) {
     let written = manifest(folder);
     let tables = written["manifest"]["tables"].as_array().expect("tables").clone();
     let mut parts = tables.iter().flat_map(|table| table["parts"].as_array().expect("parts"));

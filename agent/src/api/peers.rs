@@ -203,6 +203,22 @@ impl Peers for Service {
         reply(source::opened(&rooms, &held))
     }
 
+    async fn lend_files(&self, request: Request<v1::LendFilesRequest>) -> Answer<v1::LendFilesReply> {
+        let caller = self.0.admit(&request, Rpc::PeersLendFiles).await?;
+        let request = request.into_inner();
+        self.takes_work()?;
+        let rooms = self.0.rooms()?;
+        let op = operation(&request.op_id)?;
+        let lent = Box::pin(lend::lend_files(&rooms, caller.node(), caller.signed(), &request)).await;
+        let snapshot = self.allowed(&caller, lent).await?;
+        let detail = json!({ "through": caller.node(), "snapshot": snapshot });
+        let actor = authorize::actor(&caller.signed().signer.who);
+        audit::append(&rooms.store, &actor, "snapshot.send", caller.node().as_str(), Some(op), &detail)
+            .await
+            .map_err(|error| status_of(&error.explain()))?;
+        Ok(Response::new(v1::LendFilesReply {}))
+    }
+
     async fn renew_session(&self, request: Request<v1::RenewSessionRequest>) -> Answer<v1::RenewSessionReply> {
         let caller = self.0.admit(&request, Rpc::PeersRenewSession).await?;
         let held = self.session(&caller, &request.get_ref().session_id).await?;

@@ -27,6 +27,7 @@ use super::{
     members::Joined,
     native,
     preflight::{TargetTables, Wanted},
+    two_phase::apply::give_back,
 };
 use crate::{
     breakpoint::crash_point,
@@ -326,6 +327,9 @@ impl Direct {
         self.rooms.cleanup.keep(context.op).await?;
         nodes::set_source(&self.rooms.store, None).await.map_err(|error| error.explain())?;
         self.advance(context, NodeEvent::Undone).await?;
+        if self.has_lent_files() {
+            give_back(&self.source, "the rows are loaded").await;
+        }
         self.forget_archive();
         notes::forget(&self.rooms.store, context.op).await.map_err(|error| error.explain())?;
         self.rows_copied(context).await

@@ -92,6 +92,11 @@ impl Source {
         ask!(self, open_snapshot, with(signed, request))
     }
 
+    /// Has its agent lend us the files of the snapshot that `signed` names.
+    pub async fn lend_files(&self, signed: &v1::SignedIntent) -> Result<(), Failure> {
+        ask!(self, lend_files, with(signed, v1::LendFilesRequest { op_id: self.op.to_string() })).map(drop)
+    }
+
     /// Says that we still live; hears how the session fares.
     pub async fn renew(&self, session: SessionId) -> Result<v1::RenewSessionReply, Failure> {
         ask!(self, renew_session, v1::RenewSessionRequest { session_id: session.to_string() })
@@ -195,6 +200,17 @@ impl Source {
     pub async fn close_session(&self, keep: bool, reason: &str) -> Result<(), Failure> {
         let request = v1::CloseSessionRequest { op_id: self.op.to_string(), keep, reason: reason.to_owned() };
         ask!(self, close_session, request).map(drop)
+    }
+
+    /// Opens a stream of what comes after the first `offset` bytes of a file that was lent to us.
+    pub async fn fetch_file(&self, name: &str, offset: u64) -> Result<BlockSource, Failure> {
+        let file = v1::FetchFile { op_id: self.op.to_string(), name: name.to_owned(), offset };
+        self.fetch(Want::File(file)).await
+    }
+
+    /// The operation it is about.
+    pub fn operation(&self) -> OperationId {
+        self.op
     }
 
     /// Opens a stream of blocks.

@@ -165,6 +165,8 @@ metrics! {
         "Snapshots this node holds open for others";
     keeper_age: Gauge = Gauge::default, "steep_snapshot_keeper_age_seconds", ["source"],
         "How long the oldest snapshot is held for another node; 0 without one";
+    files_sent: Counter = Counter::default, "steep_snapshot_file_bytes_sent_total", ["peer"],
+        "Bytes of snapshots' files that other nodes were sent";
     slot_retained: Gauge = Gauge::default, "steep_slot_retained_bytes", ["slot", "owner"],
         "WAL a replication slot keeps back";
     slot_status: Gauge = Gauge::default, "steep_slot_wal_status", ["slot", "status"],

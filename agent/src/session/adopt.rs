@@ -20,6 +20,7 @@ use super::{
     publish::tables_as_agreed, slot_name,
 };
 use crate::{
+    breakpoint::crash_point,
     cleanup::{Effect, Member},
     parts::TablePlan,
     postgres::{self, Purpose, Session as Connection, publications, slots, tables},
@@ -98,6 +99,8 @@ impl Sessions {
         // Nothing is added; but whoever would drop it sees that it is needed.
         publish(&self.cleanup, &look, op, &request.publication, &members).await?;
         let slot = slot_name(target, op);
+        let session = Effect::Session { slot: slot.clone(), record: serde_json::Value::Null };
+        self.cleanup.make(op, &format!("session for {target}"), &session, async { Ok(()) }).await?;
         let effect = Effect::Slot { name: slot.clone(), peer: Some(target.clone()) };
         let made = async {
             match slots::find(&look, &slot).await.map_err(explain)? {
@@ -131,6 +134,8 @@ impl Sessions {
         if !self.serves(op) {
             return Err(already_ended(op));
         }
+        self.note(&held, false).await?;
+        crash_point!("snapshot lent");
         let lsn = request.lsn;
         info!(event = "slot.created", op_id = %op, slot, lsn = %lsn, peer = %target, session = %held.id, "snapshot lent");
         self.look_after_from_now_on(&held, opening);

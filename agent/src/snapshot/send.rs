@@ -1,13 +1,14 @@
-//! Sends what a target asks for on a bulk stream: a part of a table, or the dump of the schema.
+//! Sends what a target asks for on a bulk stream: a part of a table, the dump of the schema, or a file of a snapshot.
 //!
-//! Reads inside the session's exported snapshot, so all parts show one moment of the database. When the target
+//! Reads inside the session's exported snapshot, so all parts show one moment of the database; files need no session, but
+//! were lent to the target's operation. When the target
 //! lets go of the stream, the COPY behind it is cancelled, not just abandoned.
 
 use std::time::Duration;
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure, Family},
-    ids::{NodeId, SessionId},
+    ids::{NodeId, OperationId, SessionId},
     names::TableName,
     v1::{self, bulk_request::Want},
     wire::{
@@ -21,9 +22,11 @@ use tokio::{io::AsyncReadExt as _, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::files::lent;
 use crate::{
     breakpoint::crash_point,
     mesh::Peers,
+    metrics::Metrics,
     postgres::{
         self, Reader,
         ddl::{self, CopyFormat, PageRange},
@@ -47,6 +50,7 @@ pub struct Sender {
     database: postgres::Database,
     store: Store,
     denials: Denials,
+    metrics: Metrics,
 }
 
 /// Why a transfer ended before its end.
@@ -77,8 +81,15 @@ impl From<Failure> for Broken {
 
 impl Sender {
     /// For the sessions of this node.
-    pub fn new(sessions: Sessions, peers: Peers, database: postgres::Database, store: Store, denials: Denials) -> Self {
-        Self { sessions, peers, database, store, denials }
+    pub fn new(
+        sessions: Sessions,
+        peers: Peers,
+        database: postgres::Database,
+        store: Store,
+        denials: Denials,
+        metrics: Metrics,
+    ) -> Self {
+        Self { sessions, peers, database, store, denials, metrics }
     }
 
     /// Serves one stream to its end.
@@ -101,12 +112,14 @@ impl Sender {
         let session = match &request.want {
             Some(Want::Part(part)) => Some(part.session_id.clone()),
             Some(Want::Dump(dump)) => Some(dump.session_id.clone()),
-            None => None,
+            Some(Want::File(_)) | None => None,
         };
+        let has_session = session.is_some();
         let ended = session.and_then(|session| self.ending(&caller, &session));
         let sent = match request.want {
             Some(Want::Part(part)) => self.send_part(&caller, &part, &mut sink).await,
             Some(Want::Dump(dump)) => self.send_dump(&caller, &dump, &mut sink).await,
+            Some(Want::File(file)) => self.send_file(&caller, &file, &mut sink).await,
             None => Err(Failure::new(Code::BadRequest, "the stream asks for nothing this agent knows").into()),
         };
         let closing = async {
@@ -125,8 +138,11 @@ impl Sender {
         };
         // While the session lives, its target may take its time; afterwards a reader that stands still is let go.
         let too_slow = async {
-            if let Some(ended) = ended {
-                ended.cancelled().await;
+            match ended {
+                Some(ended) => ended.cancelled().await,
+                None if has_session => {}
+                // Files have no session; their reader may take as long as one may be silent.
+                None => sleep(self.sessions.lease()).await,
             }
             sleep(LAST_WORDS_LIMIT).await;
         };
@@ -135,6 +151,31 @@ impl Sender {
                 debug!(%error, peer = %caller, "a bulk stream broke");
             },
             () = too_slow => debug!(peer = %caller, "a bulk stream is not read to its end"),
+        }
+    }
+
+    async fn send_file(&self, caller: &NodeId, want: &v1::FetchFile, sink: &mut BlockSink) -> Result<u64, Broken> {
+        let op: OperationId = want.op_id.parse().map_err(|error| Failure::new(Code::BadRequest, format!("{error}")))?;
+        let mut file = lent::open(&self.store, caller, op, &want.name, want.offset).await?;
+        let sent = self.metrics.files_sent.of([caller.as_str()]);
+        let mut block = vec![0; BLOCK_BYTES];
+        loop {
+            let mut filled = 0;
+            while filled < block.len() {
+                let read = file.read(&mut block[filled..]).await.map_err(|error| {
+                    Failure::new(Code::SnapshotStorage, format!("cannot read {}", want.name)).caused_by(&error)
+                })?;
+                if read == 0 {
+                    break;
+                }
+                filled += read;
+            }
+            if filled == 0 {
+                return Ok(0);
+            }
+            sink.send(&block[..filled]).await?;
+            sent.inc_by(filled as u64);
+            crash_point!("amid sending a file");
         }
     }
 

@@ -87,6 +87,30 @@ pub async fn list(store: &Store, all: bool) -> Result<Vec<Snapshot>, Error> {
     rows.iter().map(read).collect()
 }
 
+/// Where a snapshot of this node lies, and whether it can be read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Place {
+    /// Its directory.
+    pub storage: String,
+    /// generating, complete, failed or deleted.
+    pub status: String,
+    /// When its files go.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Where the snapshot lies that people know by `id`; none: there is none.
+pub async fn place_of(store: &Store, id: &str) -> Result<Option<Place>, Error> {
+    let row = store.maybe("find a snapshot", sql!("store/find_snapshot_place.sql"), &[&id]).await?;
+    let place = |row: Row| {
+        Ok(Place {
+            storage: field(&row, "storage")?,
+            status: field(&row, "status")?,
+            expires_at: field(&row, "expires_at")?,
+        })
+    };
+    row.map(place).transpose()
+}
+
 fn read(row: &Row) -> Result<Snapshot, Error> {
     let lsn: Option<String> = field(row, "lsn")?;
     Ok(Snapshot {

@@ -1,17 +1,18 @@
 //! The door of an initialization from a snapshot: the manifest is read and both nodes are looked at first, so that whoever
 //! asks hears at once what is wrong; then it becomes an operation.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use prost::Message as _;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId},
-    intent::Verified,
+    intent::{PEER_INPUT, Verified},
     operation::{InitMethod, Role, SchemaSync},
     v1,
     wire::identity::Who,
 };
+use tracing::warn;
 
 use crate::{
     initialize::{
@@ -26,19 +27,40 @@ use crate::{
     mesh::Source,
     postgres::selection::Selection,
     rooms::Rooms,
-    snapshot::files::read::Opened,
+    snapshot::files::{manifest::Manifest, peer::Holder, read::Opened},
     storage::{Directory, SOURCE},
     store::{
         Actor, nodes,
-        operations::NewOperation,
+        operations::{self, NewOperation},
         signed_intents::{self, Claim},
     },
 };
+
+/// Whoever asks for an initialization waits no longer for what another agent is to send.
+const START_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The snapshot in `input`, whose manifest is believed.
 pub async fn open(rooms: &Rooms, input: &str) -> Result<Arc<Opened>, Failure> {
     let directory = Directory::named(input).map_err(|error| error.explain())?;
     Opened::open(directory, rooms.peers.identity()).await
+}
+
+/// The snapshot in `input`, which may lie with the agent of `source` and was lent to its operation then; nothing of it is
+/// waited for longer than `patience`.
+pub(super) async fn open_for(
+    rooms: &Rooms,
+    input: &str,
+    source: &Source,
+    patience: Duration,
+) -> Result<Arc<Opened>, Failure> {
+    let Some(id) = input.strip_prefix(PEER_INPUT) else { return open(rooms, input).await };
+    let opened = Opened::with_peer(Holder::new(source.clone(), patience), rooms.peers.identity()).await?;
+    let Manifest { snapshot_id, op_id, node, .. } = &opened.manifest;
+    if (snapshot_id == id || op_id == id) && node == source.node().as_str() {
+        return Ok(opened);
+    }
+    let text = format!("{} sent the manifest of {snapshot_id} of {node} for {id}", source.node());
+    Err(Failure::new(Code::ManifestRefused, text))
 }
 
 /// What the source said of itself when the snapshot was made.
@@ -62,19 +84,50 @@ pub async fn start(
     }
     refuse_unconfirmed(request, verified)?;
     refuse_second(rooms, op)?;
-    let opened = open(rooms, &request.input).await?;
-    let (source, ..) = opened.manifest.origin()?;
-    if source.as_str() != request.source {
-        return Err(bad(format!("the snapshot is of {source}, not of {}", request.source)));
+    let named: NodeId = request.source.parse().map_err(|error| bad(format!("{error}")))?;
+    if named == rooms.me {
+        return Err(Failure::new(Code::SourceIsTarget, format!("cannot start {named} from a snapshot of itself")));
     }
-    if source == rooms.me {
-        return Err(Failure::new(Code::SourceIsTarget, format!("cannot start {source} from a snapshot of itself")));
+    let is_lent = request.input.starts_with(PEER_INPUT);
+    if (is_lent || !request.no_subscribe) && !rooms.peers.knows(&named) {
+        return Err(rooms.peers.unknown(named.as_str()));
     }
-    if !request.no_subscribe && !rooms.peers.knows(&source) {
-        return Err(rooms.peers.unknown(source.as_str()));
+    let source = Source::new(rooms.peers.clone(), named, op);
+    if !is_lent {
+        return begin(rooms, request, actor, verified, source).await;
+    }
+    source.lend_files(&verified.signed).await?;
+    let begun = begin(rooms, request, actor, verified, source.clone()).await;
+    if begun.is_err() && operations::find(&rooms.store, op).await.is_ok_and(|found| found.is_none()) {
+        give_back(&source, "nothing was begun").await;
+    }
+    begun
+}
+
+/// The files are read no more. Where that cannot be told, what was signed is good for them until the snapshot goes.
+pub(in crate::initialize) async fn give_back(source: &Source, why: &str) {
+    if let Err(failure) = source.close_session(false, why).await {
+        warn!(peer = %source.node(), reason = %failure, "a snapshot's files could not be given back");
+    }
+}
+
+/// Looks at snapshot and node, and starts the operation.
+async fn begin(
+    rooms: &Rooms,
+    request: &v1::ApplySnapshotRequest,
+    actor: &Actor,
+    verified: &Verified,
+    source: Source,
+) -> Result<Answer, Failure> {
+    let op = source.operation();
+    let opened = open_for(rooms, &request.input, &source, START_PATIENCE).await?;
+    let (node, ..) = opened.manifest.origin()?;
+    if node != *source.node() {
+        let text = format!("the snapshot is of {node}, not of {}", request.source);
+        return Err(Failure::new(Code::BadRequest, text));
     }
     let facts = facts_of(&opened).await?;
-    let plan = plan_of(rooms, request, verified, &opened, &facts, source)?;
+    let plan = plan_of(rooms, request, verified, &opened, &facts, node)?;
     let (checks, here) = examine(rooms, &plan, &facts).await?;
     let tables = planned_tables(rooms, &facts, &here);
     let own = nodes::own(&rooms.store).await.map_err(|error| error.explain())?;
@@ -97,7 +150,6 @@ pub async fn start(
         Claim::Used => return Err(signed_intents::used(verified)),
     }
     let (workers, recipe) = (plan.wanted.parallel, recipe_for(&plan));
-    let source = Source::new(rooms.peers.clone(), plan.source.clone(), op);
     let work = Direct::new(rooms.clone(), source, plan);
     Box::pin(rooms.operations.start(new, actor.clone(), workers, recipe, work)).await?;
     Ok(answer(op, request, checks, tables))

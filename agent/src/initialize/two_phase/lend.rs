@@ -17,14 +17,64 @@ use crate::{
     postgres::{Purpose, selection::Selection, tables},
     rooms::Rooms,
     session::{AdoptRequest, Held, Scope},
-    snapshot::files::manifest::{Manifest, snapshot_id},
+    snapshot::files::{
+        manifest::{Manifest, snapshot_id},
+        verify,
+    },
     store::{
         removals,
         signed_intents::{self, Claim},
+        snapshots::Snapshot,
     },
 };
 
-use super::shelf;
+use super::{apply, shelf};
+
+/// Lends the files of the snapshot that the order names to `caller`, until it closes the operation, and writes down that
+/// the order was used for it. Returns the snapshot's id.
+///
+/// Fails with [`Code::IntentExceeded`] where the order names none, with [`Code::SnapshotGone`] where it can begin nothing any
+/// more, and with [`Code::SnapshotFilesMissing`] where its files are not there as they were written.
+pub async fn lend_files(
+    rooms: &Rooms,
+    caller: &NodeId,
+    verified: &Verified,
+    request: &v1::LendFilesRequest,
+) -> Result<String, Failure> {
+    scope::check_parties(&rooms.me, caller, verified, &request.op_id, &[Action::SnapshotApply])?;
+    let Some(id) = verified.order.lent_snapshot() else {
+        let text = format!("{caller} asks for the files of a snapshot, which {} has not signed", verified.signer);
+        return Err(Failure::new(Code::IntentExceeded, text));
+    };
+    let found = shelf::find(rooms, id).await?;
+    let id = snapshot_id(found.op_id);
+    let has_expired = found.expires_at.is_some_and(|at| at <= Timestamp::now());
+    if !found.is_complete() || has_expired {
+        let word = if has_expired { "it has expired" } else { found.status.as_str() };
+        return Err(Failure::new(Code::SnapshotGone, format!("{id} of {}: {word}", rooms.me)));
+    }
+    check_files(rooms, &found).await.map_err(|failure| {
+        let text = format!("{} does not have {id} in {} as it was written", rooms.me, found.storage);
+        let hint =
+            format!("steepctl snapshot verify {id} says more; put the directory back, or apply a copy: --input DIR");
+        Failure::new(Code::SnapshotFilesMissing, text).cause(failure.message).hint(hint)
+    })?;
+    match signed_intents::claim(&rooms.store, verified, Some(verified.order.op_id)).await {
+        Ok(Claim::First | Claim::Again) => Ok(id),
+        Ok(Claim::Used) => Err(signed_intents::used(verified)),
+        Err(error) => Err(error.explain()),
+    }
+}
+
+async fn check_files(rooms: &Rooms, found: &Snapshot) -> Result<(), Failure> {
+    let opened = apply::open(rooms, &found.storage).await?;
+    let (_, op, _) = opened.manifest.origin()?;
+    if op != found.op_id {
+        let text = format!("the manifest there is of {}", opened.manifest.snapshot_id);
+        return Err(Failure::new(Code::ManifestRefused, text));
+    }
+    verify::glance(&opened).await
+}
 
 /// Opens the session that `caller` asks for, and writes down that the order was used for it.
 pub async fn lend(
@@ -39,6 +89,10 @@ pub async fn lend(
     let op = verified.order.op_id;
     let found = shelf::find(rooms, &request.snapshot_op_id).await?;
     let id = snapshot_id(found.op_id);
+    if verified.order.lent_snapshot().is_some_and(|signed| signed != id && signed != found.op_id.to_string()) {
+        let text = format!("{caller} asks for {id}, and {} has signed another snapshot", verified.signer);
+        return Err(Failure::new(Code::IntentExceeded, text));
+    }
     let has_expired = found.expires_at.is_some_and(|at| at <= Timestamp::now());
     if !found.is_complete() || has_expired {
         let word = if has_expired { "has expired" } else { found.status.as_str() };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use steep_protocol::{
     failure::{Code, Failure},
+    intent::PEER_INPUT,
     names::TableName,
     v1,
 };
@@ -27,13 +28,19 @@ impl Direct {
     /// Opens the snapshot again, where it is to come from one.
     pub(in crate::initialize) async fn open_files(&mut self) -> Result<(), Failure> {
         if let (Some(from), None) = (&self.plan.from, &self.files) {
-            self.files = Some(apply::open(&self.rooms, &from.input).await?);
             // There is nobody whose lease could end: it can be gone on with for as long as it would be with one.
             if !from.subscribes {
                 self.lease = Some(self.rooms.config.copy.session_lease);
             }
+            let patience = self.rooms.config.copy.session_lease;
+            self.files = Some(apply::open_for(&self.rooms, &from.input, &self.source, patience).await?);
         }
         Ok(())
+    }
+
+    /// The snapshot lies with its node's agent.
+    pub(in crate::initialize) fn has_lent_files(&self) -> bool {
+        self.plan.from.as_ref().is_some_and(|from| from.input.starts_with(PEER_INPUT))
     }
 
     fn opened(&self) -> Arc<Opened> {
@@ -41,7 +48,12 @@ impl Direct {
     }
 
     /// Reads all of it, before anything is changed anywhere.
-    pub(in crate::initialize) async fn verify_files(&mut self, _: &Context) -> Result<(), Failure> {
+    pub(in crate::initialize) async fn verify_files(&mut self, context: &Context) -> Result<(), Failure> {
+        if self.has_lent_files() {
+            // They were lent before the operation began; undone, it gives them back.
+            let effect = Effect::PeerSession { node: self.plan.source.clone() };
+            self.rooms.cleanup.make(context.op, "verify snapshot", &effect, async { Ok(()) }).await?;
+        }
         self.open_files().await?;
         verify::verify(&self.opened(), self.plan.wanted.parallel as usize, |_| {}).await.map(drop)
     }
@@ -70,6 +82,7 @@ impl Direct {
         };
         let effect = Effect::PeerSession { node: self.plan.source.clone() };
         let opened = self.source.open_snapshot(&self.plan.signed, request);
+        self.is_opening = true;
         let reply = self.rooms.cleanup.make(context.op, "open session", &effect, opened).await?;
         let id = reply.session_id.parse().map_err(|error| Failure::new(Code::BadRequest, format!("{error}")))?;
         crash_point!("session opened");

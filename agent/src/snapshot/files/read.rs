@@ -3,6 +3,7 @@
 //! Whether a file was what the manifest says is known at its end: whoever takes rows from it commits nothing before.
 
 use std::{
+    fs::File,
     io::{self, Read},
     sync::Arc,
 };
@@ -18,9 +19,11 @@ use tokio::{
     sync::mpsc,
     task::{JoinHandle, spawn_blocking},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     manifest::{MOST_BYTES, Manifest, PartEntry, TableEntry, hex, matching},
+    peer::{Arriving, Holder},
     rows::RowCount,
 };
 use crate::storage::{self, Directory, MANIFEST};
@@ -34,9 +37,18 @@ const AHEAD: usize = 2;
 #[derive(Debug)]
 pub struct Opened {
     /// Where it lies.
-    pub directory: Directory,
+    pub(super) place: Place,
     /// What it holds.
     pub manifest: Manifest,
+}
+
+/// Where a snapshot lies.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// On this host.
+    Directory(Directory),
+    /// With another agent.
+    Peer(Box<Holder>),
 }
 
 impl Opened {
@@ -54,20 +66,33 @@ impl Opened {
             }
             let text = small(&directory, MANIFEST, MOST_BYTES)?;
             let manifest = Manifest::read(&text, &identity, Timestamp::now())?;
-            Ok(Arc::new(Self { directory, manifest }))
+            Ok(Arc::new(Self { place: Place::Directory(directory), manifest }))
+        })
+        .await
+    }
+
+    /// Has `holder` send the manifest, and reads it as `identity` may believe it.
+    ///
+    /// Fails as [`Manifest::read`] does, and with what the other agent says.
+    pub async fn with_peer(holder: Holder, identity: &Identity) -> Result<Arc<Self>, Failure> {
+        let (text, identity) = (holder.whole(MANIFEST, MOST_BYTES).await?, identity.clone());
+        blocking(move || {
+            let manifest = Manifest::read(&text, &identity, Timestamp::now())?;
+            Ok(Arc::new(Self { place: Place::Peer(Box::new(holder)), manifest }))
         })
         .await
     }
 
     /// One of the files that hold no rows; it is what the manifest says.
     pub async fn file(self: &Arc<Self>, name: &'static str) -> Result<Vec<u8>, Failure> {
-        let this = Arc::clone(self);
-        blocking(move || this.file_now(name)).await
-    }
-
-    pub(super) fn file_now(&self, name: &'static str) -> Result<Vec<u8>, Failure> {
         let entry = self.manifest.file(name);
-        let bytes = small(&self.directory, name, entry.bytes)?;
+        let bytes = match &self.place {
+            Place::Peer(holder) => holder.whole(name, entry.bytes).await?,
+            Place::Directory(directory) => {
+                let (directory, most) = (directory.clone(), entry.bytes);
+                blocking(move || small(&directory, name, most)).await?
+            }
+        };
         matching(entry, &bytes)?;
         Ok(bytes)
     }
@@ -85,12 +110,35 @@ impl Opened {
         let table = self.table(oid).ok_or_else(missing)?;
         let (entry, has_header) = (table.parts.get(part).ok_or_else(missing)?.clone(), !table.columns.is_empty());
         let (blocks, arriving) = mpsc::channel(AHEAD);
+        let begun = match &self.place {
+            Place::Directory(_) => None,
+            Place::Peer(holder) => Some(holder.begin(&entry.file.name)),
+        };
+        let (file, fetching) = begun.unzip();
         let this = Arc::clone(self);
         let reading = spawn_blocking(move || {
             // Whoever does not listen any more does not ask how it ended.
-            this.through(&entry, has_header, |block| blocks.blocking_send(Bytes::copy_from_slice(block)).is_ok())
+            let take = |block: &[u8]| blocks.blocking_send(Bytes::copy_from_slice(block)).is_ok();
+            match file {
+                None => this.through(&entry, has_header, take),
+                Some(file) => this.through_arriving(file, &entry, has_header, take),
+            }
         });
-        Ok(PartBlocks { blocks: arriving, reading, seen: None })
+        Ok(PartBlocks { blocks: arriving, reading, seen: None, _fetching: fetching })
+    }
+
+    /// The same as [`Opened::through`] of a file that another agent sends.
+    fn through_arriving(
+        &self,
+        mut file: Arriving,
+        part: &PartEntry,
+        has_header: bool,
+        take: impl FnMut(&[u8]) -> bool,
+    ) -> Result<Seen, Failure> {
+        // One byte more, so that what is longer shows.
+        let bytes = file.by_ref().take(part.file.bytes.saturating_add(1));
+        let read = self.hold_against(bytes, part, has_header, take);
+        file.failure.map_or(read, Err)
     }
 
     /// Reads a part's file to its end, and gives each expanded block to `take` as long as that wants more.
@@ -101,42 +149,73 @@ impl Opened {
         &self,
         part: &PartEntry,
         has_header: bool,
+        take: impl FnMut(&[u8]) -> bool,
+    ) -> Result<Seen, Failure> {
+        let entry = &part.file;
+        let Place::Directory(directory) = &self.place else {
+            return Err(Failure::new(Code::Internal, format!("{} does not lie on this host", entry.name)));
+        };
+        let file = directory.open(&entry.name).map_err(|error| error.explain())?;
+        let size = size_of(directory, &entry.name, &file)?;
+        if size != entry.bytes {
+            return Err(damaged(&entry.name, format!("{} bytes", entry.bytes), size.to_string()));
+        }
+        self.hold_against(file.take(size), part, has_header, take)
+    }
+
+    /// Reads what a part's file is to be, and holds it against the manifest.
+    fn hold_against(
+        &self,
+        from: impl Read + Send,
+        part: &PartEntry,
+        has_header: bool,
         mut take: impl FnMut(&[u8]) -> bool,
     ) -> Result<Seen, Failure> {
         let entry = &part.file;
-        let damaged = |expected: String, actual: String| {
-            Failure::new(Code::SnapshotDamaged, format!("{}: expected {expected}, found {actual}", entry.name))
+        let failed = |error: io::Error| {
+            Failure::new(Code::SnapshotStorage, format!("cannot read {}", entry.name)).caused_by(&error)
         };
-        let file = self.directory.open(&entry.name).map_err(|error| error.explain())?;
-        let path = self.directory.path().join(&entry.name);
-        let failed = |source| storage::Error::Io { doing: "read", path: path.clone(), source }.explain();
-        let size = file.metadata().map_err(failed)?.len();
-        if size != entry.bytes {
-            return Err(damaged(format!("{} bytes", entry.bytes), size.to_string()));
-        }
-        let mut hashed = Hashed { from: file.take(size), sha256: Sha256::new() };
+        let mut is_wanted = true;
+        let mut take = |block: &[u8]| {
+            is_wanted = take(block);
+            is_wanted
+        };
+        let mut hashed = Hashed { from, sha256: Sha256::new() };
         let expanded = expand(&mut hashed, self, part, &mut take);
+        if !is_wanted {
+            return Err(Failure::new(Code::Cancelled, format!("nobody wants the rest of {}", entry.name)));
+        }
         io::copy(&mut hashed, &mut io::sink()).map_err(failed)?;
         let sha256 = hashed.sha256.finalize();
         // What does not expand because it was changed is told by its hash.
         if hex(&sha256) != entry.sha256 {
-            return Err(damaged(format!("SHA-256 {}", entry.sha256), hex(&sha256)));
+            return Err(damaged(&entry.name, format!("SHA-256 {}", entry.sha256), hex(&sha256)));
         }
         let (bytes, count) = expanded.map_err(|error| {
             Failure::new(Code::SnapshotDamaged, format!("{} cannot be expanded", entry.name)).caused_by(&error)
         })?;
         if bytes != part.expanded_bytes {
             let more = if bytes > part.expanded_bytes { "more".to_owned() } else { bytes.to_string() };
-            return Err(damaged(format!("{} bytes once expanded", part.expanded_bytes), more));
+            return Err(damaged(&entry.name, format!("{} bytes once expanded", part.expanded_bytes), more));
         }
         let rows = count.rows(has_header);
         if rows != Some(part.rows) {
             let found = rows.map_or_else(|| "an end amid a row".to_owned(), |rows| rows.to_string());
-            return Err(damaged(format!("{} rows", part.rows), found));
+            return Err(damaged(&entry.name, format!("{} rows", part.rows), found));
         }
         let hash = sha256.first_chunk().copied().map_or(0, u64::from_be_bytes);
         Ok(Seen { rows: part.rows, hash })
     }
+}
+
+fn damaged(name: &str, expected: String, actual: String) -> Failure {
+    Failure::new(Code::SnapshotDamaged, format!("{name}: expected {expected}, found {actual}"))
+}
+
+/// The size of a file that was opened.
+pub(super) fn size_of(directory: &Directory, name: &str, file: &File) -> Result<u64, Failure> {
+    let failed = |source| storage::Error::Io { doing: "read", path: directory.path().join(name), source }.explain();
+    Ok(file.metadata().map_err(failed)?.len())
 }
 
 /// Expands up to one byte more than the manifest says.
@@ -185,6 +264,8 @@ pub struct PartBlocks {
     blocks: mpsc::Receiver<Bytes>,
     reading: JoinHandle<Result<Seen, Failure>>,
     seen: Option<Seen>,
+    /// Ends what another agent sends.
+    _fetching: Option<AbortOnDropHandle<()>>,
 }
 
 impl PartBlocks {

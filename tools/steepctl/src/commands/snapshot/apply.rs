@@ -6,12 +6,14 @@ use clap::Args;
 use steep_protocol::{
     failure::{Code, Failure},
     ids::{NodeId, OperationId},
+    intent::PEER_INPUT,
     v1,
 };
 
 use super::generate::perhaps;
 use crate::{
     cli::Global,
+    client::Client,
     commands::node::plan,
     follow::{self, FollowArgs, ending},
     output::{Output, exit_code::Exit, json, progress::Subject, safe},
@@ -26,8 +28,13 @@ All of it is checked before anything is changed; then the snapshot's node makes
 a slot for the target that begins where the snapshot ends. One snapshot serves
 any number of targets, one after the other or at once.
 
+With peer:SNAPSHOT the files stay where they were written: the agent of the
+snapshot's node sends them while they are loaded. Each is checked before what it
+holds is committed; after a cut it goes on at the byte where it stopped.
+
 Examples:
   steepctl snapshot apply node_b --input /srv/steep/snap
+  steepctl snapshot apply node_b --input peer:snap_0192f3ac7d21
   steepctl snapshot apply node_b --input /srv/steep/snap --one-way
   steepctl snapshot apply node_b --input /srv/steep/snap --no-subscribe    rows alone";
 
@@ -37,8 +44,8 @@ Examples:
 pub struct ApplyArgs {
     /// The node to initialize
     pub target: NodeId,
-    /// The snapshot's directory: an absolute path on the host of the target's agent
-    #[arg(long, value_name = "DIR")]
+    /// The snapshot's directory, an absolute path on the host of the target's agent; or peer:SNAPSHOT, from its node's agent
+    #[arg(long, value_name = "DIR|peer:SNAPSHOT")]
     pub input: String,
     /// The node the snapshot is of; refused where the manifest names another [default: what that names]
     #[arg(long, value_name = "NODE")]
@@ -74,11 +81,7 @@ pub async fn run(args: &ApplyArgs, global: &Global, out: &Output) -> Result<Exit
     }
     let source = match &args.source {
         Some(source) => source.to_string(),
-        None => {
-            let node_id = args.target.to_string();
-            let asked = v1::VerifySnapshotRequest { node_id, input: args.input.clone(), manifest_only: true };
-            client.verify_snapshot(&asked, START_LIMIT).await?.snapshot.unwrap_or_default().node_id
-        }
+        None => source_of(&mut client, args).await?,
     };
     let op_id = OperationId::generate().to_string();
     let request = v1::ApplySnapshotRequest {
@@ -114,6 +117,20 @@ pub async fn run(args: &ApplyArgs, global: &Global, out: &Output) -> Result<Exit
         out.talk(&format!("{} holds the rows and replicates with nobody", args.target));
     }
     Ok(done)
+}
+
+/// The node the snapshot is of, by its manifest; or by the agents, where one of them is to send it.
+async fn source_of(client: &mut Client<'_>, args: &ApplyArgs) -> Result<String, Failure> {
+    let Some(id) = args.input.strip_prefix(PEER_INPUT) else {
+        let node_id = args.target.to_string();
+        let asked = v1::VerifySnapshotRequest { node_id, input: args.input.clone(), manifest_only: true };
+        return Ok(client.verify_snapshot(&asked, START_LIMIT).await?.snapshot.unwrap_or_default().node_id);
+    };
+    let found = super::find(client, id).await.map_err(|failure| match failure.causes.is_empty() {
+        true => failure,
+        false => failure.hint("start the agents that did not answer, or name the snapshot's node with --source"),
+    })?;
+    Ok(found.0.node_id)
 }
 
 /// Goes on only if it is confirmed with the target's name that its tables are emptied.

@@ -31,7 +31,7 @@ use crate::{
 pub enum SnapshotCommand {
     /// Write a snapshot of a node into a directory on its agent's host
     Generate(generate::GenerateArgs),
-    /// Initialize a node from a snapshot's directory on its agent's host
+    /// Initialize a node from a snapshot: its directory, or what another agent sends
     Apply(apply::ApplyArgs),
     /// List snapshots: where they lie, what they keep back, when they expire
     List(list::ListArgs),
