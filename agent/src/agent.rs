@@ -31,7 +31,7 @@ use crate::{
     drift::{Drift, watch as drift_watch},
     health::watcher,
     identity::Certificates,
-    initialize::{prepare, reinit, resume, two_phase::shelf},
+    initialize::{adopt, prepare, reinit, resume, two_phase::shelf},
     keeper::Keepers,
     lifecycle::NodeEvent,
     link::{self, Links, Publisher},
@@ -61,8 +61,17 @@ const SETTLED: Duration = Duration::from_secs(2);
 /// How long another agent may hold the database when we start: a killed one's connection lingers for a moment.
 const TAKE_OVER: Duration = Duration::from_secs(15);
 
-/// Runs the agent until it is told to end, or finds that it must not run at all.
-pub async fn run(config: Config, log: telemetry::Log) -> Result<(), Failure> {
+/// What a run of the agent is for.
+#[derive(Debug, Clone)]
+pub enum Task {
+    /// To look after the node until it is told to end.
+    Serve,
+    /// To take the physical copy over that was made for the preparation of this id.
+    AdoptCopy(String),
+}
+
+/// Runs the agent until its task is done, or it is told to end, or finds that it must not run at all.
+pub async fn run(config: Config, log: telemetry::Log, task: Task) -> Result<(), Failure> {
     let config = Arc::new(config);
     let identity = config.identity().map_err(|error| error.explain())?;
     let (revocations, claims) = Revocations::open(identity.clone(), &config.node.state_dir);
@@ -102,7 +111,7 @@ pub async fn run(config: Config, log: telemetry::Log) -> Result<(), Failure> {
     tasks.spawn(serve_links(link, rooms.subscribe(), stop.clone()));
 
     let ended = tokio::select! {
-        ended = live(&upkeep, &peers, &links, &facts, &rooms) => ended,
+        ended = perform(&task, &upkeep, &peers, &links, &facts, &rooms) => ended,
         () = told_to_end() => Ok(()),
     };
     info!(event = "agent.stopping", "agent stops");
@@ -122,6 +131,23 @@ pub async fn run(config: Config, log: telemetry::Log) -> Result<(), Failure> {
         () = told_to_end() => warn!(event = "agent.stopping", "told twice: ends at once"),
     }
     ended
+}
+
+async fn perform(
+    task: &Task,
+    upkeep: &Upkeep,
+    peers: &Peers,
+    links: &Links,
+    facts: &watch::Sender<Facts>,
+    rooms: &watch::Sender<Option<Arc<Rooms>>>,
+) -> Result<(), Failure> {
+    match task {
+        Task::Serve => live(upkeep, peers, links, facts, rooms).await,
+        Task::AdoptCopy(id) => {
+            let database = Database::new(PostgresConfig::of(&upkeep.config.postgres));
+            Box::pin(adopt::adopt(&database, peers, id)).await.map(|told| telemetry::say(&told))
+        }
+    }
 }
 
 /// Reaches PostgreSQL, cleans up after the run before, then looks after the node for ever.

@@ -25,6 +25,7 @@ mod mesh;
 mod methods;
 mod names;
 mod operations;
+mod physical;
 mod random_tables;
 mod refusals;
 mod reinit;
