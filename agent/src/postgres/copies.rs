@@ -14,6 +14,9 @@ use super::{
     publications, subscriptions,
 };
 
+/// As much WAL is compared at the most.
+const LONGEST_SPAN: u64 = 16 << 20;
+
 /// How far a server that was copied has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stage {
@@ -82,16 +85,15 @@ fn last_branch(history: &str) -> Option<Branch> {
     Some(Branch { timeline: words.next()?.parse().ok()?, lsn: words.next()?.parse().ok()? })
 }
 
-/// SHA-256 of the WAL from the beginning of a WAL file up to `lsn`, which lies in it or at its end; on `timeline`, or on the
-/// server's own where that file was begun anew. None: neither is kept any more.
+/// SHA-256 of the WAL before `lsn`: of at most 16 MiB, from no earlier than the beginning of the file that holds it; of
+/// `timeline`, or of the server's own where that file was begun anew. None: neither is kept any more.
 pub async fn wal_digest(session: &Session, timeline: u32, lsn: Lsn) -> Result<Option<Vec<u8>>, Error> {
     let files = Files::of(session).await?;
-    let length = i64::try_from(files.length_before(lsn)).unwrap_or(0);
+    let (from, length) = files.span_before(lsn);
     for timeline in [timeline, files.timeline] {
         let name = files.name(timeline, lsn);
-        let sql = "select pg_catalog.sha256(pg_catalog.pg_read_binary_file('pg_wal/' || $1::text, 0, $2::bigint, true)) as digest";
         let reading = doing("read a WAL file").privilege(Code::WalUnreadable);
-        let row = session.one(reading, sql, &[&name, &length]).await?;
+        let row = session.one(reading, sql!("copies/digest_wal.sql"), &[&name, &from, &length]).await?;
         if let Some(digest) = field::<Option<Vec<u8>>>(&row, "digest")? {
             return Ok(Some(digest));
         }
@@ -123,10 +125,11 @@ impl Files {
         format!("{timeline:08X}{:08X}{:08X}", segment / in_each, segment % in_each)
     }
 
-    /// The bytes of that file up to `lsn`.
-    fn length_before(self, lsn: Lsn) -> u64 {
-        let before = lsn.0.saturating_sub(1);
-        before % self.segment_bytes + lsn.0 - before
+    /// Where to begin in that file, and how many bytes there are from there to `lsn`.
+    fn span_before(self, lsn: Lsn) -> (i64, i64) {
+        let end = lsn.0.saturating_sub(1) % self.segment_bytes + 1;
+        let from = end.saturating_sub(LONGEST_SPAN);
+        (from.cast_signed(), (end - from).cast_signed())
     }
 }
 
@@ -231,13 +234,15 @@ mod tests {
     fn a_position_between_two_wal_files_belongs_to_the_end_of_the_first() {
         let files = Files { timeline: 1, segment_bytes: 1 << 24 };
         let cases = [
-            (0x300_0028, "000000010000000000000003", 0x28),
-            (0x300_0000, "000000010000000000000002", 1 << 24),
-            (0x1_0000_0000, "0000000100000000000000FF", 1 << 24),
-            (0x1_0000_0001, "000000010000000100000000", 1),
+            (0x300_0028, "000000010000000000000003", (0, 0x28)),
+            (0x300_0000, "000000010000000000000002", (0, 1 << 24)),
+            (0x1_0000_0000, "0000000100000000000000FF", (0, 1 << 24)),
+            (0x1_0000_0001, "000000010000000100000000", (0, 1)),
         ];
-        for (lsn, name, length) in cases {
-            assert_eq!((files.name(1, Lsn(lsn)), files.length_before(Lsn(lsn))), (name.to_owned(), length), "{lsn:x}");
+        for (lsn, name, span) in cases {
+            assert_eq!((files.name(1, Lsn(lsn)), files.span_before(Lsn(lsn))), (name.to_owned(), span), "{lsn:x}");
         }
+        let large = Files { segment_bytes: 1 << 30, ..files };
+        assert_eq!(large.span_before(Lsn(0x4200_0000)), (0x100_0000, 1 << 24), "not a whole gigabyte");
     }
 }

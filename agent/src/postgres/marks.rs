@@ -50,6 +50,9 @@ pub async fn write(session: &Session, id: &str, node: &str) -> Result<(), Error>
 pub async fn adopt(session: &Session, id: &str, adopted: &Adopted) -> Result<(), Error> {
     let Adopted { node, branch, wal_sha256 } = adopted;
     let adopting = doing("write that the copy is taken over");
+    // What else the source was prepared for is none of this node's business.
+    let sql = "delete from steep_mark.prepared where prepare_id <> $1::text";
+    session.execute(adopting.clone(), sql, &[&id]).await?;
     session.batch(adopting.clone(), sql!("marks/make_adopted_table.sql")).await?;
     let (timeline, lsn) = (branch.timeline.cast_signed(), PgLsn::from(branch.lsn.0));
     let sql = sql!("marks/write_adopted.sql");
