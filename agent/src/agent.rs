@@ -111,7 +111,7 @@ pub async fn run(config: Config, log: telemetry::Log, task: Task) -> Result<(), 
     tasks.spawn(serve_links(link, rooms.subscribe(), stop.clone()));
 
     let ended = tokio::select! {
-        ended = perform(&task, &upkeep, &peers, &links, &facts, &rooms) => ended,
+        ended = live(&upkeep, &peers, &links, &facts, &rooms, &task) => ended,
         () = told_to_end() => Ok(()),
     };
     info!(event = "agent.stopping", "agent stops");
@@ -133,33 +133,20 @@ pub async fn run(config: Config, log: telemetry::Log, task: Task) -> Result<(), 
     ended
 }
 
-async fn perform(
-    task: &Task,
-    upkeep: &Upkeep,
-    peers: &Peers,
-    links: &Links,
-    facts: &watch::Sender<Facts>,
-    rooms: &watch::Sender<Option<Arc<Rooms>>>,
-) -> Result<(), Failure> {
-    match task {
-        Task::Serve => live(upkeep, peers, links, facts, rooms).await,
-        Task::AdoptCopy(id) => {
-            let database = Database::new(PostgresConfig::of(&upkeep.config.postgres));
-            Box::pin(adopt::adopt(&database, peers, id)).await.map(|told| telemetry::say(&told))
-        }
-    }
-}
-
-/// Reaches PostgreSQL, cleans up after the run before, then looks after the node for ever.
+/// Reaches PostgreSQL, cleans up after the run before, then looks after the node for ever; or does its task.
 async fn live(
     upkeep: &Upkeep,
     peers: &Peers,
     links: &Links,
     facts: &watch::Sender<Facts>,
     rooms: &watch::Sender<Option<Arc<Rooms>>>,
+    task: &Task,
 ) -> Result<(), Failure> {
     let config = &upkeep.config;
     let database = Database::new(PostgresConfig::of(&config.postgres));
+    if let Task::AdoptCopy(id) = task {
+        return Box::pin(adopt::adopt(&database, peers, id)).await.map(|told| telemetry::say(&told));
+    }
     let owner = Owner { node: config.node.id.clone(), mesh: peers.mesh().clone() };
     let store = reach_postgres(&database, &owner, links, facts).await?;
     let identity = store.identity();

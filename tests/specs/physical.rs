@@ -80,7 +80,8 @@ async fn nothing_is_left(nodes: [&Node; 2]) {
 }
 
 async fn copied_under_writers(version: &str) {
-    let [a, b] = Cluster::of(2).pg(&[version]).start().await;
+    let [a, b] = Cluster::of(2).pg(&[version]).setting("max_prepared_transactions", "5").start().await;
+    a.sql("create table held (id int primary key)").await;
     let ledger = Ledger::on(&a, 2_000).await;
     a.sql(&shop::orders(3_000)).await;
     let on_a = ledger.writers(8, &a);
@@ -88,9 +89,12 @@ async fn copied_under_writers(version: &str) {
     let next = prepare(&a, &b, "pg_basebackup");
     on_a.write(200).await;
     let settings = b.is_emptied();
+    // Prepared before the copy is made, committed after.
+    a.sql("begin; insert into held values (1); prepare transaction 'it''s'").await;
     b.shell(next.command("pg_basebackup"));
     on_a.write(200).await;
     becomes_a_node(&b, &next, &settings);
+    a.sql("commit prepared 'it''s'").await;
     on_a.write(100).await;
     b.steepctl(next.complete()).operation().completes().await;
     b.becomes(Synchronized).await;
@@ -100,6 +104,7 @@ async fn copied_under_writers(version: &str) {
     let accounts = [on_a.stop().await, on_b.stop().await];
     ledger.agrees(&[&a, &b], &accounts).await;
     b.holds_the_same_as(&a, "public.orders").await;
+    assert_eq!(b.content("held").await, a.content("held").await, "what was prepared on the source is lost or doubled");
     assert!(accounts[0].refusals.is_empty(), "node_a's applications saw errors: {:?}", accounts[0].refusals);
     nothing_is_left([&a, &b]).await;
     let (ours, theirs): (String, String) = (
@@ -124,7 +129,7 @@ async fn so_does_one_of_16() {
 
 #[tokio::test]
 async fn a_snapshot_of_the_storage_made_under_writers_misses_nothing_and_leaves_inherited_subscriptions_alone() {
-    let [a, b, c] = Cluster::of(3).start().await;
+    let [a, b, c] = Cluster::of(3).pg(&["15"]).start().await;
     c.sql("create table far (id int primary key); insert into far select generate_series(1, 100)").await;
     a.steepctl("node start node_a --from node_c --one-way").operation().completes().await;
     let ledger = Ledger::on(&a, 2_000).await;
@@ -173,6 +178,12 @@ async fn what_is_no_copy_for_this_preparation_is_left_as_it_is() {
     for node in [&a, &c] {
         node.sql("create table t (id int primary key); insert into t select generate_series(1, 100)").await;
     }
+    // Restored in another way than it was prepared for.
+    let dumped = prepare(&a, &b, "pg_basebackup");
+    let place = |node: &Node| format!("-h {} -p {} -U postgres", node.host().display(), node.port());
+    b.shell(&format!("pg_dump {} --exclude-schema=steep_repl --no-publications | psql -q {}", place(&a), place(&b)));
+    is_refused(&a, &b, dumped.complete(), "STP-3517", "the target is none").await;
+
     // Older than the slot.
     let kept = b.data_directory().display().to_string();
     let first = prepare(&a, &b, "pg_basebackup");
@@ -180,7 +191,7 @@ async fn what_is_no_copy_for_this_preparation_is_left_as_it_is() {
     b.shell(first.command("pg_basebackup"));
     let next = prepare(&a, &b, "pg_basebackup");
     next.start(&b, &settings);
-    adoption_is_refused(&b, &next, "STP-3512", &format!("but of {} of node_a", first.id)).await;
+    adoption_is_refused(&b, &next, "STP-3512", &format!("{} of node_a", first.id)).await;
     still_belongs_to(&b, "node_a").await;
 
     // Never promoted: what it writes is on its source's own timeline. Nor does it help to end that later.
@@ -240,6 +251,48 @@ async fn what_is_no_copy_for_this_preparation_is_left_as_it_is() {
     is_refused(&a, &b, &wrong, "STP-3513", "0/1234").await;
     b.steepctl(next.complete()).operation().completes().await;
     b.holds_the_same_as(&a, "t").await;
+}
+
+#[tokio::test]
+async fn a_copy_whose_inherited_subscriptions_could_read_from_their_publishers_is_not_taken_over() {
+    let [a, b] = Cluster::of(2).start().await;
+    a.sql("create table t (id int primary key)").await;
+    a.sql("create database other").await;
+    let subscription = "create subscription far connection 'host=/nonexistent' publication p with (connect = false)";
+    a.sql(&format!("{subscription}; alter subscription far set (slot_name = 'far'); alter subscription far enable"))
+        .await;
+    a.try_connect("other")
+        .await
+        .expect("it is there")
+        .batch_execute(&subscription.replace("far", "elsewhere"))
+        .await
+        .expect("it is made");
+    let next = prepare(&a, &b, "pg_basebackup");
+    let settings = b.is_emptied();
+    b.shell(next.command("pg_basebackup"));
+    configure(&b, &settings);
+    b.shell(next.command("touch"));
+    b.shell(&next.first_start().replace("max_logical_replication_workers=0", "max_logical_replication_workers=4"));
+    adoption_is_refused(&b, &next, "STP-3518", "subscription far").await;
+    still_belongs_to(&b, "node_a").await;
+    let data = b.data_directory().display().to_string();
+    b.shell(&format!("pg_ctl -D {data} -w -m fast stop"));
+    b.shell(&format!("find {data} -mindepth 1 -delete"));
+    b.shell(next.command("pg_basebackup"));
+    next.start(&b, &settings);
+    adoption_is_refused(&b, &next, "STP-3519", "elsewhere in other").await;
+    still_belongs_to(&b, "node_a").await;
+    // As the hint says.
+    let other = b.try_connect("other").await.expect("it is there");
+    other.batch_execute("drop subscription elsewhere").await.expect("it has no slot");
+    drop(other);
+    let adopted = b.steep_agent(next.adopt());
+    assert!(adopted.status.success(), "{}", words(&adopted));
+    assert_eq!(b.count("pg_subscription").await, 0);
+    assert_eq!(a.count("pg_subscription").await, 2, "the source's own were touched");
+    // Asked again, it is done already.
+    let again = b.steep_agent(next.adopt());
+    assert!(again.status.success(), "{}", words(&again));
 }
 
 /// Nothing is changed on either node but the state, and the slot stays for another try.

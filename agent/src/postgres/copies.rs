@@ -183,14 +183,23 @@ pub async fn written(session: &Session, tables: &[u32]) -> Result<Vec<String>, E
 }
 
 /// Takes back transactions of this database that were prepared on the source: they come again once they are committed there.
-pub async fn roll_back_prepared(session: &Session) -> Result<usize, Error> {
+///
+/// What is taken back counts as written; so statistics, in which [`written`] looks, begin anew where there were any.
+pub async fn roll_back_prepared(session: &Session) -> Result<(), Error> {
     let sql =
         "select p.gid as gid from pg_catalog.pg_prepared_xacts p where p.database = pg_catalog.current_database()";
     let rows = session.rows(doing("list prepared transactions"), sql, &[]).await?;
     for row in &rows {
         session.run(&ddl::rollback_prepared(&field::<String>(row, "gid")?)).await?;
     }
-    Ok(rows.len())
+    if !rows.is_empty() {
+        let counting = || doing("count anew what is written");
+        // The first has this session's own counts told, which would come after the second otherwise.
+        for sql in ["select pg_catalog.pg_stat_force_next_flush()", "select pg_catalog.pg_stat_reset()"] {
+            session.execute(counting(), sql, &[]).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Drops the slots that came with the copy's files; `lsn`: where it left its source.
