@@ -180,7 +180,7 @@ codes! {
     3516 NotACopy Conflict false "the database is no copy of the node that was prepared" "point [postgres] in this agent's agent.toml at the copy; steepctl node prepare SOURCE --list shows what was prepared"
     3517 CopyNotAdopted Precondition false "the node was not taken over from a physical copy" "stop the node's agent, then on its host: steep-agent adopt-copy --prepare-id ID"
     3518 CopyWasActive Integrity false "the copy has done more than its source did" "make the copy again, and let nobody write to it before it is completed"
-    3519 SubscriptionsElsewhere Precondition false "other databases of the copy hold subscriptions of its source" "in each: alter subscription NAME disable; alter subscription NAME set (slot_name = none); drop subscription NAME; then adopt the copy again"
+    3519 SubscriptionsElsewhere Precondition false "other databases of the copy hold subscriptions of its source" "in each: alter subscription NAME disable; alter subscription NAME connection 'host=/nonexistent'; alter subscription NAME set (slot_name = none); drop subscription NAME; then adopt the copy again"
     3520 WalUnreadable Precondition false "the agent's role may not read WAL files" "grant execute on function pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean) to ROLE; or let the agent connect as a superuser"
     4001 OperationRunning Conflict false "an operation already runs on the node" "steepctl op watch ID follows it; steepctl node cancel NODE stops it"
     4002 IllegalState Conflict false "the node's state does not allow this" "steepctl node show NODE says what it can do"

@@ -284,6 +284,10 @@ async fn a_copy_whose_inherited_subscriptions_could_read_from_their_publishers_i
     still_belongs_to(&b, "node_a").await;
     // As the hint says.
     let other = b.try_connect("other").await.expect("it is there");
+    let forgotten = "alter subscription elsewhere disable; \
+                     alter subscription elsewhere connection 'host=/nonexistent'; \
+                     alter subscription elsewhere set (slot_name = none)";
+    other.batch_execute(forgotten).await.expect("it forgets its slot");
     other.batch_execute("drop subscription elsewhere").await.expect("it has no slot");
     drop(other);
     let adopted = b.steep_agent(next.adopt());
