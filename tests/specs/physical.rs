@@ -158,7 +158,7 @@ async fn a_snapshot_of_the_storage_made_under_writers_misses_nothing_and_leaves_
 }
 
 /// Refused: the words are on the terminal, and the database is the source's as before.
-async fn adoption_is_refused(b: &Node, next: &Next, code: &str, because: &str) {
+fn adoption_is_refused(b: &Node, next: &Next, code: &str, because: &str) {
     let said = b.steep_agent(next.adopt());
     let printed = words(&said);
     assert!(
@@ -191,7 +191,7 @@ async fn what_is_no_copy_for_this_preparation_is_left_as_it_is() {
     b.shell(first.command("pg_basebackup"));
     let next = prepare(&a, &b, "pg_basebackup");
     next.start(&b, &settings);
-    adoption_is_refused(&b, &next, "STP-3512", &format!("{} of node_a", first.id)).await;
+    adoption_is_refused(&b, &next, "STP-3512", &format!("{} of node_a", first.id));
     still_belongs_to(&b, "node_a").await;
 
     // Never promoted: what it writes is on its source's own timeline. Nor does it help to end that later.
@@ -200,7 +200,7 @@ async fn what_is_no_copy_for_this_preparation_is_left_as_it_is() {
     b.shell(next.command("pg_basebackup"));
     configure(&b, &settings);
     b.shell(next.first_start());
-    adoption_is_refused(&b, &next, "STP-3515", "node_a's own").await;
+    adoption_is_refused(&b, &next, "STP-3515", "node_a's own");
     b.sql("insert into t values (1000)").await;
     b.shell(&format!("pg_ctl -D {kept} -w -m fast stop"));
     a.sql("insert into t select generate_series(101, 3000)").await;
@@ -212,7 +212,7 @@ async fn what_is_no_copy_for_this_preparation_is_left_as_it_is() {
     b.is_emptied();
     b.shell(theirs.command("pg_basebackup"));
     theirs.start(&b, &settings);
-    adoption_is_refused(&b, &next, "STP-3512", "of node_c").await;
+    adoption_is_refused(&b, &next, "STP-3512", "of node_c");
     b.shell(&format!("pg_ctl -D {kept} -w -m fast stop"));
 
     // The source itself.
@@ -221,12 +221,12 @@ async fn what_is_no_copy_for_this_preparation_is_left_as_it_is() {
     assert_ne!(toml, wrong);
     fs::write(b.agent_toml(), wrong).expect("it can be changed");
     let slots = a.slots().await;
-    adoption_is_refused(&b, &next, "STP-3516", "not a copy of it").await;
+    adoption_is_refused(&b, &next, "STP-3516", "not a copy of it");
     still_belongs_to(&a, "node_a").await;
     assert_eq!(a.slots().await, slots);
     // Nor while its own agent cannot say so.
     a.stop_agent();
-    adoption_is_refused(&b, &next, "STP-1", "node_a").await;
+    adoption_is_refused(&b, &next, "STP-1", "node_a");
     still_belongs_to(&a, "node_a").await;
     a.start_agent();
     fs::write(b.agent_toml(), toml).expect("it can be changed back");
@@ -273,14 +273,14 @@ async fn a_copy_whose_inherited_subscriptions_could_read_from_their_publishers_i
     configure(&b, &settings);
     b.shell(next.command("touch"));
     b.shell(&next.first_start().replace("max_logical_replication_workers=0", "max_logical_replication_workers=4"));
-    adoption_is_refused(&b, &next, "STP-3518", "subscription far").await;
+    adoption_is_refused(&b, &next, "STP-3518", "subscription far");
     still_belongs_to(&b, "node_a").await;
     let data = b.data_directory().display().to_string();
     b.shell(&format!("pg_ctl -D {data} -w -m fast stop"));
     b.shell(&format!("find {data} -mindepth 1 -delete"));
     b.shell(next.command("pg_basebackup"));
     next.start(&b, &settings);
-    adoption_is_refused(&b, &next, "STP-3519", "elsewhere in other").await;
+    adoption_is_refused(&b, &next, "STP-3519", "elsewhere in other");
     still_belongs_to(&b, "node_a").await;
     // As the hint says.
     let other = b.try_connect("other").await.expect("it is there");

@@ -80,8 +80,8 @@ pub async fn branch(session: &Session) -> Result<Option<Branch>, Error> {
 
 /// The last line of a timeline's history: the timeline before, where it was left, and why.
 fn last_branch(history: &str) -> Option<Branch> {
-    let lines = history.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let mut words = lines.last()?.split_whitespace();
+    let mut lines = history.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let mut words = lines.next_back()?.split_whitespace();
     Some(Branch { timeline: words.next()?.parse().ok()?, lsn: words.next()?.parse().ok()? })
 }
 
