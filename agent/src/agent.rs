@@ -31,7 +31,7 @@ use crate::{
     drift::{Drift, watch as drift_watch},
     health::watcher,
     identity::Certificates,
-    initialize::{prepare, reinit, resume, two_phase::shelf},
+    initialize::{adopt, prepare, reinit, resume, two_phase::shelf},
     keeper::Keepers,
     lifecycle::NodeEvent,
     link::{self, Links, Publisher},
@@ -61,8 +61,17 @@ const SETTLED: Duration = Duration::from_secs(2);
 /// How long another agent may hold the database when we start: a killed one's connection lingers for a moment.
 const TAKE_OVER: Duration = Duration::from_secs(15);
 
-/// Runs the agent until it is told to end, or finds that it must not run at all.
-pub async fn run(config: Config, log: telemetry::Log) -> Result<(), Failure> {
+/// What a run of the agent is for.
+#[derive(Debug, Clone)]
+pub enum Task {
+    /// To look after the node until it is told to end.
+    Serve,
+    /// To take the physical copy over that was made for the preparation of this id.
+    AdoptCopy(String),
+}
+
+/// Runs the agent until its task is done, or it is told to end, or finds that it must not run at all.
+pub async fn run(config: Config, log: telemetry::Log, task: Task) -> Result<(), Failure> {
     let config = Arc::new(config);
     let identity = config.identity().map_err(|error| error.explain())?;
     let (revocations, claims) = Revocations::open(identity.clone(), &config.node.state_dir);
@@ -103,7 +112,7 @@ pub async fn run(config: Config, log: telemetry::Log) -> Result<(), Failure> {
     tasks.spawn(serve_links(link, rooms.subscribe(), stop.clone()));
 
     let ended = tokio::select! {
-        ended = live(&upkeep, &peers, &links, &facts, &rooms) => ended,
+        ended = live(&upkeep, &peers, &links, &facts, &rooms, &task) => ended,
         () = told_to_end() => Ok(()),
     };
     info!(event = "agent.stopping", "agent stops");
@@ -125,16 +134,20 @@ pub async fn run(config: Config, log: telemetry::Log) -> Result<(), Failure> {
     ended
 }
 
-/// Reaches PostgreSQL, cleans up after the run before, then looks after the node for ever.
+/// Reaches PostgreSQL, cleans up after the run before, then looks after the node for ever; or does its task.
 async fn live(
     upkeep: &Upkeep,
     peers: &Peers,
     links: &Links,
     facts: &watch::Sender<Facts>,
     rooms: &watch::Sender<Option<Arc<Rooms>>>,
+    task: &Task,
 ) -> Result<(), Failure> {
     let config = &upkeep.config;
     let database = Database::new(PostgresConfig::of(&config.postgres));
+    if let Task::AdoptCopy(id) = task {
+        return Box::pin(adopt::adopt(&database, peers, id)).await.map(|told| telemetry::say(&told));
+    }
     let owner = Owner { node: config.node.id.clone(), mesh: peers.mesh().clone() };
     let store = reach_postgres(&database, &owner, links, facts).await?;
     let identity = store.identity();

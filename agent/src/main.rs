@@ -3,7 +3,11 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use steep_agent::{agent, config::Config, keeper, telemetry};
+use steep_agent::{
+    agent::{self, Task},
+    config::Config,
+    keeper, telemetry,
+};
 use steep_protocol::{
     failure::{Explain as _, Failure},
     ids::OperationId,
@@ -21,6 +25,14 @@ struct Cli {
 enum Command {
     /// Run until SIGTERM or SIGINT; the first ends in order, the second at once.
     Run(ConfigFile),
+    /// Take a physical copy of another node's server over for this node; ends when it is done. The agent must not run.
+    AdoptCopy {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// The preparation the copy was made for, as steepctl node prepare has printed it.
+        #[arg(long, value_name = "ID")]
+        prepare_id: String,
+    },
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -52,7 +64,8 @@ struct ConfigFile {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Run(file) => Config::load(&file.config).map_err(|error| error.explain()).and_then(run),
+        Command::Run(file) => run(&file, Task::Serve),
+        Command::AdoptCopy { file, prepare_id } => run(&file, Task::AdoptCopy(prepare_id)),
         Command::Config(ConfigCommand::Check(file)) => check(&file.config),
         Command::Keep { file, op } => {
             Config::load(&file.config).map_err(|error| error.explain()).map(|config| keep(config, op))
@@ -71,13 +84,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: Config) -> Result<(), Failure> {
+fn run(file: &ConfigFile, task: Task) -> Result<(), Failure> {
+    let config = Config::load(&file.config).map_err(|error| error.explain())?;
     let log = telemetry::init(&config);
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .expect("the system grants threads to a fresh process")
-        .block_on(agent::run(config, log))
+        .block_on(agent::run(config, log, task))
 }
 
 fn keep(config: Config, op: OperationId) {

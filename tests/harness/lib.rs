@@ -2,7 +2,7 @@
 //!
 //! [`Cluster`] starts nodes, a [`Node`] is asked and told things in SQL, [`Steepctl`] is an operator at its keyboard,
 //! [`Follower`] one who keeps watching, and [`Operation`] what they started. [`fault`] breaks parts on purpose,
-//! [`Hosts`] are network namespaces, a [`Clock`] goes wrong; [`Inventory`] lists what a node holds so that leftovers show. [`guest`] speaks to an agent with whatever certificate, a
+//! [`by_hand`] runs what steepctl has printed, [`Hosts`] are network namespaces, a [`Clock`] goes wrong; [`Inventory`] lists what a node holds so that leftovers show. [`guest`] speaks to an agent with whatever certificate, a
 //! [`stranger`] does to it what no agent does, and a [`Line`] is the network between two nodes, to be cut. [`ledger`]
 //! writes all the while and knows afterwards what must be there. [`until`] waits for a fact, never for a time. [`shop`]
 //! has tables to copy.
@@ -12,6 +12,7 @@
 //! spec's files stay where they are.
 
 mod background;
+pub mod by_hand;
 pub mod clock;
 mod cluster;
 pub mod fault;

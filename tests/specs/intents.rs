@@ -351,7 +351,8 @@ async fn a_session_for_a_node_restored_by_hand_gives_no_rows() {
     };
     let mut target = Thief::with_key_of(&a, "node_b").await;
     let tables = target.asking(&order).tables;
-    let take = v1::TakePreparedRequest { op_id: order.op_id.to_string(), prepare_id, tables, one_way: true };
+    let take =
+        v1::TakePreparedRequest { op_id: order.op_id.to_string(), prepare_id, tables, one_way: true, branch: None };
     let signed = sign(&a.identity("operator-otto"), &order);
     let taken = target.peers.take_prepared(with(Some(&signed), take)).await.expect("that was signed").into_inner();
     let copy = v1::CopyNativelyRequest { session_id: taken.session_id, subscription_oid: 16_500, system_identifier: 1 };

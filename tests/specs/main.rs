@@ -27,6 +27,7 @@ mod methods;
 mod names;
 mod operations;
 mod peer_snapshots;
+mod physical;
 mod random_tables;
 mod refusals;
 mod reinit;

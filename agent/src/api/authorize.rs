@@ -96,6 +96,7 @@ pub enum Rpc {
     PeersSubscribe,
     PeersCopyNatively,
     PeersTakePrepared,
+    PeersSeesLock,
     PeersCloseSession,
 }
 
@@ -187,6 +188,8 @@ pub const TABLE: &[(Rpc, &str, Allowed, Signed)] = &[
     (Rpc::PeersExamineMember, "steep.v1.Peers/ExamineMember", Allowed::Nodes, Signed::Always),
     (Rpc::PeersJoinMember, "steep.v1.Peers/JoinMember", Allowed::Nodes, Signed::Always),
     (Rpc::PeersTakePrepared, "steep.v1.Peers/TakePrepared", Allowed::Nodes, Signed::Always),
+    // One bit about a number the caller made up.
+    (Rpc::PeersSeesLock, "steep.v1.Peers/SeesLock", Allowed::Nodes, Signed::No),
     // What an operator signed for it comes in the message: it is told for longer than a signature begins anything.
     (Rpc::PeersForgetNode, "steep.v1.Peers/ForgetNode", Allowed::Nodes, Signed::No),
     // From here on within a session of the caller's, which only a signature opens.

@@ -24,7 +24,7 @@ use crate::{
     config::Share,
     health::kept,
     initialize::{
-        mesh,
+        apart, mesh,
         messages::table_name,
         preflight::{self, Wanted},
         prepare,
@@ -300,6 +300,12 @@ impl Peers for Service {
         let take = take.map_err(|failure| status_of(&failure))?;
         let held = rooms.sessions.take(caller.node(), take).await.map_err(|failure| status_of(&failure))?;
         reply(source::opened(&rooms, &held))
+    }
+
+    async fn sees_lock(&self, request: Request<v1::SeesLockRequest>) -> Answer<v1::SeesLockReply> {
+        self.0.admit(&request, Rpc::PeersSeesLock).await?;
+        let seen = apart::sees(&*self.0.rooms()?, request.get_ref().key).await;
+        reply(seen.map(|is_seen| v1::SeesLockReply { is_seen }))
     }
 
     async fn copy_natively(&self, request: Request<v1::CopyNativelyRequest>) -> Answer<v1::CopyNativelyReply> {

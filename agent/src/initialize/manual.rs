@@ -10,6 +10,7 @@ use futures::FutureExt as _;
 use serde::{Deserialize, Serialize};
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
+    ids::NodeId,
     lsn::Lsn,
     names::TableName,
     operation::{Phase, SchemaSync},
@@ -17,6 +18,7 @@ use steep_protocol::{
 };
 
 use super::{
+    apart,
     direct::{Direct, DirectPlan},
     drifted,
     findings::{Findings, verdict},
@@ -31,7 +33,11 @@ use crate::{
     breakpoint::crash_point,
     cleanup::Effect,
     operations::{Context, Recipe},
-    postgres::{self, Purpose, catalog, marks, rows, subscriptions, tables},
+    postgres::{
+        self, Purpose, catalog, copies,
+        marks::{self, Adopted},
+        rows, subscriptions, tables,
+    },
     rooms::Rooms,
 };
 
@@ -84,10 +90,9 @@ pub(super) async fn examine(
     let server = catalog::server_facts(&session).await.map_err(explain)?;
     let role = catalog::role_facts(&session).await.map_err(explain)?;
     let mut findings = Findings::about(&rooms.me);
-    let same = server.system_identifier == facts.system_identifier && server.database == facts.database;
-    findings.must(!same, Code::SameDatabase, "source and target are two databases", || {
-        format!("source and target are both database {} of server {}", server.database, server.system_identifier)
-    });
+    let peer = source.parse().map_err(|_| rooms.peers.unknown(source))?;
+    let theirs = (facts.system_identifier, facts.database.as_str());
+    apart::check(rooms, &session, &mut findings, &server, (&peer, theirs)).await?;
     preflight::check_server(&mut findings, &server, wanted);
     preflight::check_pair(&mut findings, source, &server, facts, wanted);
     preflight::check_subscriber(&mut findings, &server, &role, wanted, 0);
@@ -100,7 +105,6 @@ pub(super) async fn examine(
         format!("{source} replicates both ways with {}: {text}", others.join(", "))
     });
     mesh::check_target(rooms, &session, &mut findings, source, wanted).await?;
-    let peer = source.parse().map_err(|_| rooms.peers.unknown(source))?;
     reach::check(rooms, &session, &mut findings, &peer, &facts.link).await?;
     let name = subscribe::name_for(source);
     let duplicate = subscriptions::find(&session, &name).await.map_err(explain)?.is_some();
@@ -120,6 +124,21 @@ pub(super) async fn examine(
     Box::pin(drifted::check(rooms, &peer, &mut findings, names, wanted)).await?;
     preflight::check_triggers(&session, &mut findings, existing.values()).await?;
     Ok((findings.into_checks(), TargetTables { existing, ..TargetTables::default() }))
+}
+
+/// The failure for a database of `me` without the mark of preparation `id`.
+pub(super) async fn wrong_backup(look: &postgres::Session, me: &NodeId, id: &str) -> Result<Failure, Failure> {
+    let text = match marks::all(look).await.map_err(explain)?.as_str() {
+        "" => format!(
+            "the database of {me} does not hold the mark of preparation {id}: it was restored from another database, or from \
+             a backup that is older than the slot"
+        ),
+        others => format!(
+            "the database of {me} does not hold the mark of preparation {id}, but of {others}: it was restored from another \
+             backup"
+        ),
+    };
+    Ok(Failure::new(Code::BackupWrong, text))
 }
 
 /// What a completion wants of the preflight.
@@ -153,19 +172,38 @@ impl Direct {
         self.note_facts(context).await
     }
 
+    /// What this node was taken over from, if it was restored as a physical copy.
+    pub(super) async fn adopted(&self) -> Result<Option<Adopted>, Failure> {
+        let Some(prepared) = &self.plan.prepared else { return Ok(None) };
+        let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+        marks::adopted(&look, &prepared.id).await.map_err(explain)
+    }
+
     async fn take_prepared(&mut self, context: &Context) -> Result<(), Failure> {
         if self.session.is_some() {
             return Ok(());
         }
+        let branch = self.adopted().await?.map(|adopted| v1::Branch {
+            timeline: adopted.branch.timeline,
+            lsn: adopted.branch.lsn.to_string(),
+            wal_sha256: adopted.wal_sha256,
+        });
         let request = v1::TakePreparedRequest {
             op_id: context.op.to_string(),
             prepare_id: self.prepared().id.clone(),
             tables: self.facts.tables.clone(),
             one_way: self.plan.wanted.one_way,
+            branch,
         };
         let effect = Effect::PeerSession { node: self.plan.source.clone() };
         let taken = self.source.take_prepared(&self.plan.signed, request);
-        let reply = self.rooms.cleanup.make(context.op, "take slot", &effect, taken).await?;
+        let reply = self.rooms.cleanup.make(context.op, "take slot", &effect, taken).await;
+        if reply.as_ref().is_err_and(|failure| failure.code == Code::CopyNotAdopted) {
+            // What was restored instead says more.
+            let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+            self.check_mark(&look).await?;
+        }
+        let reply = reply?;
         let id = reply.session_id.parse().map_err(|error| Failure::new(Code::BadRequest, format!("{error}")))?;
         self.note_session(context, &reply).await?;
         self.hold_session(context, id, reply);
@@ -176,12 +214,17 @@ impl Direct {
     async fn check_backup(&mut self, context: &Context) -> Result<(), Failure> {
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
         self.check_mark(&look).await?;
-        let (id, lsn) = (&self.prepared().id, &self.session().reply.lsn);
-        if let Some(said) = self.prepared().source_lsn.filter(|said| said.to_string() != *lsn) {
-            let text = format!("preparation {id} begins at {lsn}, and --source-lsn says {said}");
-            let hint = "a dump of the prepared snapshot ends where its slot begins: leave --source-lsn out, or name the \
-                        preparation it was made for with --prepare-id";
+        let (id, slot_begins) = (&self.prepared().id, &self.session().reply.lsn);
+        let adopted = self.adopted().await?;
+        let ends = adopted.as_ref().map_or_else(|| slot_begins.clone(), |adopted| adopted.branch.lsn.to_string());
+        if let Some(said) = self.prepared().source_lsn.filter(|said| said.to_string() != ends) {
+            let text = format!("the backup for preparation {id} ends at {ends}, and --source-lsn says {said}");
+            let hint = "a dump of the prepared snapshot ends where its slot begins, and a physical copy where it was promoted: \
+                        leave --source-lsn out, or name the preparation it was made for with --prepare-id";
             return Err(Failure::new(Code::BackupElsewhere, text).hint(hint));
+        }
+        if adopted.is_some() {
+            self.check_untouched(&look).await?;
         }
         crash_point!("backup checked");
         if self.session().reply.snapshot.is_empty() {
@@ -199,22 +242,24 @@ impl Direct {
         Ok(())
     }
 
+    /// A physical copy must not have been written to since it was promoted: replication does not know what would.
+    async fn check_untouched(&self, look: &postgres::Session) -> Result<(), Failure> {
+        // A physical copy has the oids of its source.
+        let oids: Vec<_> = self.facts.tables.iter().map(|table| table.oid).collect();
+        let written = copies::written(look, &oids).await.map_err(explain)?;
+        if written.is_empty() {
+            return Ok(());
+        }
+        let (me, shown) = (&self.rooms.me, &written[..written.len().min(10)]);
+        let text = format!("{me} was written to since it was promoted: {}", shown.join(", "));
+        Err(Failure::new(Code::CopyWasActive, text))
+    }
+
     async fn check_mark(&self, look: &postgres::Session) -> Result<(), Failure> {
         let (me, source, id) = (&self.rooms.me, &self.plan.source, &self.prepared().id);
         let hint = format!("restore {me} from the backup that steepctl node prepare {source} --list belongs to");
         let Some(mark) = marks::find(look, id).await.map_err(explain)? else {
-            let others = marks::all(look).await.map_err(explain)?;
-            let text = match others.as_str() {
-                "" => format!(
-                    "the database of {me} does not hold the mark of preparation {id}: it was restored from another \
-                     database, or from a backup that is older than the slot"
-                ),
-                others => format!(
-                    "the database of {me} does not hold the mark of preparation {id}, but of {others}: it was restored \
-                     from another backup"
-                ),
-            };
-            return Err(Failure::new(Code::BackupWrong, text).hint(hint));
+            return Err(wrong_backup(look, me, id).await?.hint(hint));
         };
         let server = self.facts.system_identifier.cast_signed().to_string();
         if mark.node != source.as_str() || mark.system_identifier != server {

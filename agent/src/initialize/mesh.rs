@@ -17,6 +17,7 @@ use steep_protocol::{
 use tokio::time::timeout;
 
 use super::{
+    apart,
     findings::Findings,
     messages::table_name,
     preflight::{self, Wanted},
@@ -159,10 +160,9 @@ pub(super) async fn examine_members(
         let mut findings = Findings::about(node);
         match answer {
             Ok(reply) => {
-                let same = (reply.system_identifier, &reply.database) == (here.system_identifier, &here.database);
-                findings.must(!same, Code::SameDatabase, "member and target are two databases", || {
-                    format!("{node} and {} are both database {}", rooms.me, reply.database)
-                });
+                let theirs = (reply.system_identifier, reply.database.as_str());
+                let member = node.parse().map_err(|_| rooms.peers.unknown(node))?;
+                apart::check(rooms, &session, &mut findings, &here, (&member, theirs)).await?;
                 checks.extend(reply.checks);
             }
             Err(failure) if matches!(failure.code.family(), Family::Connection | Family::Timeout) => {

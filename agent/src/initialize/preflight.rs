@@ -14,7 +14,7 @@ use steep_protocol::{
 };
 
 use super::{
-    disk, drifted,
+    apart, disk, drifted,
     findings::Findings,
     mesh,
     messages::{source_table, table_name},
@@ -151,10 +151,9 @@ pub async fn examine_target(
     let server = catalog::server_facts(&session).await.map_err(explain)?;
     let role = catalog::role_facts(&session).await.map_err(explain)?;
     let mut findings = Findings::about(&rooms.me);
-    let same = server.system_identifier == facts.system_identifier && server.database == facts.database;
-    findings.must(!same, Code::SameDatabase, "source and target are two databases", || {
-        format!("source and target are both database {} of server {}", server.database, server.system_identifier)
-    });
+    let peer = source.parse().map_err(|_| rooms.peers.unknown(source))?;
+    let theirs = (facts.system_identifier, facts.database.as_str());
+    apart::check(rooms, &session, &mut findings, &server, (&peer, theirs)).await?;
     check_server(&mut findings, &server, wanted);
     check_pair(&mut findings, source, &server, facts, wanted);
     let members = u32::try_from(facts.members.len()).unwrap_or(u32::MAX);
@@ -164,7 +163,6 @@ pub async fn examine_target(
     }
     mesh::check_target(rooms, &session, &mut findings, source, wanted).await?;
     disk::check_wal_kept(&mut findings, source, facts);
-    let peer = source.parse().map_err(|_| rooms.peers.unknown(source))?;
     reach::check(rooms, &session, &mut findings, &peer, &facts.link).await?;
     let name = subscribe::name_for(source);
     let duplicate = subscriptions::find(&session, &name).await.map_err(explain)?.is_some();

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
+    branch,
     findings::{Findings, verdict},
     messages::table_name,
     preflight,
@@ -27,7 +28,7 @@ use crate::{
     postgres::{
         self, Purpose, Session, catalog,
         conninfo::Conninfo,
-        ddl, disk, marks,
+        copies, ddl, disk, marks,
         replication::{self, ExportedSlot},
         slots, tables,
     },
@@ -41,6 +42,8 @@ use crate::{
 
 /// It is told so long before a preparation expires.
 const NOTICE: SignedDuration = SignedDuration::from_hours(24);
+/// What a backup may be.
+const PURPOSES: [&str; 3] = ["pg_dump", "pg_basebackup", "storage-snapshot"];
 /// Nobody keeps WAL for longer than that without saying so again.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
@@ -74,11 +77,11 @@ pub async fn prepare(
     if lifetime.is_zero() || lifetime > LONGEST {
         return Err(bad("--expires is to be between 1s and 366d".into()));
     }
-    if request.purpose != "pg_dump" {
+    if !PURPOSES.contains(&request.purpose.as_str()) {
         return Err(bad(format!("--for {:?} is not supported", request.purpose)));
     }
     let selection = request.selection.clone().unwrap_or_default();
-    let members = examine(rooms, &selection).await?;
+    let members = examine(rooms, &selection, request.purpose != "pg_dump").await?;
     let short = op.short();
     let target: Option<NodeId> = match request.target.as_str() {
         "" => None,
@@ -119,7 +122,7 @@ pub async fn prepare(
 }
 
 /// Looks whether this node can be prepared, and for which tables.
-async fn examine(rooms: &Rooms, selection: &v1::Selection) -> Result<Vec<tables::Table>, Failure> {
+async fn examine(rooms: &Rooms, selection: &v1::Selection, is_physical: bool) -> Result<Vec<tables::Table>, Failure> {
     let look = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
     let server = catalog::server_facts(&look).await.map_err(explain)?;
     let role = catalog::role_facts(&look).await.map_err(explain)?;
@@ -130,6 +133,11 @@ async fn examine(rooms: &Rooms, selection: &v1::Selection) -> Result<Vec<tables:
     let selected = tables::select(&look, &selection).await.map_err(explain)?;
     preflight::check_selection(&mut findings, &selection, &selected);
     preflight::check_tables(&mut findings, &selected.tables, &role, server.version);
+    if is_physical {
+        // What is read when a copy is completed: better refused now.
+        let (timeline, lsn) = (copies::timeline(&look).await, slots::current_lsn(&look).await);
+        copies::wal_digest(&look, timeline.map_err(explain)?, lsn.map_err(explain)?).await.map_err(explain)?;
+    }
     verdict(&format!("{} cannot be prepared", rooms.me), &findings.into_checks())?;
     Ok(selected.tables)
 }
@@ -142,8 +150,8 @@ async fn make(rooms: &Rooms, new: &Preparation, selected: &[tables::Table]) -> R
     rooms.cleanup.make(op, "prepare", &effect, marked).await?;
     let members: Vec<Member> = tables::published(selected).into_iter().map(Into::into).collect();
     publish(&rooms.cleanup, &look, op, &new.publication, &members).await?;
-    // Locks before the slot: a table that is rewritten after it would be dumped as empty.
-    let keeper = lock(rooms, op, selected).await?;
+    // Locks before the slot: a table that is rewritten after it would be dumped as empty. A physical copy holds it as it is.
+    let keeper = if new.is_physical() { None } else { Some(lock(rooms, op, selected).await?) };
     let effect = Effect::Slot { name: new.slot.clone(), peer: new.target.clone() };
     let made = async {
         let (never, patience) = (CancellationToken::new(), rooms.config.copy.slot_timeout);
@@ -151,6 +159,10 @@ async fn make(rooms: &Rooms, new: &Preparation, selected: &[tables::Table]) -> R
     };
     let exported: ExportedSlot = rooms.cleanup.make(op, "prepare", &effect, made).await?;
     let lsn = exported.lsn;
+    let Some(keeper) = keeper else {
+        exported.release();
+        return preparations::ready(&rooms.store, op, lsn, "").await.map_err(remember);
+    };
     keeper.run(&ddl::set_snapshot(&exported.snapshot)).await.map_err(explain)?;
     let snapshot = keeper.export_snapshot().await.map_err(explain)?;
     exported.release();
@@ -311,6 +323,7 @@ pub async fn describe(rooms: &Rooms, prepared: &Preparation) -> Result<v1::Prepa
         wal_keep_bytes: server.max_slot_wal_keep_bytes,
         conninfo: own.to_string(),
         system_identifier: server.system_identifier,
+        data_directory: paths.data_directory.map(|path| path.display().to_string()).unwrap_or_default(),
     })
 }
 
@@ -324,7 +337,7 @@ pub async fn take(
 ) -> Result<crate::session::TakeRequest, Failure> {
     let found = find(rooms, &request.prepare_id).await?;
     let gone = |text: String| {
-        let hint = format!("steepctl node prepare {} --for pg_dump, then make a new backup", rooms.me);
+        let hint = format!("steepctl node prepare {} --for {}, then make a new backup", rooms.me, found.purpose);
         Err(Failure::new(Code::PreparedUnknown, text).hint(hint))
     };
     if found.target.as_ref().is_some_and(|meant| meant != target) {
@@ -350,6 +363,7 @@ pub async fn take(
         }
         Some(_) => {}
     }
+    branch::check(rooms, &look, &found, request.branch.as_ref()).await?;
     rooms.cleanup.give_slot(found.op, &found.slot, target).await?;
     let change = Change { taken_by: Some(op), ..Change::default() };
     preparations::change(&rooms.store, found.op, &change).await.map_err(remember)?;

@@ -247,7 +247,9 @@ impl Direct {
         let origin = if self.plan.wanted.one_way { OriginFilter::Any } else { OriginFilter::None };
         let source = &self.plan.source;
         let reach = &Reach::told(source, &reply.link, &reply.database, &reply.conninfo)?;
-        let (slot, publication, begin) = (&reply.slot, &reply.publication, Lsn::default());
+        // A physical copy ends later than the slot begins.
+        let begin = self.adopted().await?.map(|adopted| adopted.branch.lsn).unwrap_or_default();
+        let (slot, publication) = (&reply.slot, &reply.publication);
         let inflow = Inflow { source, slot, publication, reach, origin, begin };
         crash_point!("before subscribe");
         self.subscription = subscribe::subscribe(&self.rooms, context.op, &inflow).await?;

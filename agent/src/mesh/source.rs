@@ -191,6 +191,11 @@ impl Source {
         ask!(self, take_prepared, with(signed, request))
     }
 
+    /// Whether it sees the advisory lock `key` in its database, which this node holds in its own.
+    pub async fn sees_lock(&self, key: i64) -> Result<bool, Failure> {
+        Ok(ask!(self, sees_lock, v1::SeesLockRequest { key })?.is_seen)
+    }
+
     /// Tells that a node was removed.
     pub async fn forget_node(&self, request: v1::ForgetNodeRequest) -> Result<(), Failure> {
         ask!(self, forget_node, request).map(drop)

@@ -404,6 +404,16 @@ pub fn detach_subscription_slot(name: &str) -> Statement {
     alter_subscription("detach the slot of", name, "set (slot_name = none)")
 }
 
+/// Makes a subscription forget its publisher: whoever drops it then cannot reach slots there, those of its tables included.
+pub(super) fn strand_subscription(name: &str) -> Statement {
+    alter_subscription("strand", name, "connection 'host=/nonexistent port=1 password=none connect_timeout=1'")
+}
+
+/// Takes back a prepared transaction.
+pub(super) fn rollback_prepared(gid: &str) -> Statement {
+    Statement::new(format!("rollback prepared {}", quote_literal(gid)), doing("roll back a prepared transaction"))
+}
+
 /// Drops a subscription if it is there.
 pub fn drop_subscription(name: &str) -> Statement {
     Statement::new(format!("drop subscription if exists {}", quote_identifier(name)), subscribing("drop", name))

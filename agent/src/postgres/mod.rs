@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`connect`] opens sessions; [`catalog`] and its neighbours look, [`shapes`] at what tables are made of, [`disk`] at free space; [`replication`], [`slots`],
 //! [`origins`], [`publications`] and [`subscriptions`] are what PostgreSQL's replication is made of, [`links`] those that
-//! make a mesh, [`walsender`] its bytes; [`copy`] moves rows, which `gather` takes off the socket; [`dump`] runs pg_dump and pg_restore; [`inventory`] knows what a restore made, so that it can be dropped;
+//! make a mesh, [`walsender`] its bytes, [`copies`] what a physical copy has of its source; [`copy`] moves rows, which `gather` takes off the socket; [`dump`] runs pg_dump and pg_restore; [`inventory`] knows what a restore made, so that it can be dropped;
 //! [`ddl`] renders every statement that cannot take parameters.
 //!
 //! Hands out types of its own: no other room but the store names the client library.
@@ -27,6 +27,7 @@ pub mod sequences;
 pub mod shapes;
 pub mod tables;
 
+pub mod copies;
 pub mod detours;
 pub mod keys;
 pub mod links;

@@ -235,6 +235,13 @@ async fn establish(
     Ok((session, identity))
 }
 
+/// Takes the lock of the database's one agent for as long as `session` lives, whoever the database says it belongs to.
+///
+/// Fails with [`Error::Taken`] while an agent serves the database.
+pub async fn keep_agents_out(session: &Session, owner: &Owner) -> Result<(), Error> {
+    take_lock(session, owner, false).await
+}
+
 async fn take_lock(session: &Session, owner: &Owner, held_before: bool) -> Result<(), Error> {
     let until = Instant::now() + LOCK_PATIENCE;
     loop {

@@ -35,6 +35,6 @@ pub mod denials;
 pub mod signed_intents;
 
 pub use audit::{Actor, ActorKind};
-pub use control::Store;
+pub use control::{Store, keep_agents_out};
 pub use error::Error;
 pub use identity::{Identity, Owner};

@@ -20,7 +20,7 @@ use crate::postgres::{connect::field, sql};
 pub struct Preparation {
     /// Its id; what it made is written down under it.
     pub op: OperationId,
-    /// The tool the backup is made with: "pg_dump".
+    /// What the backup is: "pg_dump", "pg_basebackup", "storage-snapshot".
     pub purpose: String,
     /// The node to be completed from it; none: not said.
     pub target: Option<NodeId>,
@@ -50,6 +50,11 @@ impl Preparation {
     /// The short id it is known by to operators.
     pub fn id(&self) -> String {
         self.op.short()
+    }
+
+    /// The backup is a copy of the whole server, file by file.
+    pub fn is_physical(&self) -> bool {
+        self.purpose != "pg_dump"
     }
 }
 

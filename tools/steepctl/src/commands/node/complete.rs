@@ -18,7 +18,8 @@ use crate::{
 const EXAMPLES: &str = "\
 The node was restored from a backup for which steepctl node prepare has prepared its
 source. It is checked that this is the backup, that all tables are there and that
-none was written to; then it replicates from where the backup ends.
+none was written to; then it replicates from where the backup ends. A physical copy
+is taken over first, by steep-agent adopt-copy on its host.
 
 Examples:
   steepctl node complete node_b --source node_a

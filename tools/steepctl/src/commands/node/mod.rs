@@ -4,6 +4,7 @@ mod by_hand;
 pub mod cancel;
 pub mod complete;
 pub mod list;
+mod physical;
 pub mod plan;
 pub mod prepare;
 pub mod progress;

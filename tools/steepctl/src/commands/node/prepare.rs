@@ -1,10 +1,11 @@
 //! `steepctl node prepare`
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use steep_protocol::{failure::Failure, ids::NodeId, names::TableName, v1};
 
+use super::physical;
 use crate::{
     cli::Global,
     client::Client,
@@ -20,12 +21,16 @@ use crate::{
 
 const EXAMPLES: &str = "\
 For a backup that you make yourself: the node keeps a slot from now on, and tells
-the exact commands to dump, to restore, and to complete the node restored. What
-it keeps costs room for WAL until then; it expires, and can be taken back.
+the exact commands to back it up, to restore, and to complete the node restored.
+What it keeps costs room for WAL until then; it expires, and can be taken back.
+A dump is of the moment that is prepared; a physical copy (pg_basebackup, or a
+snapshot of the running server's storage) ends later, at a point it knows itself.
 
 Examples:
   steepctl node prepare node_a --for pg_dump --target node_b
   steepctl node prepare node_a --for pg_dump --tables sales.orders,sales.items --expires 24h
+  steepctl node prepare node_a --for pg_basebackup --target node_b --into /srv/pg/18/node_b
+  steepctl node prepare node_a --for storage-snapshot --target node_b
   steepctl node prepare node_a --list
   steepctl node prepare node_a --release 0192f3ac7d21     its dump is made
   steepctl node prepare node_a --cancel 0192f3ac7d21";
@@ -36,9 +41,12 @@ Examples:
 pub struct PrepareArgs {
     /// The node to be backed up
     pub node: NodeId,
-    /// The tool the backup is made with
-    #[arg(long = "for", value_name = "TOOL", value_parser = ["pg_dump"], required_unless_present_any = ["list", "cancel", "release"])]
+    /// What the backup is made with
+    #[arg(long = "for", value_name = "TOOL", value_parser = ["pg_dump", "pg_basebackup", "storage-snapshot"], required_unless_present_any = ["list", "cancel", "release"])]
     pub purpose: Option<String>,
+    /// Where a physical copy is to have its data [default: where the source has it]
+    #[arg(long, value_name = "DIR")]
+    pub into: Option<PathBuf>,
     /// The name of the slot; it begins with steep_
     #[arg(long, value_name = "NAME")]
     pub slot: Option<String>,
@@ -94,12 +102,14 @@ pub async fn run(args: &PrepareArgs, global: &Global, out: &Output) -> Result<Ex
         return Ok(Exit::Success);
     }
     let prepared = reply.preparation.unwrap_or_default();
-    let target = match &args.target {
-        Some(target) => Some(client.get_node(target.as_str()).await?),
-        None => None,
-    };
     out.data(&told(&prepared))?;
-    out.data(&next(&prepared, target.as_ref()))?;
+    let next = match (prepared.purpose.as_str(), &args.target) {
+        ("pg_dump", Some(target)) => next(&prepared, Some(&client.get_node(target.as_str()).await?)),
+        ("pg_dump", None) => next(&prepared, None),
+        // A physical copy needs no server that is there already.
+        _ => physical::next(&prepared, args.into.as_deref()),
+    };
+    out.data(&next)?;
     out.via(&reply.served_by);
     Ok(Exit::Success)
 }
@@ -168,19 +178,19 @@ async fn change(node: &NodeId, id: &str, what: &str, client: &mut Client<'_>, ou
 fn told(prepared: &v1::Preparation) -> String {
     let node = safe(&prepared.node_id);
     let expires = units::moment(prepared.expires_at.as_ref()).map(units::date_time).unwrap_or_default();
-    let mut lines = vec![
-        format!(
-            "Prepared  id {}   slot {}   LSN {}   expires {expires} (then dropped, with a warning a day ahead)",
-            safe(&prepared.prepare_id),
-            safe(&prepared.slot),
-            safe(&prepared.lsn)
-        ),
-        format!(
+    let mut lines = vec![format!(
+        "Prepared  id {}   slot {}   LSN {}   expires {expires} (then dropped, with a warning a day ahead)",
+        safe(&prepared.prepare_id),
+        safe(&prepared.slot),
+        safe(&prepared.lsn)
+    )];
+    if !prepared.snapshot.is_empty() {
+        lines.push(format!(
             "Snapshot  {} is held until then, or until the agent of {node} ends: DDL on its tables and VACUUM wait for it",
             safe(&prepared.snapshot)
-        ),
-        wal(prepared),
-    ];
+        ));
+    }
+    lines.push(wal(prepared));
     let id = safe(&prepared.prepare_id);
     lines.push(format!("Take back steepctl node prepare {node} --cancel {id}"));
     lines.join("\n")
