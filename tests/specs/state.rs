@@ -47,7 +47,11 @@ async fn every_statement_is_understood(node: &Node) {
     let client = node.connect().await;
     client.batch_execute("set search_path = ''").await.expect("it can be set");
     // What an agent makes only once somebody prepares a backup.
-    let marks = format!("create schema steep_mark; {}", include_str!("../../agent/sql/marks/make_table.sql"));
+    let tables = [
+        include_str!("../../agent/sql/marks/make_table.sql"),
+        include_str!("../../agent/sql/marks/make_adopted_table.sql"),
+    ];
+    let marks = format!("create schema steep_mark; {}", tables.concat());
     client.batch_execute(&marks).await.expect("there are none yet");
     let mut wrong = Vec::new();
     let mut count = 0;
