@@ -40,7 +40,7 @@ pub use self::{
     follower::Follower,
     hosts::Hosts,
     inventory::Inventory,
-    ledger::Ledger,
+    ledger::{Ledger, Writers},
     node::{Content, Node},
     operation::Operation,
     relay::{Line, reached_at},

@@ -4,23 +4,33 @@
 //! `resume` has that of direct initialization, of its source's agent, and of the keeper; `snapshots` that of a snapshot being
 //! written.
 
-use steep_tests::{Cluster, Ledger, Node, NodeState::Synchronized, PATIENCE, Stop, until};
+use steep_tests::{Cluster, Ledger, Node, NodeState::Synchronized, PATIENCE, Stop, Writers, until};
 
-/// Nothing of an operation is left on `node` but what replication needs.
+use crate::{
+    reinit::has_no_traces,
+    snapshots::{Folder, generated},
+};
+
+/// Nothing of an operation is left on `node` but the `slots` that replication needs.
 async fn only_replication_is_left(node: &Node, slots: usize) {
-    let traces = "select 'table ' || relname from pg_class where relname like 'stage\\_%'
-                  union all select 'trigger ' || tgname from pg_trigger where tgname like 'steep%'
-                  union all select 'function ' || proname from pg_proc where proname like 'steep_fence%'
-                  union all select 'origin ' || roname from pg_replication_origin where roname like 'steep%'
-                  union all select 'held ' || srrelid::regclass from pg_subscription_rel where srsublsn > '7FFFFFFF/0'
-                  union all select 'disabled ' || subname from pg_subscription where not subenabled
-                  union all select 'note ' || name from steep_repl.operation_notes
-                  union all select kind || ' ' || name from steep_repl.intents where state in ('planned', 'live')";
-    until(&format!("nothing is left on {}", node.id()), PATIENCE, async || {
-        let (left, kept) = (node.texts(traces).await, node.slots().await);
-        if left.is_empty() && kept.len() == slots { Ok(()) } else { Err(format!("{left:?} {kept:?}")) }
+    has_no_traces(node).await;
+    until(&format!("{} keeps {slots} slots and no notes", node.id()), PATIENCE, async || {
+        let (kept, notes) = (node.slots().await, node.count("steep_repl.operation_notes").await);
+        if kept.len() == slots && notes == 0 { Ok(()) } else { Err(format!("{kept:?}, {notes} notes")) }
     })
     .await;
+}
+
+/// Both nodes are written to once more, and hold every row as it was acknowledged.
+async fn both_have_every_row(ledger: &Ledger, nodes: [&Node; 2], writers: [Writers; 2]) {
+    for writers in &writers {
+        writers.write(20).await;
+    }
+    let [on_a, on_b] = writers;
+    ledger.agrees(&nodes, &[on_a.stop().await, on_b.stop().await]).await;
+    for node in nodes {
+        only_replication_is_left(node, 1).await;
+    }
 }
 
 /// Rows of the ledger that are missing, wrong, and too many, which no other node hears of.
@@ -59,12 +69,7 @@ async fn tables_are_copied_again_though_the_agent_dies_at_any_crash_point() {
     let op = b.dies_at_each(&points, again, async || on_a.write(10).await).await;
     op.completes().await;
     b.becomes(Synchronized).await;
-    on_a.write(20).await;
-    on_b.write(20).await;
-    let accounts = [on_a.stop().await, on_b.stop().await];
-    ledger.agrees(&[&a, &b], &accounts).await;
-    only_replication_is_left(&a, 1).await;
-    only_replication_is_left(&b, 1).await;
+    both_have_every_row(&ledger, [&a, &b], [on_a, on_b]).await;
 }
 
 #[tokio::test]
@@ -161,12 +166,7 @@ async fn postgresqls_own_copy_goes_on_though_the_agent_dies_at_any_crash_point()
     let op = b.dies_at_each(&points, start, async || on_a.write(10).await).await;
     op.completes().await;
     b.becomes(Synchronized).await;
-    on_a.write(20).await;
-    on_b.write(20).await;
-    let accounts = [on_a.stop().await, on_b.stop().await];
-    ledger.agrees(&[&a, &b], &accounts).await;
-    only_replication_is_left(&a, 1).await;
-    only_replication_is_left(&b, 1).await;
+    both_have_every_row(&ledger, [&a, &b], [on_a, on_b]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -174,9 +174,8 @@ async fn a_snapshot_in_files_is_applied_though_the_agent_dies_at_any_crash_point
     let [a, b] = Cluster::of(2).setting("wal_retrieve_retry_interval", "200ms").start().await;
     let ledger = Ledger::on(&a, 2_000).await;
     let [on_a, on_b] = [&a, &b].map(|node| ledger.writers(2, node));
-    let folder = std::env::temp_dir().join(format!("steep-snap-{}-crash", std::process::id()));
-    let dir = folder.to_str().expect("a plain name");
-    a.steepctl(&format!("snapshot generate node_a --dir {dir}")).succeeds();
+    let folder = Folder::new("crash");
+    generated(&a, &folder, "").await;
     on_a.write(20).await;
     let points = [
         "session opened",
@@ -192,7 +191,7 @@ async fn a_snapshot_in_files_is_applied_though_the_agent_dies_at_any_crash_point
         "before synchronized",
         "synchronized",
     ];
-    let apply = format!("snapshot apply node_b --input {dir}");
+    let apply = format!("snapshot apply node_b --input {}", folder.path());
     let op = b.dies_at_each(&points, &apply, async || on_a.write(10).await).await;
     op.completes().await;
     b.becomes(Synchronized).await;
@@ -200,6 +199,7 @@ async fn a_snapshot_in_files_is_applied_though_the_agent_dies_at_any_crash_point
     on_b.write(20).await;
     let accounts = [on_a.stop().await, on_b.stop().await];
     ledger.agrees(&[&a, &b], &accounts).await;
+    // The source keeps the snapshot's own slot too.
+    only_replication_is_left(&a, 2).await;
     only_replication_is_left(&b, 1).await;
-    drop(std::fs::remove_dir_all(&folder));
 }

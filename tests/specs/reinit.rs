@@ -19,7 +19,7 @@ const WRONG_ENTRIES: &str = "
     insert into ledger.entries select 'stray/' || n, n, 'nobody else has it' from generate_series(1, 50) n";
 
 /// Nothing of a reinitialization is left on `node`.
-async fn has_no_traces(node: &Node) {
+pub(crate) async fn has_no_traces(node: &Node) {
     let traces = "select 'table ' || relname from pg_class where relname like 'stage\\_%'
                   union all select 'trigger ' || tgname from pg_trigger where tgname like 'steep%'
                   union all select 'function ' || proname from pg_proc where proname like 'steep_fence%'
