@@ -45,7 +45,7 @@ use crate::{
     session::{Sessions, Snapshots},
     slots,
     snapshot::send::Sender,
-    store::{self, Actor, Owner, Store, denials::Denials, nodes, preparations, steps::StepStatus},
+    store::{self, Actor, Owner, Store, denials::Denials, nodes, steps::StepStatus},
     telemetry,
     troubles::Troubles,
     upkeep::{Upkeep, measures},
@@ -159,12 +159,13 @@ async fn live(
     let keepers = Keepers::new(config);
     let cleanup = Cleanup::new(store.clone(), database.clone(), peers.clone(), links.clone(), keepers.clone());
     look_after_links(links, &database).await;
+    let snapshots = Snapshots::new(keepers);
     let breakpoints = Breakpoints::new(&config.node.state_dir);
     let made = Arc::new(Rooms {
         me: config.node.id.clone(),
         config: Arc::clone(config),
-        snapshots: Snapshots::default(),
-        sessions: Sessions::new(database.clone(), cleanup.clone(), keepers, config.copy.clone(), breakpoints.clone()),
+        sessions: Sessions::new(database.clone(), cleanup.clone(), &snapshots, &config.copy, breakpoints.clone()),
+        snapshots,
         operations: Operations::new(store.clone(), breakpoints, upkeep.metrics.clone()),
         links: links.clone(),
         publisher: Publisher::new(database.clone(), store.clone(), links),
@@ -290,7 +291,7 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
         let status = if why.code == Code::Cancelled { OperationStatus::Cancelled } else { OperationStatus::Failed };
         store::operations::finish(&rooms.store, op, status, Some(&why)).await.map_err(explain)?;
     }
-    preparations::strike_half(&rooms.store).await.map_err(explain)?;
+    prepare::take_up(rooms).await?;
     // What peers had this node make for them, where their session is lost.
     sweep(rooms).await?;
     rooms.sessions.end_strays().await;

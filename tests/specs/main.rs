@@ -13,6 +13,7 @@ mod echo;
 mod events;
 mod extension;
 mod fingerprints;
+mod gates;
 mod harness;
 mod hostile;
 mod hosts;

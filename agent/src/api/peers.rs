@@ -34,7 +34,7 @@ use crate::{
         two_phase::lend,
     },
     removal::part,
-    session::{Held, JoinRequest, Neighbour, OpenRequest, Role},
+    session::{Held, JoinRequest, Neighbour, OldSlot, OpenRequest, Role},
     slots,
     store::{Actor, audit, removals::Removal},
 };
@@ -162,6 +162,7 @@ impl Peers for Service {
             parallel: request.parallel,
             one_way: request.one_way,
             neighbours: neighbours(request.members.iter())?,
+            kept_slot: None,
             for_files: None,
         };
         let names: Vec<_> = open.tables.iter().map(|(_, name)| name.to_string()).collect();
@@ -180,10 +181,12 @@ impl Peers for Service {
         let rooms = self.0.rooms()?;
         self.session_of(&caller, op).await?;
         let node = caller.node();
-        audit::append(&rooms.store, &Actor::node(node), "session.reopen", node.as_str(), Some(op), &json!({}))
+        let slot = if request.get_ref().keep_slot { OldSlot::Kept } else { OldSlot::Replaced };
+        let detail = json!({ "keep_slot": slot == OldSlot::Kept });
+        audit::append(&rooms.store, &Actor::node(node), "session.reopen", node.as_str(), Some(op), &detail)
             .await
             .map_err(|error| status_of(&error.explain()))?;
-        let reopened = rooms.sessions.reopen(node, op, mesh::neighbour).await;
+        let reopened = rooms.sessions.reopen(node, op, slot, mesh::neighbour).await;
         reply(reopened.and_then(|held| source::opened(&rooms, &held)))
     }
 

@@ -1,7 +1,8 @@
 //! Copying anew within the same operation, after the source has lost the snapshot: its keeper or its PostgreSQL died.
 //!
-//! What was copied fits no other snapshot, so all of it is taken back, and the slots for the way back are made anew after it;
-//! the preflight and the sessions of members stay. The source then opens the session anew, in a new snapshot with a new slot.
+//! Tables that are finished stay where that can be ([`super::gates`]). Otherwise, as what was copied fits no other snapshot, all
+//! of it is taken back, and the slots for the way back are made anew after it; the preflight and the sessions of members
+//! stay. The source then opens the session anew, in a new snapshot with a new slot.
 //!
 //! Where applications have written to this node already, that would go with the rows: then it is for an operator to decide.
 
@@ -11,7 +12,7 @@ use steep_protocol::{
     v1,
 };
 
-use super::direct::Direct;
+use super::{direct::Direct, gates::Gates};
 use crate::{
     breakpoint::crash_point,
     operations::Context,
@@ -46,22 +47,30 @@ impl Direct {
             return Ok(Vec::new());
         }
         self.nobody_has_written(context, failure).await?;
+        if self.copy_rest_anew(context).await? {
+            return Ok(vec![STEPS[2]]);
+        }
         self.take_copy_back(context).await?;
         let again = &STEPS[usize::from(self.plan.wanted.one_way)..];
         for step in again {
             steps::mark(&self.rooms.store, context.op, step, StepStatus::Pending).await.map_err(explain)?;
         }
         crash_point!("copy taken back");
-        let reply = self.reopen().await?;
+        let reply = self.reopen(context, false).await?;
         // Only now there is a session that is not lost: should this agent die before, all this is done once more.
         self.note_session(context, &reply).await?;
         Ok(again.to_vec())
     }
 
-    /// The session in a snapshot of its own; the next one, should that be lost while it is made.
-    async fn reopen(&mut self) -> Result<v1::OpenSessionReply, Failure> {
+    /// The session in another snapshot; the next one, should that be lost while it is made. `keeps_slot`: on the slot it has.
+    pub(super) async fn reopen(
+        &mut self,
+        context: &Context,
+        keeps_slot: bool,
+    ) -> Result<v1::OpenSessionReply, Failure> {
+        self.note_reopening(context).await?;
         loop {
-            let reopened = self.source.reopen_session().await;
+            let reopened = self.source.reopen_session(keeps_slot).await;
             match &reopened {
                 Ok(_) => self.anew += 1,
                 Err(failure) if failure.code == Code::SnapshotLost => self.anew += 1,
@@ -92,22 +101,27 @@ impl Direct {
         Ok(())
     }
 
-    async fn take_copy_back(&mut self, context: &Context) -> Result<(), Failure> {
-        // Whatever still runs for us must not make anything new meanwhile.
+    /// Whatever still runs for us must not make anything new any more.
+    pub(super) async fn stop_copying(&mut self, context: &Context) -> Result<(), Failure> {
         self.building = None;
         self.builder = None;
         self.session = None;
-        self.counts.clear();
         self.lost.send_replace(None);
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
-        activity::terminate(&look, context.op).await.map_err(|error| error.explain())?;
+        activity::terminate(&look, context.op).await.map_err(|error| error.explain()).map(drop)
+    }
+
+    async fn take_copy_back(&mut self, context: &Context) -> Result<(), Failure> {
+        self.stop_copying(context).await?;
+        self.counts.clear();
+        self.gates = Gates::default();
         // Newest first, as they are made.
         for kind in ["origin", "rows", "objects", "schema", "slot"] {
             self.rooms.cleanup.undo_kind(context.op, kind).await?;
         }
         self.forget_archive();
         ledger::forget(&self.rooms.store, context.op).await.map_err(explain)?;
-        notes::forget_some(&self.rooms.store, context.op, &["counts", BEGUN, BUILT]).await.map_err(explain)?;
+        notes::forget_some(&self.rooms.store, context.op, &["counts", "gates", BEGUN, BUILT]).await.map_err(explain)?;
         context.feed.progress(|progress| progress.forget_tables());
         Ok(())
     }

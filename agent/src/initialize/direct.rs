@@ -23,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use super::{
+    gates::Gates,
     manual::{self, Prepared},
     members::Joined,
     native,
@@ -116,6 +117,8 @@ pub struct Direct {
     pub(super) lease: Option<Duration>,
     /// How often it was begun anew, since the source had lost the snapshot.
     pub(super) anew: u32,
+    /// Where tables stand that were copied in a later snapshot.
+    pub(super) gates: Gates,
     /// The source was asked for a session, and may be opening it.
     pub(super) is_opening: bool,
     /// Steps may have been run before, and stopped half-way.
@@ -232,6 +235,7 @@ impl Direct {
             members: Vec::new(),
             lease: None,
             anew: 0,
+            gates: Gates::default(),
             is_opening: false,
             goes_on: false,
             files: None,

@@ -196,6 +196,7 @@ impl Direct {
             branch,
         };
         let effect = Effect::PeerSession { node: self.plan.source.clone() };
+        self.is_opening = true;
         let taken = self.source.take_prepared(&self.plan.signed, request);
         let reply = self.rooms.cleanup.make(context.op, "take slot", &effect, taken).await;
         if reply.as_ref().is_err_and(|failure| failure.code == Code::CopyNotAdopted) {

@@ -144,6 +144,7 @@ impl Direct {
                 reach: &Reach::told(source, &reply.link, &reply.database, &reply.conninfo)?,
                 origin: OriginFilter::None,
                 begin: member.begin.expect("the source told it when its session was opened"),
+                gates: &[],
             };
             member.subscription = subscribe::subscribe(&self.rooms, context.op, &inflow).await?;
         }

@@ -134,7 +134,7 @@ impl Direct {
         let source = &self.plan.source;
         let reach = &Reach::told(source, &reply.link, &reply.database, &reply.conninfo)?;
         let (slot, publication, begin) = (&reply.slot, &reply.publication, Lsn::default());
-        let inflow = Inflow { source, slot, publication, reach, origin, begin };
+        let inflow = Inflow { source, slot, publication, reach, origin, begin, gates: &[] };
         crash_point!("before subscribe");
         let made = subscribe::create(&self.rooms, context.op, &inflow, true).await?;
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;

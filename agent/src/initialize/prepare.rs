@@ -2,7 +2,7 @@
 //!
 //! What is made for a preparation is written down under its own id. While the preparation is not over nobody undoes it; once
 //! it is, that happens as for any operation that has ended. For pg_dump a snapshot is exported at the slot's own point, and
-//! held, with locks against DDL that would make it read nothing, until it is let go or the agent ends.
+//! held by a keeper, with locks against DDL that would make it read nothing, until it is let go or no agent comes back.
 
 use std::time::Duration;
 
@@ -26,9 +26,9 @@ use super::{
 use crate::{
     cleanup::{Effect, Member},
     postgres::{
-        self, Purpose, Session, catalog,
+        self, Purpose, catalog,
         conninfo::Conninfo,
-        copies, ddl, disk, marks,
+        copies, disk, marks,
         replication::{self, ExportedSlot},
         slots, tables,
     },
@@ -151,10 +151,12 @@ async fn make(rooms: &Rooms, new: &Preparation, selected: &[tables::Table]) -> R
     let members: Vec<Member> = tables::published(selected).into_iter().map(Into::into).collect();
     publish(&rooms.cleanup, &look, op, &new.publication, &members).await?;
     // Locks before the slot: a table that is rewritten after it would be dumped as empty. A physical copy holds it as it is.
-    let keeper = if new.is_physical() { None } else { Some(lock(rooms, op, selected).await?) };
+    let patience = rooms.config.copy.slot_timeout;
+    let names = || selected.iter().map(|table| table.name.clone()).collect();
+    let keeper = if new.is_physical() { None } else { Some(rooms.snapshots.lock(op, names(), patience).await?) };
     let effect = Effect::Slot { name: new.slot.clone(), peer: new.target.clone() };
     let made = async {
-        let (never, patience) = (CancellationToken::new(), rooms.config.copy.slot_timeout);
+        let never = CancellationToken::new();
         replication::create_slot_exporting(&rooms.database, op, &new.slot, patience, &never).await.map_err(explain)
     };
     let exported: ExportedSlot = rooms.cleanup.make(op, "prepare", &effect, made).await?;
@@ -163,23 +165,28 @@ async fn make(rooms: &Rooms, new: &Preparation, selected: &[tables::Table]) -> R
         exported.release();
         return preparations::ready(&rooms.store, op, lsn, "").await.map_err(remember);
     };
-    keeper.run(&ddl::set_snapshot(&exported.snapshot)).await.map_err(explain)?;
-    let snapshot = keeper.export_snapshot().await.map_err(explain)?;
+    let snapshot = rooms.snapshots.hold(op, keeper, &exported.snapshot).await?;
     exported.release();
     // What begins to be dumped from now on without that snapshot shows it.
     marks::seal(&look, &id).await.map_err(explain)?;
-    rooms.snapshots.hold(op, keeper);
     preparations::ready(&rooms.store, op, lsn, &snapshot).await.map_err(remember)
 }
 
-async fn lock(rooms: &Rooms, op: OperationId, selected: &[tables::Table]) -> Result<Session, Failure> {
-    let keeper = rooms.database.session(Purpose::Keeper(op)).await.map_err(explain)?;
-    keeper.run(&ddl::begin_snapshot()).await.map_err(explain)?;
-    let patience = format!("{}ms", rooms.config.copy.slot_timeout.as_millis());
-    keeper.run(&ddl::set_local("lock_timeout", &patience)).await.map_err(explain)?;
-    let names: Vec<_> = selected.iter().map(|table| table.name.clone()).collect();
-    keeper.run(&ddl::lock_access_share(&names)).await.map_err(explain)?;
-    Ok(keeper)
+/// Goes on with what an earlier run of the agent has prepared: half made it is over, and a snapshot is held if its keeper is
+/// still there.
+pub async fn take_up(rooms: &Rooms) -> Result<(), Failure> {
+    preparations::strike_half(&rooms.store).await.map_err(remember)?;
+    for prepared in preparations::list(&rooms.store).await.map_err(remember)? {
+        let (op, snapshot) = (prepared.op, &prepared.snapshot);
+        if snapshot.is_empty() || rooms.snapshots.take_up(op, snapshot).await {
+            continue;
+        }
+        let (id, slot) = (prepared.id(), &prepared.slot);
+        warn!(event = "slot.snapshot_lost", op_id = %op, slot, "the snapshot of preparation {id} is gone; its slot stays");
+        let change = Change { is_released: true, ..Change::default() };
+        preparations::change(&rooms.store, op, &change).await.map_err(remember)?;
+    }
+    Ok(())
 }
 
 /// All that is not over on this node.

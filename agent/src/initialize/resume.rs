@@ -21,6 +21,7 @@ use tracing::info;
 
 use super::{
     direct::{Direct, DirectPlan, FromFiles, recipe_for},
+    gates::Gates,
     manual::Prepared,
     members::Joined,
     messages::{table_message, table_name},
@@ -50,6 +51,10 @@ const EXISTING: &str = "existing";
 const SESSION: &str = "session";
 /// Rows counted in the snapshot: [`v1::CountRowsReply`].
 const COUNTS: &str = "counts";
+/// Where tables stand that were copied in a later snapshot: [`Gates`], as JSON.
+const GATES: &str = "gates";
+/// The source was asked for another session in place of the one noted; empty.
+const REOPENING: &str = "reopening";
 /// A member's session, by its node: [`v1::JoinMemberReply`].
 const JOINED: &str = "joined/";
 
@@ -267,7 +272,24 @@ impl Direct {
     }
 
     pub(super) async fn note_session(&self, context: &Context, reply: &v1::OpenSessionReply) -> Result<(), Failure> {
-        note(&self.rooms.store, context, SESSION, reply).await
+        note(&self.rooms.store, context, SESSION, reply).await?;
+        notes::forget_some(&self.rooms.store, context.op, &[REOPENING]).await.map_err(explain)
+    }
+
+    /// The session as it was last noted.
+    pub(super) async fn noted_session(&self, context: &Context) -> Result<Option<v1::OpenSessionReply>, Failure> {
+        let known = notes::load(&self.rooms.store, context.op).await.map_err(explain)?;
+        Ok(read(&known, SESSION))
+    }
+
+    /// The session that is noted may be another one in the next moment.
+    pub(super) async fn note_reopening(&self, context: &Context) -> Result<(), Failure> {
+        notes::save(&self.rooms.store, context.op, REOPENING, &[]).await.map_err(explain)
+    }
+
+    pub(super) async fn note_gates(&self, context: &Context, gates: &Gates) -> Result<(), Failure> {
+        let body = serde_json::to_vec(gates).expect("gates are plain data");
+        notes::save(&self.rooms.store, context.op, GATES, &body).await.map_err(explain)
     }
 
     pub(super) async fn note_joined(
@@ -315,6 +337,7 @@ impl Direct {
         let found = tables::find(&look, &names).await.map_err(|error: postgres::Error| error.explain())?;
         let existing = found.into_iter().map(|table| (table.name.clone(), table)).collect();
         self.here = TargetTables { existing, ..TargetTables::default() };
+        self.gates = known.get(GATES).and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default();
         if let Some(counts) = read::<v1::CountRowsReply>(known, COUNTS) {
             self.counts = counts.tables;
         }
@@ -359,7 +382,12 @@ impl Direct {
         }
         if let Some(reply) = read::<v1::OpenSessionReply>(known, SESSION) {
             let session = session_of(&reply.session_id)?;
-            self.still_held(&self.source.clone(), session).await?;
+            let held = self.still_held(&self.source.clone(), session).await;
+            held.map_err(|failure| match known.contains_key(REOPENING) {
+                // Then the source has one that was never heard of here.
+                true if failure.code == Code::Interrupted => Failure { code: Code::SnapshotLost, ..failure },
+                _ => failure,
+            })?;
             self.take_positions(&reply)?;
             if self.session.is_none() {
                 self.hold_session(context, session, reply);

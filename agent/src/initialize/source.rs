@@ -63,6 +63,7 @@ pub fn opened(rooms: &Rooms, held: &Held) -> Result<v1::OpenSessionReply, Failur
         link: reach.link,
         database: reach.database,
         positions: positions.iter().map(position).collect(),
+        gate_lsn: held.gate.map(|gate| gate.to_string()).unwrap_or_default(),
     })
 }
 
@@ -172,6 +173,7 @@ pub async fn subscribe_back(rooms: &Rooms, held: &Held, request: &v1::SubscribeR
         reach: &reach,
         origin: OriginFilter::None,
         begin: Lsn::default(),
+        gates: &[],
     };
     let name = subscribe::subscribe(rooms, held.op, &inflow).await?;
     let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;

@@ -163,7 +163,7 @@ impl Direct {
             crash_point!("all copied");
             let mut counts = this.counts.clone();
             if counts.is_empty() {
-                counts = this.count_at_snapshot().await?;
+                counts = this.of_last_snapshot(this.count_at_snapshot().await?);
                 // Before the snapshot goes, in which alone they can be counted.
                 this.note_counts(context, &counts).await?;
             }
@@ -250,7 +250,8 @@ impl Direct {
         // A physical copy ends later than the slot begins.
         let begin = self.adopted().await?.map(|adopted| adopted.branch.lsn).unwrap_or_default();
         let (slot, publication) = (&reply.slot, &reply.publication);
-        let inflow = Inflow { source, slot, publication, reach, origin, begin };
+        let gates = self.gates.as_slice();
+        let inflow = Inflow { source, slot, publication, reach, origin, begin, gates };
         crash_point!("before subscribe");
         self.subscription = subscribe::subscribe(&self.rooms, context.op, &inflow).await?;
         Ok(())
@@ -282,6 +283,7 @@ impl Direct {
         unless_lost(lost, async {
             crash_point!("catching up");
             self.catch_up_with(&self.source, self.session().id, &self.subscription).await?;
+            self.pass_gates().await?;
             for member in &self.members {
                 self.catch_up_with(&member.node, member.session, &member.subscription).await?;
             }

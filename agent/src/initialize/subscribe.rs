@@ -4,9 +4,10 @@ use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId},
     lsn::Lsn,
+    names::TableName,
 };
 
-use super::reach::Reach;
+use super::{gates, reach::Reach};
 use crate::{
     breakpoint::crash_point,
     cleanup::Effect,
@@ -42,12 +43,15 @@ pub struct Inflow<'a> {
     pub origin: OriginFilter,
     /// What the publisher committed before this is here already; 0/0, or before where the slot stands: the slot decides.
     pub begin: Lsn,
+    /// Tables whose rows hold what was committed before a later moment.
+    pub gates: &'a [(TableName, Lsn)],
 }
 
 /// Subscribes this node to a peer's slot and starts it. It begins at [`Inflow::begin`] and copies nothing.
 pub async fn subscribe(rooms: &Rooms, op: OperationId, inflow: &Inflow<'_>) -> Result<String, Failure> {
     let made = create(rooms, op, inflow, false).await?;
     if !made.is_enabled {
+        gates::set(rooms, op, &made.name, inflow.gates).await?;
         start(rooms, op, &made, inflow.begin).await?;
     }
     Ok(made.name)

@@ -79,8 +79,8 @@ impl Source {
     }
 
     /// Opens the operation's session anew, whose snapshot was lost.
-    pub async fn reopen_session(&self) -> Result<v1::OpenSessionReply, Failure> {
-        ask!(self, reopen_session, v1::ReopenSessionRequest { op_id: self.op.to_string() })
+    pub async fn reopen_session(&self, keep_slot: bool) -> Result<v1::OpenSessionReply, Failure> {
+        ask!(self, reopen_session, v1::ReopenSessionRequest { op_id: self.op.to_string(), keep_slot })
     }
 
     /// Opens a session on a snapshot of it that lies in files, as `signed` allows.

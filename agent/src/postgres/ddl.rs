@@ -419,11 +419,21 @@ pub fn drop_subscription(name: &str) -> Statement {
     Statement::new(format!("drop subscription if exists {}", quote_identifier(name)), subscribing("drop", name))
 }
 
+/// How long a slot lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SlotLife {
+    /// Until it is dropped.
+    Lasting,
+    /// As long as the connection that made it.
+    Temporary,
+}
+
 /// `CREATE_REPLICATION_SLOT`, for a replication connection: makes the slot and exports what it begins after.
-pub(super) fn create_exporting_slot(slot: &SlotName) -> Statement {
+pub(super) fn create_exporting_slot(slot: &SlotName, life: SlotLife) -> Statement {
     // The replication grammar knows its keywords in capitals only.
     let name = quote_identifier(slot.as_str());
-    let sql = format!("CREATE_REPLICATION_SLOT {name} LOGICAL pgoutput (SNAPSHOT 'export')");
+    let temporary = if life == SlotLife::Temporary { " TEMPORARY" } else { "" };
+    let sql = format!("CREATE_REPLICATION_SLOT {name}{temporary} LOGICAL pgoutput (SNAPSHOT 'export')");
     let creating = doing(format!("create slot {}", slot.as_str())).privilege(Code::ReplicationPrivilege);
     Statement::new(sql, creating.limit(Code::NoFreeSlot))
 }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     activity,
     connect::{CONNECT_TIMEOUT, ConnectionTask, Database, PostgresConfig, Purpose, Session},
-    ddl::{self, SlotName},
+    ddl::{self, SlotLife, SlotName},
     error::{Error, Refusal, doing},
     slots,
 };
@@ -64,11 +64,33 @@ pub async fn create_slot_exporting(
     patience: Duration,
     cancelled: &CancellationToken,
 ) -> Result<ExportedSlot, Error> {
+    exporting(database, op, (name, SlotLife::Lasting), patience, cancelled).await
+}
+
+/// Exports a snapshot and says where it stands, by a slot `name` that goes when the snapshot is released; waits and fails
+/// like [`create_slot_exporting`].
+pub async fn export_snapshot(
+    database: &Database,
+    op: OperationId,
+    name: &str,
+    patience: Duration,
+    cancelled: &CancellationToken,
+) -> Result<ExportedSlot, Error> {
+    exporting(database, op, (name, SlotLife::Temporary), patience, cancelled).await
+}
+
+async fn exporting(
+    database: &Database,
+    op: OperationId,
+    (name, life): (&str, SlotLife),
+    patience: Duration,
+    cancelled: &CancellationToken,
+) -> Result<ExportedSlot, Error> {
     let name = SlotName::parse(name)?;
     let watch = database.session(Purpose::Watch).await?;
     let connection = ReplicationConnection::open(database, Purpose::Slot(op)).await?;
     let making = Making { watch: &watch, slot: &name, pid: connection.backend_pid, patience, cancelled };
-    let (lsn, snapshot) = making.carry_out(connection.create_slot(&name)).await?;
+    let (lsn, snapshot) = making.carry_out(connection.create_slot(&name, life)).await?;
     Ok(ExportedSlot { name: name.as_str().to_owned(), lsn, snapshot, connection })
 }
 
@@ -186,8 +208,8 @@ impl ReplicationConnection {
         Ok(Self { client, _task: task, backend_pid })
     }
 
-    async fn create_slot(&self, name: &SlotName) -> Result<(Lsn, String), Error> {
-        let statement = ddl::create_exporting_slot(name);
+    async fn create_slot(&self, name: &SlotName, life: SlotLife) -> Result<(Lsn, String), Error> {
+        let statement = ddl::create_exporting_slot(name, life);
         let answer = self.client.simple_query(statement.as_str()).await;
         let answer = answer.map_err(|error| statement.doing().failed(error))?;
         read_slot(&answer).ok_or_else(|| Error::Unreadable {

@@ -8,7 +8,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_protocol::{failure::Code, lsn::Lsn, names::TableName};
 use tokio::time::{Instant, sleep};
-use tokio_postgres::Row;
+use tokio_postgres::{
+    Row,
+    types::{PgLsn, ToSql},
+};
 
 use super::{
     connect::{Session, count_field, field},
@@ -171,6 +174,15 @@ pub async fn table_copies(session: &Session, name: &str) -> Result<Vec<TableCopy
             })
         })
         .collect()
+}
+
+/// Tells a subscription that does not run that what was committed before `at` is in the rows of `table` already; false: it
+/// runs, or does not carry the table.
+pub async fn set_table(session: &Session, name: &str, table: &TableName, at: Lsn) -> Result<bool, Error> {
+    let telling = doing(format!("tell subscription {name} where {table} stands")).privilege(Code::SubscribePrivilege);
+    let given: [&(dyn ToSql + Sync); 4] = [&name, &table.schema, &table.name, &PgLsn::from(at.0)];
+    let set = session.execute(telling, sql!("replication/set_subscribed_table.sql"), &given).await?;
+    Ok(set == 1)
 }
 
 /// Runs what [`ddl::create_subscription`] rendered; its text is shown and logged nowhere.

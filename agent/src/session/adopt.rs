@@ -126,6 +126,7 @@ impl Sessions {
             tables: found.into_iter().map(|table| (table, TablePlan { starts: Vec::new(), pages: 0 })).collect(),
             role: Role::Files { snapshot: request.snapshot },
             parallel: 1,
+            gate: None,
             lacks_readers: false,
             database: self.database.clone(),
             keeper: None,

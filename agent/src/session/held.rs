@@ -97,6 +97,7 @@ pub(super) struct NewHeld {
     pub(super) role: Role,
     pub(super) one_way: bool,
     pub(super) parallel: u32,
+    pub(super) gate: Option<Lsn>,
     pub(super) lacks_readers: bool,
     pub(super) database: Database,
     pub(super) keeper: Option<Keeper>,
@@ -130,6 +131,8 @@ pub struct Held {
     pub role: Role,
     /// Nothing is sent back.
     pub one_way: bool,
+    /// Where the snapshot stands, if that is later than where the slot begins: an earlier one was lost.
+    pub gate: Option<Lsn>,
     /// As many streams read at once.
     pub(super) parallel: u32,
     /// Its readers ended with the run before; they have to be ready before any DDL waits.
@@ -160,6 +163,7 @@ impl Held {
             tables: new.tables,
             role: new.role,
             one_way: new.one_way,
+            gate: new.gate,
             parallel: new.parallel,
             lacks_readers: new.lacks_readers,
             database: new.database,

@@ -90,6 +90,7 @@ impl Sessions {
             role: Role::Member { source_slot: request.source_slot, marker },
             one_way: false,
             parallel: 0,
+            gate: None,
             lacks_readers: false,
             database: self.database.clone(),
             keeper: None,

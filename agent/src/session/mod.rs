@@ -20,6 +20,7 @@ use jiff::Timestamp;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId, SessionId},
+    lsn::Lsn,
     names::TableName,
 };
 use tokio::sync::Mutex as AsyncMutex;
@@ -61,6 +62,7 @@ pub use pause::Neighbour;
 pub use prepared::{Snapshots, TakeRequest};
 pub use publish::publish;
 use publish::tables_as_agreed;
+pub use reopen::OldSlot;
 
 /// What a target asks for.
 #[derive(Debug, Clone)]
@@ -81,6 +83,8 @@ pub struct OpenRequest {
     pub one_way: bool,
     /// Both ways: all nodes this one replicates with both ways already.
     pub neighbours: Vec<Neighbour>,
+    /// Tables that were copied in a snapshot that is lost stay: the slot made with it, which begins here, is kept.
+    pub kept_slot: Option<Lsn>,
     /// For a snapshot in files, whose slot and publication are for whoever applies it: their names.
     pub for_files: Option<FileNames>,
 }
@@ -97,6 +101,7 @@ pub struct Sessions {
     database: Database,
     cleanup: Cleanup,
     keepers: Keepers,
+    prepared: Snapshots,
     settings: Arc<config::Copy>,
     open: Arc<DashMap<SessionId, Open>>,
     /// Operations whose session opens, is open, or ends: the janitor leaves them alone.
@@ -121,15 +126,16 @@ impl Sessions {
     pub fn new(
         database: Database,
         cleanup: Cleanup,
-        keepers: Keepers,
-        settings: config::Copy,
+        prepared: &Snapshots,
+        settings: &config::Copy,
         breakpoints: Breakpoints,
     ) -> Self {
         Self {
             database,
             cleanup,
-            keepers,
-            settings: Arc::new(settings),
+            keepers: prepared.keepers(),
+            prepared: prepared.clone(),
+            settings: Arc::new(settings.clone()),
             open: Arc::default(),
             served: Arc::default(),
             opening: Arc::default(),
@@ -208,6 +214,7 @@ impl Sessions {
         }
         let reader = request.for_files.is_none().then_some(target);
         let (exported, positions) = match &request.neighbours[..] {
+            _ if request.kept_slot.is_some() => (self.snapshot_alone(op).await?, Vec::new()),
             neighbours if !request.one_way && !neighbours.is_empty() => {
                 self.slot_while_still(op, target, &slot, neighbours).await?
             }
@@ -215,7 +222,8 @@ impl Sessions {
         };
         crash_point!("slot made");
         let snapshot = keeper.hold(&exported.snapshot, &slot).await?;
-        let lsn = exported.lsn;
+        let lsn = request.kept_slot.unwrap_or(exported.lsn);
+        let gate = request.kept_slot.map(|_| exported.lsn);
         exported.release();
         let idle = match self.settings.on_blocked_ddl {
             OnBlockedDdl::Fail => Vec::new(),
@@ -241,6 +249,7 @@ impl Sessions {
             role: Role::Source { positions },
             one_way: request.one_way,
             parallel: request.parallel,
+            gate,
             lacks_readers: false,
             database: self.database.clone(),
             keeper: Some(keeper),
@@ -305,6 +314,15 @@ impl Sessions {
             made.map_err(|error| error.explain())
         };
         self.cleanup.make(op, &step, &effect, made).await
+    }
+
+    /// A snapshot of now, for a slot that is there already.
+    async fn snapshot_alone(&self, op: OperationId) -> Result<ExportedSlot, Failure> {
+        // One that was being made may still be on its way out.
+        let name = format!("steep_gate_{}", SessionId::generate().to_string().replace('-', ""));
+        let (never, patience) = (CancellationToken::new(), self.settings.slot_timeout);
+        let made = replication::export_snapshot(&self.database, op, &name, patience, &never).await;
+        made.map_err(|error| error.explain())
     }
 
     /// The open session `id` of `caller`; renews it.

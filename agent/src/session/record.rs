@@ -31,6 +31,8 @@ pub(super) struct Record {
     role: KeptRole,
     pub(super) one_way: bool,
     pub(super) parallel: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) gate: Option<Lsn>,
     /// Its last row was read: there is no snapshot any more, and no keeper.
     pub(super) is_released: bool,
 }
@@ -90,6 +92,7 @@ impl Record {
             },
             one_way: held.one_way,
             parallel: held.parallel,
+            gate: held.gate,
             is_released,
         }
     }
@@ -117,9 +120,9 @@ impl Record {
         }
     }
 
-    /// It has, or should have, a keeper.
+    /// It has, or should have, a keeper. That of a prepared session is the preparation's.
     pub(super) fn is_kept(&self) -> bool {
-        !self.is_released && !self.snapshot.is_empty()
+        !self.is_released && !self.snapshot.is_empty() && self.role != KeptRole::Prepared
     }
 }
 
@@ -143,6 +146,7 @@ mod tests {
             role,
             one_way: true,
             parallel: 4,
+            gate: Some(Lsn(99)),
             is_released: false,
         }
     }

@@ -1,25 +1,37 @@
-//! A session whose snapshot was lost, since its keeper or PostgreSQL has died, opened anew for the same target.
+//! A session whose snapshot was lost, since its keeper or PostgreSQL has died, opened anew for the same target: with a slot
+//! of its own, or on the one it had, where the target keeps the tables that it had copied.
 //!
 //! What an operator has signed for it holds on: the target asks for nothing that it was not given before.
 
 use std::sync::Arc;
 
 use steep_protocol::{
-    failure::{Code, Failure},
+    failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId},
 };
 
 use super::{Held, Neighbour, OpenRequest, Opening, Role, Sessions, WHOLE_DATABASE};
+use crate::postgres::{self, Purpose, slots};
+
+/// What becomes of the slot that was made with the lost snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OldSlot {
+    /// It goes, and another one begins where the new snapshot stands.
+    Replaced,
+    /// It stays: tables that were copied in the lost snapshot are kept.
+    Kept,
+}
 
 impl Sessions {
     /// The session of `op` with a snapshot that is held: the one that is open if it has not lost its own, else a new one.
     /// `neighbour` tells by which subscription the changes of a node come.
     ///
-    /// After an error the lost session is still there, and this may be tried again.
+    /// Fails with [`Code::SlotLost`] where the slot that is to be kept is not what it was. After an error the lost session is still there, and this may be tried again.
     pub async fn reopen(
         &self,
         target: &NodeId,
         op: OperationId,
+        slot: OldSlot,
         neighbour: impl Fn(NodeId) -> Neighbour,
     ) -> Result<Arc<Held>, Failure> {
         let _turn = self.opening.lock().await;
@@ -30,6 +42,10 @@ impl Sessions {
         if !is_lost(&lost).await? {
             return Ok(lost);
         }
+        let is_kept = slot == OldSlot::Kept;
+        if is_kept {
+            self.check_kept_slot(&lost, positions.is_empty()).await?;
+        }
         let request = OpenRequest {
             op,
             tables: lost.tables.iter().map(|(table, _)| (table.oid, table.name.clone())).collect(),
@@ -39,10 +55,12 @@ impl Sessions {
             parallel: lost.parallel,
             one_way: lost.one_way,
             neighbours: positions.iter().map(|(node, _)| neighbour(node.clone())).collect(),
+            kept_slot: is_kept.then_some(lost.lsn),
             for_files: None,
         };
-        // The slot begins where the lost snapshot was; of a try before there may be more.
-        for kind in ["slot", "session"] {
+        // A slot begins where the lost snapshot was; of a try before there may be more.
+        let over: &[&str] = if is_kept { &["session"] } else { &["slot", "session"] };
+        for kind in over {
             self.cleanup.undo_kind(op, kind).await?;
         }
         // The operation is served all the while.
@@ -50,6 +68,18 @@ impl Sessions {
         let opened = self.open_in_turn(target, request, opening).await?;
         self.open.remove(&lost.id);
         Ok(opened)
+    }
+
+    /// The slot still sends all since the first snapshot, and nobody else's changes have to fit to it.
+    async fn check_kept_slot(&self, lost: &Held, is_pair: bool) -> Result<(), Failure> {
+        let explain = |error: postgres::Error| error.explain();
+        let look = self.database.session(Purpose::Watch).await.map_err(explain)?;
+        let slot = slots::progress(&look, &lost.slot).await.map_err(explain)?;
+        let begins = slot.filter(|slot| !slot.is_lost()).and_then(|slot| slot.confirmed_flush);
+        if is_pair && begins.is_some_and(|begins| begins <= lost.lsn) {
+            return Ok(());
+        }
+        Err(Failure::new(Code::SlotLost, format!("slot {} cannot serve a later snapshot", lost.slot)))
     }
 }
 

@@ -64,6 +64,7 @@ impl Sessions {
             role: record.role(),
             one_way: record.one_way,
             parallel: record.parallel,
+            gate: record.gate,
             database: self.database.clone(),
             lacks_readers: keeper.is_some() && self.settings.on_blocked_ddl == OnBlockedDdl::Wait,
             keeper,
@@ -130,11 +131,12 @@ impl Sessions {
         }
     }
 
-    /// Has keepers let go that belong to no session.
+    /// Has keepers let go that belong to no session and to no preparation.
     pub async fn end_strays(&self) {
         let serving = self.served.iter().filter(|served| *served.value() == Stage::Serving);
         let wanted: Vec<_> = serving.map(|served| served.key().short()).collect();
-        self.keepers.sweep(|digits| wanted.iter().any(|wanted| wanted == digits)).await;
+        let is_wanted = |digits: &str| wanted.iter().any(|wanted| wanted == digits) || self.prepared.wants(digits);
+        self.keepers.sweep(is_wanted).await;
     }
 
     /// The target has read its last row: locks and snapshot go, the slot stays.

@@ -60,6 +60,13 @@ pub async fn forget(store: &Store, op: OperationId) -> Result<(), Error> {
     store.execute("forget the copied parts", sql, &[&op.uuid()]).await.map(drop)
 }
 
+/// Forgets what `op` has copied of `tables`: their rows are gone.
+pub async fn forget_tables(store: &Store, op: OperationId, tables: &[TableName]) -> Result<(), Error> {
+    let (schemas, names): (Vec<_>, Vec<_>) = tables.iter().map(|table| (&table.schema, &table.name)).unzip();
+    let sql = sql!("store/forget_copied_parts_of_tables.sql");
+    store.execute("forget the copied parts", sql, &[&op.uuid(), &schemas, &names]).await.map(drop)
+}
+
 /// The parts `op` has copied, by table and number.
 pub async fn parts(store: &Store, op: OperationId) -> Result<Vec<CopiedPart>, Error> {
     let rows = store.rows("read the copied parts", sql!("store/list_copied_parts.sql"), &[&op.uuid()]).await?;

@@ -107,7 +107,7 @@ pub async fn end(store: &Store, op: OperationId, why: &str) -> Result<bool, Erro
     Ok(store.execute("end a preparation", sql!("store/end_preparation.sql"), &[&op.uuid(), &why]).await? == 1)
 }
 
-/// At the start of an agent: what was half made is over, and no snapshot is held.
+/// At the start of an agent: what was half made is over.
 pub async fn strike_half(store: &Store) -> Result<(), Error> {
     store.execute("look over preparations", sql!("store/strike_half_preparations.sql"), &[]).await.map(drop)
 }

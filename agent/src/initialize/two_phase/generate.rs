@@ -255,6 +255,7 @@ impl Generate {
             parallel: self.plan.wanted.parallel,
             one_way: true,
             neighbours: Vec::new(),
+            kept_slot: None,
             for_files: Some(FileNames { slot: format!("steep_{}", snapshot_id(op)), publication }),
         };
         let held = rooms.sessions.open(&rooms.me, request).await?;

@@ -186,7 +186,7 @@ fn told(prepared: &v1::Preparation) -> String {
     )];
     if !prepared.snapshot.is_empty() {
         lines.push(format!(
-            "Snapshot  {} is held until then, or until the agent of {node} ends: DDL on its tables and VACUUM wait for it",
+            "Snapshot  {} is held until then, or until PostgreSQL on {node} ends: DDL on its tables and VACUUM wait for it",
             safe(&prepared.snapshot)
         ));
     }

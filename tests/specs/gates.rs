@@ -1,0 +1,115 @@
+//! A table that is finished is never copied twice, also when the snapshot itself is lost: the others are copied again in a
+//! later one, and the subscription leaves out of each table what its rows hold already.
+
+use std::collections::BTreeSet;
+
+use steep_tests::{Cluster, Ledger, Node, NodeState::Synchronized, Operation, PATIENCE, Stop, until};
+
+/// One stream: tables are finished one after the other, the largest first.
+const START: &str = "node start node_b --from node_a --parallel 1 --detach -o json";
+
+/// Parts of 1 MiB, of a table that is smaller than the ledger's entries.
+const LATER: &str = "
+    create table later (id int primary key, text text not null);
+    insert into later select n, md5(n::text) from generate_series(1, 24000) n";
+
+async fn parts_of(b: &Node, table: &str) -> Vec<String> {
+    let sql = format!(
+        "select part || ' at ' || copied_at from steep_repl.copied_parts where table_schema || '.' || table_name = '{table}' order by part"
+    );
+    b.texts(&sql).await
+}
+
+async fn tables_landed(b: &Node) -> BTreeSet<String> {
+    b.texts("select distinct table_name from steep_repl.copied_parts").await.into_iter().collect()
+}
+
+async fn starts(b: &Node, more: &str) -> Operation {
+    until("the agent takes an order", PATIENCE, async || {
+        let outcome = b.steepctl(&format!("{START} {more}")).outcome();
+        if outcome.status == 0 { Ok(Operation::known(b, &outcome)) } else { Err(outcome.to_string()) }
+    })
+    .await
+}
+
+async fn finished_tables_stay(versions: &[&str], more: &str) {
+    let [a, b] = Cluster::of(2).pg(versions).agent_toml("[copy]\npart_size = \"1MiB\"").start().await;
+    let ledger = Ledger::on(&a, 30_000).await;
+    a.sql(LATER).await;
+    let pages = "select sum(pg_relation_size(oid)) / 8192 from pg_class where relname =";
+    let [entries, later] = [
+        a.value::<String>(&format!("select ({pages} 'entries')::bigint::text")).await,
+        a.value::<String>(&format!("select ({pages} 'later')::bigint::text")).await,
+    ]
+    .map(|pages| pages.parse::<u64>().expect("a number").div_ceil(128));
+    assert_eq!(later, 2, "parts of 1 MiB");
+    let on_a = ledger.writers(4, &a);
+    on_a.write(50).await;
+
+    // The entries have landed, and half of what comes next.
+    b.stop_agent();
+    b.start_agent_to_die(&format!("after a commit:{}", entries + 1));
+    let op = starts(&b, more).await;
+    b.agent_dies("amid the second table").await;
+    let first = parts_of(&b, "ledger.entries").await;
+    assert_eq!(first.len() as u64, entries, "all of them have landed");
+    assert_eq!(parts_of(&b, "public.later").await.len(), 1);
+    on_a.write(50).await;
+    a.kill_keepers();
+    on_a.write(50).await;
+    for point in ["rest taken back", "gates noted"] {
+        b.start_agent_to_die(point);
+        b.agent_dies(point).await;
+        assert_eq!(parts_of(&b, "ledger.entries").await, first, "{point}: what was finished is there as it was");
+        assert_eq!(tables_landed(&b).await.len(), 1, "{point}: of an unfinished table nothing counts any more");
+        on_a.write(50).await;
+    }
+
+    // Another table is finished, and again the snapshot goes.
+    b.start_agent_to_die("after a commit:2");
+    b.agent_dies("with the second table finished").await;
+    let second = parts_of(&b, "public.later").await;
+    assert_eq!(second.len(), 2);
+    a.stop_postgres(Stop::Immediate);
+    a.start_postgres();
+    on_a.write(50).await;
+    b.start_agent_to_die("a gate set:2");
+    b.agent_dies("a gate set").await;
+    assert_eq!(parts_of(&b, "ledger.entries").await, first, "it was copied once");
+    assert_eq!(parts_of(&b, "public.later").await, second, "it was copied once in the second snapshot");
+    let gates = b.texts("select convert_from(body, 'utf8') from steep_repl.operation_notes where name = 'gates'").await;
+    assert!(gates[0].contains("journal") && !gates[0].contains("entries"), "{gates:?}");
+    on_a.write(50).await;
+    b.start_agent();
+    op.completes().await;
+
+    b.becomes(Synchronized).await;
+    let mut accounts = Vec::new();
+    if more.is_empty() {
+        let on_b = ledger.writers(2, &b);
+        on_b.write(30).await;
+        accounts.push(on_b.stop().await);
+    }
+    on_a.write(30).await;
+    accounts.push(on_a.stop().await);
+    b.holds_the_same_as(&a, "later").await;
+    let nodes = [&a, &b];
+    ledger.agrees(&nodes, &accounts).await;
+    let not_ready = "pg_subscription_rel where srsubstate <> 'r'";
+    assert_eq!(b.count(not_ready).await, 0, "tables are like all others once the subscription is past them");
+    a.keeps_nothing().await;
+    assert_eq!(a.slots().await.len(), 1, "{:?}", a.slots().await);
+    for node in nodes {
+        assert_eq!(node.count("steep_repl.intents where state in ('planned', 'live')").await, 0, "{}", node.id());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_finished_table_is_not_copied_again_when_the_snapshot_is_lost_twice() {
+    finished_tables_stay(&["18"], "").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_finished_table_of_15_stays_on_18_one_way_when_the_snapshot_is_lost_twice() {
+    finished_tables_stay(&["15", "18"], "--one-way").await;
+}
