@@ -73,7 +73,14 @@ async fn finished_tables_stay(versions: &[&str], more: &str) {
     a.stop_postgres(Stop::Immediate);
     a.start_postgres();
     on_a.write(50).await;
+    // Its agent dies too, while it makes the third snapshot.
+    a.stop_agent();
+    a.start_agent_to_die("slot made");
     b.start_agent_to_die("a gate set:2");
+    a.agent_dies("with the third snapshot made").await;
+    a.start_agent_to_die("session noted");
+    a.agent_dies("with the third snapshot noted, and nobody told").await;
+    a.start_agent();
     b.agent_dies("a gate set").await;
     assert_eq!(parts_of(&b, "ledger.entries").await, first, "it was copied once");
     assert_eq!(parts_of(&b, "public.later").await, second, "it was copied once in the second snapshot");

@@ -58,10 +58,11 @@ impl Sessions {
             kept_slot: is_kept.then_some(lost.lsn),
             for_files: None,
         };
-        // A slot begins where the lost snapshot was; of a try before there may be more.
-        let over: &[&str] = if is_kept { &["session"] } else { &["slot", "session"] };
-        for kind in over {
-            self.cleanup.undo_kind(op, kind).await?;
+        // What is written down of the lost session stays until the new one is: should this agent end in between, its next run
+        // finds a session that is lost, not none. Of a try before there may be a keeper, or a slot.
+        self.keepers.let_go(op).await;
+        if !is_kept {
+            self.cleanup.undo_kind(op, "slot").await?;
         }
         // The operation is served all the while.
         let opening = Opening { sessions: self.clone(), op: None };
