@@ -3,6 +3,7 @@
 use xtask::{
     cluster::{agent::Life, server::Stop},
     process::Signal,
+    test::EVERY_CRASH_POINT,
 };
 
 use crate::{
@@ -10,6 +11,15 @@ use crate::{
     operation::Operation,
     wait::{PATIENCE, until},
 };
+
+/// The crash points that this run takes: with `cargo x test crash` all `points`, in any other run the `few` of them.
+pub fn crash_points<'a>(points: &[&'a str], few: &[&str]) -> Vec<&'a str> {
+    if let Some(stranger) = few.iter().find(|point| !points.contains(*point)) {
+        panic!("{stranger:?} is none of the crash points {points:?}");
+    }
+    let every = std::env::var_os(EVERY_CRASH_POINT).is_some();
+    points.iter().copied().filter(|point| every || few.contains(point)).collect()
+}
 
 impl Node {
     /// The agent dies as in a crash.

@@ -1,10 +1,12 @@
 //! The crash matrix: the target's agent dies at every crash point of each way to make a node, and of copying tables again,
 //! while applications write. The operation goes on by itself in the agent's next run, and no row is lost or doubled.
 //!
+//! Every point is taken by `cargo x test crash`; any other run takes the few that each spec names beside them.
+//!
 //! `resume` has that of direct initialization, of its source's agent, and of the keeper; `snapshots` that of a snapshot being
 //! written.
 
-use steep_tests::{Cluster, Ledger, Node, NodeState::Synchronized, PATIENCE, Stop, Writers, until};
+use steep_tests::{Cluster, Ledger, Node, NodeState::Synchronized, PATIENCE, Stop, Writers, crash_points, until};
 
 use crate::{
     reinit::has_no_traces,
@@ -64,6 +66,7 @@ async fn tables_are_copied_again_though_the_agent_dies_at_any_crash_point() {
         "caught up",
         "reinit undone",
     ];
+    let points = crash_points(&points, &["tables switched"]);
     // While the agent is down whoever writes on node_b still has to wait for the copy, so only node_a's are waited for.
     let again = "node reinit node_b --schema ledger --confirm node_b";
     let op = b.dies_at_each(&points, again, async || on_a.write(10).await).await;
@@ -108,6 +111,7 @@ async fn in_place_and_in_a_mesh_tables_are_copied_again_though_the_agent_dies_me
     c.sql(SPOIL).await;
     let [on_a, on_b] = [&a, &b].map(|node| ledger.writers(2, node));
     let points = ["session opened", "tables held:2", "tables emptied", "after a commit:2", "all copied", "caught up"];
+    let points = crash_points(&points, &["tables emptied"]);
     let again = "node reinit node_c --schema ledger --source node_a --confirm node_c --in-place";
     let writing = async || {
         on_a.write(10).await;
@@ -162,6 +166,7 @@ async fn postgresqls_own_copy_goes_on_though_the_agent_dies_at_any_crash_point()
         "before synchronized",
         "synchronized",
     ];
+    let points = crash_points(&points, &["subscribed"]);
     let start = "node start node_b --from node_a --method snapshot";
     let op = b.dies_at_each(&points, start, async || on_a.write(10).await).await;
     op.completes().await;
@@ -191,6 +196,7 @@ async fn a_snapshot_in_files_is_applied_though_the_agent_dies_at_any_crash_point
         "before synchronized",
         "synchronized",
     ];
+    let points = crash_points(&points, &["after a commit:2"]);
     let apply = format!("snapshot apply node_b --input {}", folder.path());
     let op = b.dies_at_each(&points, &apply, async || on_a.write(10).await).await;
     op.completes().await;

@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use serde_json::Value;
-use steep_tests::{Cluster, Ledger, Node, NodeState::*, PATIENCE, shop, until};
+use steep_tests::{Cluster, Ledger, Node, NodeState::*, PATIENCE, crash_points, shop, until};
 
 /// What was printed to be done next.
 struct Next {
@@ -133,6 +133,7 @@ async fn a_restored_node_is_completed_though_its_agent_dies_at_any_crash_point()
         "before synchronized",
         "synchronized",
     ];
+    let points = crash_points(&points, &["subscribed"]);
     let op = b.dies_at_each(&points, &next.complete(), async || on_a.write(10).await).await;
     op.completes().await;
     b.becomes(Synchronized).await;
@@ -231,7 +232,7 @@ fn place(node: &Node) -> String {
 
 #[tokio::test]
 async fn a_preparation_is_listed_kept_extended_and_taken_back() {
-    let [a, b] = Cluster::of(2).start().await;
+    let [a, b] = Cluster::of(2).agent_toml("[cleanup]\nevery = \"2s\"").start().await;
     a.sql("create table t (id int primary key)").await;
     let before = a.inventory().await;
     let next = prepare(&a, "--expires 2h");

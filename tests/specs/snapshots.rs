@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 use steep_agent::snapshot::files::manifest::Manifest;
-use steep_tests::{Cluster, Ledger, Node, NodeState::*, PATIENCE, guest, shop, until};
+use steep_tests::{Cluster, Ledger, Node, NodeState::*, PATIENCE, crash_points, guest, shop, until};
 
 /// Some tables of several parts, and what CSV makes hard.
 pub(crate) const ODD: &str = r#"
@@ -239,6 +239,7 @@ async fn a_target_agent_that_dies_while_it_applies_a_snapshot_goes_on_where_it_w
         "subscribed",
         "verified",
     ];
+    let points = crash_points(&points, &["amid a part:3"]);
     b.stop_agent();
     b.start_agent_to_die(points[0]);
     let op = until("the agent takes an order", PATIENCE, async || {
@@ -454,7 +455,7 @@ async fn nothing_is_loaded_from_a_snapshot_that_was_touched() {
 
 #[tokio::test]
 async fn a_snapshot_that_begins_nothing_any_more_is_refused_before_anything_is_written() {
-    let [a, b] = Cluster::of(2).start().await;
+    let [a, b] = Cluster::of(2).agent_toml("[cleanup]\nevery = \"2s\"").start().await;
     a.sql(&shop::orders(500)).await;
     a.sql("create table changing (id int primary key, t text); insert into changing values (1, 'x')").await;
     let before = b.inventory().await;
