@@ -290,3 +290,59 @@ async fn in_place_and_in_a_mesh_of_three_it_is_as_exact() {
     c.steepctl("node reinit node_c --tables orders --source node_b --confirm node_c").operation().completes().await;
     c.holds_the_same_as(&a, "orders").await;
 }
+
+#[tokio::test]
+async fn a_failed_node_is_healed_where_it_has_rows_and_told_to_be_started_where_it_never_had_any() {
+    let [a, b, c] = Cluster::of(3).start().await;
+    let ledger = Ledger::on(&a, 1_000).await;
+    // Nothing was ever copied to this one.
+    c.fail_after("create tables");
+    c.steepctl("node start node_c --from node_a --one-way").fails_with("STP-5006");
+    c.becomes(Failed).await;
+    for what in ["--full", "--tables ledger.entries", "--schema ledger --source node_a"] {
+        let told = c.steepctl(&format!("node reinit node_c {what} --confirm node_c")).fails_with("STP-3301");
+        assert!(told.stderr.contains("steepctl node start node_c --from node_a"), "{told}");
+    }
+
+    // This one replicates, but its last operation failed at its very end, as when PostgreSQL goes away there.
+    b.steepctl("node start node_b --from node_a --one-way").operation().completes().await;
+    let fails = async || {
+        for state in ["diverged", "failed"] {
+            b.sql(&format!("update steep_repl.nodes set init_state = '{state}' where node_id = 'node_b'")).await;
+        }
+        b.becomes(Failed).await;
+    };
+    fails().await;
+    spoil(&b, WRONG_ENTRIES).await;
+    let on_a = ledger.writers(2, &a);
+    on_a.write(50).await;
+    let again = "node reinit node_b --tables ledger.entries --confirm node_b";
+    let op = b.steepctl(&format!("{again} --max-rate 100KB")).operation();
+    op.reaches("copy tables").await;
+    b.steepctl("node cancel node_b").succeeds();
+    assert_eq!(op.ends().await, "cancelled");
+    b.becomes(Failed).await;
+    b.steepctl(again).operation().completes().await;
+    b.becomes(Synchronized).await;
+    has_no_traces(&b).await;
+    let account = on_a.stop().await;
+    ledger.agrees(&[&a, &b], &[account]).await;
+
+    // All of it; and once more, as the second half of that fails.
+    fails().await;
+    b.fail_after("copy tables");
+    b.steepctl("node reinit node_b --full --confirm node_b").fails_with("STP-5006");
+    b.becomes(Failed).await;
+    assert_eq!(b.count("pg_subscription").await, 0);
+    let told = b.steepctl(again).fails_with("STP-3301");
+    assert!(told.stderr.contains("steepctl node reinit node_b --full"), "{told}");
+    let shown = b.steepctl("node reinit node_b --full --dry-run").succeeds();
+    assert!(shown.stdout.contains("node_a (auto: as last time), one way; node_b is failed"), "{shown}");
+    b.steepctl("node reinit node_b --full --confirm node_b").succeeds();
+    b.becomes(Synchronized).await;
+    a.sql("insert into ledger.entries values ('spec/1', 1, null)").await;
+    for table in ["ledger.entries", "ledger.places", "ledger.journal"] {
+        b.holds_the_same_as(&a, table).await;
+    }
+    assert_eq!(a.slots().await.len(), 1, "one way, as before");
+}
