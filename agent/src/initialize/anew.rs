@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// So often an operation begins anew; a source that loses more snapshots needs somebody to look at it.
-const MOST: u32 = 3;
+pub(super) const MOST: u32 = 3;
 /// The steps that are run once more; the first only where both ways are replicated.
 const STEPS: [&str; 3] = ["publish on target", "create tables", "copy tables"];
 
@@ -59,7 +59,7 @@ impl Direct {
     }
 
     /// The session in a snapshot of its own; the next one, should that be lost while it is made.
-    async fn reopen(&mut self) -> Result<v1::OpenSessionReply, Failure> {
+    pub(super) async fn reopen(&mut self) -> Result<v1::OpenSessionReply, Failure> {
         loop {
             let reopened = self.source.reopen_session().await;
             match &reopened {
@@ -93,6 +93,13 @@ impl Direct {
     }
 
     async fn take_copy_back(&mut self, context: &Context) -> Result<(), Failure> {
+        self.take_rows_back(context, &["origin", "rows", "objects", "schema", "slot"]).await?;
+        self.forget_archive();
+        Ok(())
+    }
+
+    /// Undoes what there is of `kinds`, newest first, as they are made; what was copied is forgotten.
+    pub(super) async fn take_rows_back(&mut self, context: &Context, kinds: &[&str]) -> Result<(), Failure> {
         // Whatever still runs for us must not make anything new meanwhile.
         self.building = None;
         self.builder = None;
@@ -101,11 +108,9 @@ impl Direct {
         self.lost.send_replace(None);
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
         activity::terminate(&look, context.op).await.map_err(|error| error.explain())?;
-        // Newest first, as they are made.
-        for kind in ["origin", "rows", "objects", "schema", "slot"] {
+        for kind in kinds {
             self.rooms.cleanup.undo_kind(context.op, kind).await?;
         }
-        self.forget_archive();
         ledger::forget(&self.rooms.store, context.op).await.map_err(explain)?;
         notes::forget_some(&self.rooms.store, context.op, &["counts", BEGUN, BUILT]).await.map_err(explain)?;
         context.feed.progress(|progress| progress.forget_tables());

@@ -6,6 +6,7 @@
 //! all, and none of any other is held up for longer than that takes. [`request`] is the door, [`examine`] looks, [`steps`]
 //! are the longer steps.
 
+mod anew;
 mod examine;
 pub mod request;
 mod steps;
@@ -124,6 +125,10 @@ impl Work for Reinit {
 
     fn goes_on_after(&self, failure: &Failure) -> Option<Duration> {
         self.direct.goes_on_after(failure)
+    }
+
+    async fn begin_anew(&mut self, context: &Context, failure: &Failure) -> Result<Vec<&'static str>, Failure> {
+        Box::pin(self.copy_anew(context, failure)).await
     }
 
     fn outlives_the_agent(&self) -> bool {
