@@ -62,11 +62,22 @@ impl Node {
     /// The agent takes the order `steepctl` is told, dies at each of the crash `points` in turn, and is started again each time;
     /// `between` is done while it is down. Its last run lives on.
     pub async fn dies_at_each(&self, points: &[&str], steepctl: &str, between: impl AsyncFn()) -> Operation {
+        self.dies_at_each_for(self, points, steepctl, between).await
+    }
+
+    /// The same of an operation that `target` takes the order for: this node's agent is the one that dies.
+    pub async fn dies_at_each_for(
+        &self,
+        target: &Node,
+        points: &[&str],
+        steepctl: &str,
+        between: impl AsyncFn(),
+    ) -> Operation {
         self.stop_agent();
         self.start_agent_to_die(points[0]);
         let op = until("the agent takes an order", PATIENCE, async || {
-            let outcome = self.steepctl(steepctl).arg("--detach").arg("-o").arg("json").outcome();
-            if outcome.status == 0 { Ok(Operation::known(self, &outcome)) } else { Err(outcome.to_string()) }
+            let outcome = target.steepctl(steepctl).arg("--detach").arg("-o").arg("json").outcome();
+            if outcome.status == 0 { Ok(Operation::known(target, &outcome)) } else { Err(outcome.to_string()) }
         })
         .await;
         for (index, point) in points.iter().enumerate() {

@@ -3,8 +3,8 @@
 //!
 //! Every point is taken by `cargo x test crash`; any other run takes the few that each spec names beside them.
 //!
-//! `resume` has that of direct initialization, of its source's agent, and of the keeper; `snapshots` that of a snapshot being
-//! written.
+//! The source's agent dies in the same way. `resume` has that of direct initialization, of its source's agent, and of the keeper;
+//! `snapshots` that of a snapshot being written; `manual` that of a backup.
 
 use steep_tests::{Cluster, Ledger, Node, NodeState::Synchronized, PATIENCE, Stop, Writers, crash_points, until};
 
@@ -169,6 +169,40 @@ async fn postgresqls_own_copy_goes_on_though_the_agent_dies_at_any_crash_point()
     let points = crash_points(&points, &["subscribed"]);
     let start = "node start node_b --from node_a --method snapshot";
     let op = b.dies_at_each(&points, start, async || on_a.write(10).await).await;
+    op.completes().await;
+    b.becomes(Synchronized).await;
+    both_have_every_row(&ledger, [&a, &b], [on_a, on_b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresqls_own_copy_goes_on_though_the_sources_agent_dies_at_any_crash_point() {
+    let [a, b] = Cluster::of(2).setting("wal_retrieve_retry_interval", "200ms").start().await;
+    let ledger = Ledger::on(&a, 2_000).await;
+    a.sql("create table wide (id bigint primary key, text text not null)").await;
+    a.sql("insert into wide select n, repeat(md5(n::text), 8) from generate_series(1, 24000) n").await;
+    let [on_a, on_b] = [&a, &b].map(|node| ledger.writers(2, node));
+    let points = ["slot made", "session noted", "releasing", "copies let", "subscribed to the target", "kept"];
+    let points = crash_points(&points, &["copies let"]);
+    let start = "node start node_b --from node_a --method snapshot";
+    let op = a.dies_at_each_for(&b, &points, start, async || on_a.write(10).await).await;
+    op.completes().await;
+    b.becomes(Synchronized).await;
+    b.holds_the_same_as(&a, "wide").await;
+    both_have_every_row(&ledger, [&a, &b], [on_a, on_b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_are_copied_again_though_the_sources_agent_dies_at_any_crash_point() {
+    let [a, b] = Cluster::of(2).start().await;
+    let ledger = Ledger::on(&a, 2_000).await;
+    b.steepctl("node start node_b --from node_a").operation().completes().await;
+    b.sql(SPOIL).await;
+    let [on_a, on_b] = [&a, &b].map(|node| ledger.writers(2, node));
+    on_b.write(20).await;
+    let points = ["slot made", "session noted", "amid sending:2", "counted", "releasing", "undoing"];
+    let points = crash_points(&points, &["amid sending:2"]);
+    let again = "node reinit node_b --schema ledger --confirm node_b";
+    let op = a.dies_at_each_for(&b, &points, again, async || on_a.write(10).await).await;
     op.completes().await;
     b.becomes(Synchronized).await;
     both_have_every_row(&ledger, [&a, &b], [on_a, on_b]).await;

@@ -145,6 +145,28 @@ async fn a_restored_node_is_completed_though_its_agent_dies_at_any_crash_point()
     nothing_is_left([&a, &b]).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_node_is_completed_though_its_sources_agent_dies_at_any_crash_point() {
+    let [a, b] = Cluster::of(2).setting("wal_retrieve_retry_interval", "200ms").start().await;
+    let ledger = Ledger::on(&a, 1_000).await;
+    let on_a = ledger.writers(2, &a);
+    let next = prepare(&a, "");
+    on_a.write(20).await;
+    dump_and_restore(&a, &next);
+    let points = ["slot taken", "subscribed to the target", "kept"];
+    let points = crash_points(&points, &["slot taken"]);
+    let op = a.dies_at_each_for(&b, &points, &next.complete(), async || on_a.write(10).await).await;
+    op.completes().await;
+    b.becomes(Synchronized).await;
+    let on_b = ledger.writers(2, &b);
+    on_a.write(20).await;
+    on_b.write(20).await;
+    let accounts = [on_a.stop().await, on_b.stop().await];
+    ledger.agrees(&[&a, &b], &accounts).await;
+    nothing_is_left([&a, &b]).await;
+    assert_eq!(a.slots().await.len(), 1, "{:?}", a.slots().await);
+}
+
 #[tokio::test]
 async fn some_tables_are_restored_by_hand_one_way() {
     let [a, b] = Cluster::of(2).start().await;

@@ -16,6 +16,7 @@ use steep_protocol::{
     operation::{Phase, SchemaSync},
     v1,
 };
+use tracing::info;
 
 use super::{
     apart,
@@ -196,6 +197,7 @@ impl Direct {
             branch,
         };
         let effect = Effect::PeerSession { node: self.plan.source.clone() };
+        self.is_opening = true;
         let taken = self.source.take_prepared(&self.plan.signed, request);
         let reply = self.rooms.cleanup.make(context.op, "take slot", &effect, taken).await;
         if reply.as_ref().is_err_and(|failure| failure.code == Code::CopyNotAdopted) {
@@ -233,7 +235,13 @@ impl Direct {
         // Nothing has been applied yet: both are at the slot's own point.
         let mut counts = self.counts.clone();
         if counts.is_empty() {
-            counts = self.source.count_rows(self.session().id).await?;
+            counts = match self.source.count_rows(self.session().id).await {
+                Err(failure) if failure.code == Code::SnapshotLost => {
+                    info!(op_id = %context.op, reason = %failure, "rows are not compared: the prepared snapshot is gone");
+                    return Ok(());
+                }
+                counted => counted?,
+            };
             self.note_counts(context, &counts).await?;
         }
         self.source.release_snapshot(self.session().id).await?;

@@ -1,7 +1,8 @@
 //! What is held for a backup that somebody makes by hand: at first a snapshot, in the end a session for the node that is
 //! completed from it.
 //!
-//! The slot is the preparation's, not the session's: when the session ends without success, the slot stays for another try.
+//! The slot is the preparation's, not the session's: when the session ends without success, the slot stays for another try. The
+//! session goes on over the end of the agent, the snapshot does not: rows can then not be compared any more.
 
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ use tracing::info;
 
 use super::{Held, Role, Scope, Sessions, already_ended, held::NewHeld, publish::tables_as_agreed};
 use crate::{
+    breakpoint::crash_point,
+    cleanup::Effect,
     parts::TablePlan,
     postgres::{self, Purpose, Session as Connection},
 };
@@ -77,6 +80,8 @@ impl Sessions {
         }
         let found = tables_as_agreed(&look, &request.tables).await?;
         let (slot, lsn) = request.slot;
+        let session = Effect::Session { slot: slot.clone(), record: serde_json::Value::Null };
+        self.cleanup.make(op, &format!("session for {target}"), &session, async { Ok(()) }).await?;
         let held = Arc::new(Held::new(NewHeld {
             id: SessionId::generate(),
             opened_at: Timestamp::now(),
@@ -100,6 +105,8 @@ impl Sessions {
         if !self.serves(op) {
             return Err(already_ended(op));
         }
+        self.note(&held, false).await?;
+        crash_point!("slot taken");
         info!(event = "slot.taken", op_id = %op, slot, lsn = %lsn, peer = %target, session = %held.id, "a prepared slot is taken");
         self.look_after_from_now_on(&held, opening);
         Ok(held)

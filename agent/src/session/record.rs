@@ -80,7 +80,11 @@ impl Record {
             lsn: held.lsn,
             publication: held.publication.clone(),
             scope: SignedScope { tables, schemas, exclude, one_way },
-            snapshot: held.snapshot.clone(),
+            snapshot: match held.role {
+                // It ends with this run of the agent.
+                Role::Prepared => String::new(),
+                _ => held.snapshot.clone(),
+            },
             tables: held.tables.iter().map(|(table, plan)| planned(plan, table.oid)).collect(),
             role: match held.role.clone() {
                 Role::Source { positions } => KeptRole::Source { positions },
