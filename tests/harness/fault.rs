@@ -204,6 +204,21 @@ impl Node {
         &self.parts().server.data
     }
 
+    /// PostgreSQL's first process is alive.
+    pub fn postgres_runs(&self) -> bool {
+        self.parts().server.is_running()
+    }
+
+    /// PostgreSQL, which is down, writes its WAL into `directory` from its next start on.
+    pub fn move_wal_to(&self, directory: &std::path::Path) {
+        let (here, there) = (self.data_directory().join("pg_wal"), directory.join("pg_wal"));
+        // With owner and mode.
+        let copied = std::process::Command::new("cp").arg("-a").args([&here, &there]).status();
+        assert!(copied.is_ok_and(|status| status.success()), "{} can be copied", here.display());
+        std::fs::remove_dir_all(&here).expect("nobody uses it");
+        std::os::unix::fs::symlink(there, here).expect("a link can be made");
+    }
+
     /// PostgreSQL stops.
     pub fn stop_postgres(&self, how: Stop) {
         self.parts().server.stop(how).unwrap_or_else(|error| panic!("{}: {error:#}", self.id()));

@@ -595,10 +595,10 @@ async fn a_signature_does_not_make_everything_believed() {
 }
 
 /// A file system of its own, of so many KiB.
-struct Small(Folder);
+pub(crate) struct Small(Folder);
 
 impl Small {
-    fn mounted(name: &str, kib: u32) -> Self {
+    pub(crate) fn mounted(name: &str, kib: u32) -> Self {
         let folder = Folder::new(name);
         fs::create_dir_all(&folder.0).expect("it can be made");
         let size = format!("size={kib}k");
@@ -606,6 +606,17 @@ impl Small {
             std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&folder.0).status();
         assert!(mounted.is_ok_and(|status| status.success()), "this spec needs the right to mount");
         Self(folder)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0.0
+    }
+
+    /// Somebody has made room.
+    pub(crate) fn grows_to(&self, kib: u32) {
+        let size = format!("remount,size={kib}k");
+        let grown = std::process::Command::new("mount").args(["-o", &size]).arg(self.path()).status();
+        assert!(grown.is_ok_and(|status| status.success()), "what was mounted can be enlarged");
     }
 }
 

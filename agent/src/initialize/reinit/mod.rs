@@ -23,7 +23,10 @@ use steep_protocol::{
     operation::Phase,
 };
 
-use super::direct::{Direct, DirectPlan};
+use super::{
+    direct::{Direct, DirectPlan},
+    disk,
+};
 use crate::{
     breakpoint::crash_point,
     cleanup::held_tables,
@@ -129,6 +132,11 @@ impl Work for Reinit {
 
     async fn begin_anew(&mut self, context: &Context, failure: &Failure) -> Result<Vec<&'static str>, Failure> {
         Box::pin(self.copy_anew(context, failure)).await
+    }
+
+    fn advise(&self, failure: Failure) -> Failure {
+        let (me, source) = (&self.rooms().me, &self.direct.plan.source);
+        disk::advise(failure, me, source, &format!("steepctl node reinit {me} for the same tables"))
     }
 
     fn outlives_the_agent(&self) -> bool {
