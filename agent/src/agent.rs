@@ -54,8 +54,8 @@ use crate::{
 
 /// How often the node is looked at.
 const VITALS: Duration = Duration::from_secs(1);
-/// How often the janitor looks for what ended operations left behind.
-const JANITOR: Duration = Duration::from_secs(60);
+/// The janitor looks for what ended operations left behind no more often than that, whatever is configured.
+const SOONEST: Duration = Duration::from_secs(1);
 /// How long after a peer has come back he looks as well.
 const SETTLED: Duration = Duration::from_secs(2);
 /// How long another agent may hold the database when we start: a killed one's connection lingers for a moment.
@@ -337,7 +337,7 @@ async fn watch_vitals(rooms: &Rooms, facts: &watch::Sender<Facts>, upkeep: &Upke
 
 /// Tells of slots that nobody needs; they are dropped by nobody but an operator.
 async fn orphans(rooms: &Rooms, metrics: &Metrics) {
-    let mut tick = interval(JANITOR);
+    let mut tick = interval(rooms.config.cleanup.every.max(SOONEST));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = Vec::new();
     loop {
@@ -366,7 +366,7 @@ async fn orphans(rooms: &Rooms, metrics: &Metrics) {
 }
 
 async fn janitor(rooms: &Rooms) {
-    let mut tick = interval(JANITOR);
+    let mut tick = interval(rooms.config.cleanup.every.max(SOONEST));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut arrivals = rooms.peers.arrivals();
     loop {

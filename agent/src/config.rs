@@ -133,6 +133,9 @@ pub struct Config {
     /// What slots for other nodes may cost this one.
     #[serde(default)]
     pub budget: Budget,
+    /// What is looked after unasked.
+    #[serde(default)]
+    pub cleanup: Cleanup,
     /// The HTTP port for probes.
     #[serde(default)]
     pub http: Http,
@@ -602,6 +605,7 @@ mod tests {
         "budget.disk_free",
         "budget.xmin_age",
         "budget.on_exceeded",
+        "cleanup.every",
         "http.listen",
         "log.level",
         "log.format",

@@ -141,7 +141,7 @@ codes! {
     2301 TargetNotEmpty Precondition false "the target is not empty" "empty the tables yourself, or start again with --force to have them emptied"
     2303 LongTransaction Precondition true "a long transaction keeps the slot from being made" "wait for it or end it: select pg_terminate_backend(PID)"
     2304 PreparedTransaction Precondition true "a prepared transaction keeps the slot from being made" "commit prepared or rollback prepared it first"
-    2401 DiskTooSmall Precondition false "the target's disk is too small" "free space or enlarge the disk; 1.3 times the source's size is needed"
+    2401 DiskTooSmall Precondition false "the target's disk is too small, or a disk was full" "free space or enlarge the disk; 1.3 times the source's size is needed"
     2501 PgDumpMissing Precondition false "pg_dump or pg_restore cannot be used" "install the PostgreSQL client programs of the server's major version or later, and set postgres.bin_dir"
     3001 ChunkDamaged Integrity true "a block of copied data arrived damaged" "start the operation again; if it repeats, check memory and network of both machines"
     3002 CopyFailed General true "copying a table failed" "see the cause above; mend it, then start the node again"

@@ -3,6 +3,7 @@
 use xtask::{
     cluster::{agent::Life, server::Stop},
     process::Signal,
+    test::EVERY_CRASH_POINT,
 };
 
 use crate::{
@@ -10,6 +11,15 @@ use crate::{
     operation::Operation,
     wait::{PATIENCE, until},
 };
+
+/// The crash points that this run takes: with `cargo x test crash` all `points`, in any other run the `few` of them.
+pub fn crash_points<'a>(points: &[&'a str], few: &[&str]) -> Vec<&'a str> {
+    if let Some(stranger) = few.iter().find(|point| !points.contains(*point)) {
+        panic!("{stranger:?} is none of the crash points {points:?}");
+    }
+    let every = std::env::var_os(EVERY_CRASH_POINT).is_some();
+    points.iter().copied().filter(|point| every || few.contains(point)).collect()
+}
 
 impl Node {
     /// The agent dies as in a crash.
@@ -52,11 +62,22 @@ impl Node {
     /// The agent takes the order `steepctl` is told, dies at each of the crash `points` in turn, and is started again each time;
     /// `between` is done while it is down. Its last run lives on.
     pub async fn dies_at_each(&self, points: &[&str], steepctl: &str, between: impl AsyncFn()) -> Operation {
+        self.dies_at_each_for(self, points, steepctl, between).await
+    }
+
+    /// The same of an operation that `target` takes the order for: this node's agent is the one that dies.
+    pub async fn dies_at_each_for(
+        &self,
+        target: &Node,
+        points: &[&str],
+        steepctl: &str,
+        between: impl AsyncFn(),
+    ) -> Operation {
         self.stop_agent();
         self.start_agent_to_die(points[0]);
         let op = until("the agent takes an order", PATIENCE, async || {
-            let outcome = self.steepctl(steepctl).arg("--detach").arg("-o").arg("json").outcome();
-            if outcome.status == 0 { Ok(Operation::known(self, &outcome)) } else { Err(outcome.to_string()) }
+            let outcome = target.steepctl(steepctl).arg("--detach").arg("-o").arg("json").outcome();
+            if outcome.status == 0 { Ok(Operation::known(target, &outcome)) } else { Err(outcome.to_string()) }
         })
         .await;
         for (index, point) in points.iter().enumerate() {
@@ -181,6 +202,21 @@ impl Node {
     /// The server's data directory.
     pub fn data_directory(&self) -> &std::path::Path {
         &self.parts().server.data
+    }
+
+    /// PostgreSQL's first process is alive.
+    pub fn postgres_runs(&self) -> bool {
+        self.parts().server.is_running()
+    }
+
+    /// PostgreSQL, which is down, writes its WAL into `directory` from its next start on.
+    pub fn move_wal_to(&self, directory: &std::path::Path) {
+        let (here, there) = (self.data_directory().join("pg_wal"), directory.join("pg_wal"));
+        // With owner and mode.
+        let copied = std::process::Command::new("cp").arg("-a").args([&here, &there]).status();
+        assert!(copied.is_ok_and(|status| status.success()), "{} can be copied", here.display());
+        std::fs::remove_dir_all(&here).expect("nobody uses it");
+        std::os::unix::fs::symlink(there, here).expect("a link can be made");
     }
 
     /// PostgreSQL stops.

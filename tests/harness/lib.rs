@@ -37,6 +37,7 @@ pub use xtask::cluster::server::Stop;
 pub use self::{
     clock::Clock,
     cluster::Cluster,
+    fault::crash_points,
     follower::Follower,
     hosts::Hosts,
     inventory::Inventory,

@@ -1,10 +1,12 @@
 //! The crash matrix: the target's agent dies at every crash point of each way to make a node, and of copying tables again,
 //! while applications write. The operation goes on by itself in the agent's next run, and no row is lost or doubled.
 //!
-//! `resume` has that of direct initialization, of its source's agent, and of the keeper; `snapshots` that of a snapshot being
-//! written.
+//! Every point is taken by `cargo x test crash`; any other run takes the few that each spec names beside them.
+//!
+//! The source's agent dies in the same way. `resume` has that of direct initialization, of its source's agent, and of the keeper;
+//! `snapshots` that of a snapshot being written; `manual` that of a backup.
 
-use steep_tests::{Cluster, Ledger, Node, NodeState::Synchronized, PATIENCE, Stop, Writers, until};
+use steep_tests::{Cluster, Ledger, Node, NodeState::Synchronized, PATIENCE, Stop, Writers, crash_points, until};
 
 use crate::{
     reinit::has_no_traces,
@@ -64,6 +66,7 @@ async fn tables_are_copied_again_though_the_agent_dies_at_any_crash_point() {
         "caught up",
         "reinit undone",
     ];
+    let points = crash_points(&points, &["tables switched"]);
     // While the agent is down whoever writes on node_b still has to wait for the copy, so only node_a's are waited for.
     let again = "node reinit node_b --schema ledger --confirm node_b";
     let op = b.dies_at_each(&points, again, async || on_a.write(10).await).await;
@@ -108,6 +111,7 @@ async fn in_place_and_in_a_mesh_tables_are_copied_again_though_the_agent_dies_me
     c.sql(SPOIL).await;
     let [on_a, on_b] = [&a, &b].map(|node| ledger.writers(2, node));
     let points = ["session opened", "tables held:2", "tables emptied", "after a commit:2", "all copied", "caught up"];
+    let points = crash_points(&points, &["tables emptied"]);
     let again = "node reinit node_c --schema ledger --source node_a --confirm node_c --in-place";
     let writing = async || {
         on_a.write(10).await;
@@ -162,8 +166,43 @@ async fn postgresqls_own_copy_goes_on_though_the_agent_dies_at_any_crash_point()
         "before synchronized",
         "synchronized",
     ];
+    let points = crash_points(&points, &["subscribed"]);
     let start = "node start node_b --from node_a --method snapshot";
     let op = b.dies_at_each(&points, start, async || on_a.write(10).await).await;
+    op.completes().await;
+    b.becomes(Synchronized).await;
+    both_have_every_row(&ledger, [&a, &b], [on_a, on_b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresqls_own_copy_goes_on_though_the_sources_agent_dies_at_any_crash_point() {
+    let [a, b] = Cluster::of(2).setting("wal_retrieve_retry_interval", "200ms").start().await;
+    let ledger = Ledger::on(&a, 2_000).await;
+    a.sql("create table wide (id bigint primary key, text text not null)").await;
+    a.sql("insert into wide select n, repeat(md5(n::text), 8) from generate_series(1, 24000) n").await;
+    let [on_a, on_b] = [&a, &b].map(|node| ledger.writers(2, node));
+    let points = ["slot made", "session noted", "releasing", "copies let", "subscribed to the target", "kept"];
+    let points = crash_points(&points, &["copies let"]);
+    let start = "node start node_b --from node_a --method snapshot";
+    let op = a.dies_at_each_for(&b, &points, start, async || on_a.write(10).await).await;
+    op.completes().await;
+    b.becomes(Synchronized).await;
+    b.holds_the_same_as(&a, "wide").await;
+    both_have_every_row(&ledger, [&a, &b], [on_a, on_b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_are_copied_again_though_the_sources_agent_dies_at_any_crash_point() {
+    let [a, b] = Cluster::of(2).start().await;
+    let ledger = Ledger::on(&a, 2_000).await;
+    b.steepctl("node start node_b --from node_a").operation().completes().await;
+    b.sql(SPOIL).await;
+    let [on_a, on_b] = [&a, &b].map(|node| ledger.writers(2, node));
+    on_b.write(20).await;
+    let points = ["slot made", "session noted", "amid sending:2", "counted", "releasing", "undoing"];
+    let points = crash_points(&points, &["amid sending:2"]);
+    let again = "node reinit node_b --schema ledger --confirm node_b";
+    let op = a.dies_at_each_for(&b, &points, again, async || on_a.write(10).await).await;
     op.completes().await;
     b.becomes(Synchronized).await;
     both_have_every_row(&ledger, [&a, &b], [on_a, on_b]).await;
@@ -191,6 +230,7 @@ async fn a_snapshot_in_files_is_applied_though_the_agent_dies_at_any_crash_point
         "before synchronized",
         "synchronized",
     ];
+    let points = crash_points(&points, &["after a commit:2"]);
     let apply = format!("snapshot apply node_b --input {}", folder.path());
     let op = b.dies_at_each(&points, &apply, async || on_a.write(10).await).await;
     op.completes().await;

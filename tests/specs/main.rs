@@ -8,6 +8,7 @@ mod clocks;
 mod contexts;
 mod crash;
 mod direct;
+mod disks;
 mod drift;
 mod echo;
 mod events;

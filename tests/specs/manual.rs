@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use serde_json::Value;
-use steep_tests::{Cluster, Ledger, Node, NodeState::*, Operation, PATIENCE, shop, until};
+use steep_tests::{Cluster, Ledger, Node, NodeState::*, PATIENCE, crash_points, shop, until};
 
 /// What was printed to be done next.
 struct Next {
@@ -133,6 +133,7 @@ async fn a_restored_node_is_completed_though_its_agent_dies_at_any_crash_point()
         "before synchronized",
         "synchronized",
     ];
+    let points = crash_points(&points, &["subscribed"]);
     let op = b.dies_at_each(&points, &next.complete(), async || on_a.write(10).await).await;
     op.completes().await;
     b.becomes(Synchronized).await;
@@ -145,32 +146,21 @@ async fn a_restored_node_is_completed_though_its_agent_dies_at_any_crash_point()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_is_prepared_and_completed_though_the_agent_of_its_source_dies_in_between_and_amid_it() {
+async fn a_restored_node_is_completed_though_its_sources_agent_dies_at_any_crash_point() {
     let [a, b] = Cluster::of(2).setting("wal_retrieve_retry_interval", "200ms").start().await;
     let ledger = Ledger::on(&a, 1_000).await;
     let on_a = ledger.writers(2, &a);
     let next = prepare(&a, "");
     on_a.write(20).await;
+    // What was prepared is still held when it is needed.
     a.kill_agent();
     on_a.write(20).await;
     shell(&a, &next.of_postgresql()[0]);
     a.start_agent();
     shell(&a, &next.of_postgresql()[1]);
-    a.stop_agent();
-    a.start_agent_to_die("prepared slot taken");
-    let op = until("the source's agent is met again", PATIENCE, async || {
-        let outcome = b.steepctl(&next.complete()).arg("--detach").arg("-o").arg("json").outcome();
-        if outcome.status == 0 { Ok(Operation::known(&b, &outcome)) } else { Err(outcome.to_string()) }
-    })
-    .await;
-    for point in ["prepared slot taken", "releasing"] {
-        a.agent_dies(point).await;
-        on_a.write(10).await;
-        match point {
-            "releasing" => a.start_agent(),
-            _ => a.start_agent_to_die("releasing"),
-        }
-    }
+    let points = ["slot taken", "releasing", "subscribed to the target", "kept"];
+    let points = crash_points(&points, &["slot taken", "releasing"]);
+    let op = a.dies_at_each_for(&b, &points, &next.complete(), async || on_a.write(10).await).await;
     op.completes().await;
     b.becomes(Synchronized).await;
     let on_b = ledger.writers(2, &b);
@@ -180,6 +170,7 @@ async fn a_node_is_prepared_and_completed_though_the_agent_of_its_source_dies_in
     ledger.agrees(&[&a, &b], &accounts).await;
     nothing_is_left([&a, &b]).await;
     a.keeps_nothing().await;
+    assert_eq!(a.slots().await.len(), 1, "{:?}", a.slots().await);
 }
 
 #[tokio::test]
@@ -269,7 +260,7 @@ fn place(node: &Node) -> String {
 
 #[tokio::test]
 async fn a_preparation_is_listed_kept_extended_and_taken_back() {
-    let [a, b] = Cluster::of(2).start().await;
+    let [a, b] = Cluster::of(2).agent_toml("[cleanup]\nevery = \"2s\"").start().await;
     a.sql("create table t (id int primary key)").await;
     let before = a.inventory().await;
     let next = prepare(&a, "--expires 2h");

@@ -1,6 +1,6 @@
 //! Tables that went wrong are copied again while everything is written to, and nothing else notices.
 
-use steep_tests::{Cluster, Ledger, Node, NodeState::*, PATIENCE, shop, until};
+use steep_tests::{Cluster, Ledger, Node, NodeState::*, Operation, PATIENCE, Stop, shop, until};
 
 /// Does something to `node`'s rows that no other node hears of, as no application could.
 async fn spoil(node: &Node, statements: &str) {
@@ -289,4 +289,188 @@ async fn in_place_and_in_a_mesh_of_three_it_is_as_exact() {
     assert_eq!(c.state().await, Ok(Synchronized));
     c.steepctl("node reinit node_c --tables orders --source node_b --confirm node_c").operation().completes().await;
     c.holds_the_same_as(&a, "orders").await;
+}
+
+#[tokio::test]
+async fn a_failed_node_is_healed_where_it_has_rows_and_told_to_be_started_where_it_never_had_any() {
+    let [a, b, c] = Cluster::of(3).start().await;
+    let ledger = Ledger::on(&a, 1_000).await;
+    // Nothing was ever copied to this one.
+    c.fail_after("create tables");
+    c.steepctl("node start node_c --from node_a --one-way").fails_with("STP-5006");
+    c.becomes(Failed).await;
+    for what in ["--full", "--tables ledger.entries", "--schema ledger --source node_a"] {
+        let told = c.steepctl(&format!("node reinit node_c {what} --confirm node_c")).fails_with("STP-3301");
+        assert!(told.stderr.contains("steepctl node start node_c --from node_a"), "{told}");
+    }
+
+    // This one replicates, but its last operation failed at its very end, as when PostgreSQL goes away there.
+    b.steepctl("node start node_b --from node_a --one-way").operation().completes().await;
+    let fails = async || {
+        for state in ["diverged", "failed"] {
+            b.sql(&format!("update steep_repl.nodes set init_state = '{state}' where node_id = 'node_b'")).await;
+        }
+        b.becomes(Failed).await;
+    };
+    fails().await;
+    spoil(&b, WRONG_ENTRIES).await;
+    let on_a = ledger.writers(2, &a);
+    on_a.write(50).await;
+    let again = "node reinit node_b --tables ledger.entries --confirm node_b";
+    let op = b.steepctl(&format!("{again} --max-rate 100KB")).operation();
+    op.reaches("copy tables").await;
+    b.steepctl("node cancel node_b").succeeds();
+    assert_eq!(op.ends().await, "cancelled");
+    b.becomes(Failed).await;
+    b.steepctl(again).operation().completes().await;
+    b.becomes(Synchronized).await;
+    has_no_traces(&b).await;
+    let account = on_a.stop().await;
+    ledger.agrees(&[&a, &b], &[account]).await;
+
+    // All of it; and once more, as the second half of that fails.
+    fails().await;
+    b.fail_after("copy tables");
+    b.steepctl("node reinit node_b --full --confirm node_b").fails_with("STP-5006");
+    b.becomes(Failed).await;
+    assert_eq!(b.count("pg_subscription").await, 0);
+    let told = b.steepctl(again).fails_with("STP-3301");
+    assert!(told.stderr.contains("steepctl node reinit node_b --full"), "{told}");
+    let shown = b.steepctl("node reinit node_b --full --dry-run").succeeds();
+    assert!(shown.stdout.contains("node_a (auto: as last time), one way; node_b is failed"), "{shown}");
+    b.steepctl("node reinit node_b --full --confirm node_b").succeeds();
+    b.becomes(Synchronized).await;
+    a.sql("insert into ledger.entries values ('spec/1', 1, null)").await;
+    for table in ["ledger.entries", "ledger.places", "ledger.journal"] {
+        b.holds_the_same_as(&a, table).await;
+    }
+    assert_eq!(a.slots().await.len(), 1, "one way, as before");
+}
+
+/// A table of several parts of 1 MiB.
+const WIDE: &str = "
+    create table wide (id bigint primary key, text text not null);
+    insert into wide select n, repeat(md5(n::text), 8) from generate_series(1, 24000) n;
+    analyze";
+
+/// Waits until `op` has copied more than one part.
+async fn parts_land(node: &Node, op: &Operation) {
+    let parts = format!("steep_repl.copied_parts where op_id = '{}'", op.id());
+    until("parts land", PATIENCE, async || match node.count(&parts).await {
+        0 | 1 => Err("not yet"),
+        _ => Ok(()),
+    })
+    .await;
+}
+
+/// Waits until `node` has told so many times that a copy begins anew.
+async fn begins_anew(node: &Node, times: usize) {
+    until("the copy begins anew", PATIENCE, async || {
+        let told = node.log().matches("\"init.restarted\"").count();
+        if told == times { Ok(()) } else { Err(format!("{told} times")) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_snapshot_costs_what_was_copied_and_the_tables_are_copied_anew_by_themselves() {
+    let [a, b] = Cluster::of(2).agent_toml("[copy]\npart_size = \"1MiB\"").start().await;
+    let ledger = Ledger::on(&a, 1_000).await;
+    a.sql(WIDE).await;
+    b.steepctl("node start node_b --from node_a").operation().completes().await;
+    spoil(&b, WRONG_ENTRIES).await;
+    spoil(&b, "delete from wide where id % 3 = 0").await;
+    let on_a = ledger.writers(2, &a);
+    let again = "node reinit node_b --schema ledger,public --confirm node_b --max-rate";
+    let op = b.steepctl(&format!("{again} 3MB")).operation();
+    parts_land(&b, &op).await;
+    a.kill_keepers();
+    begins_anew(&b, 1).await;
+    parts_land(&b, &op).await;
+    on_a.write(20).await;
+    a.stop_postgres(Stop::Immediate);
+    a.start_postgres();
+    begins_anew(&b, 2).await;
+    parts_land(&b, &op).await;
+    // The source's agent and what it kept; and this node's agent, while it takes back what it copied.
+    b.kill_agent();
+    b.start_agent_to_die("copy taken back");
+    a.kill_agent();
+    a.kill_keepers();
+    a.start_agent();
+    b.agent_dies("copy taken back").await;
+    b.start_agent();
+    begins_anew(&b, 3).await;
+    op.completes().await;
+    b.becomes(Synchronized).await;
+    let on_b = ledger.writers(2, &b);
+    on_a.write(20).await;
+    on_b.write(20).await;
+    b.holds_the_same_as(&a, "wide").await;
+
+    // Whoever loses more than three has something to look at; the tables are as they were.
+    let op = b.steepctl(&format!("{again} 200kB")).operation();
+    for times in 3..=6 {
+        begins_anew(&b, times).await;
+        until("a snapshot is kept", PATIENCE, async || if a.keepers().is_empty() { Err("none") } else { Ok(()) }).await;
+        op.reaches("copy tables").await;
+        a.kill_keepers();
+    }
+    op.fails_with("STP-3107").await;
+    b.becomes(Synchronized).await;
+    ledger.agrees(&[&a, &b], &[on_a.stop().await, on_b.stop().await]).await;
+    b.holds_the_same_as(&a, "wide").await;
+    for node in [&a, &b] {
+        has_no_traces(node).await;
+        assert_eq!(node.slots().await.len(), 1, "{}: {:?}", node.id(), node.slots().await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_place_and_in_a_mesh_tables_are_copied_anew_after_their_snapshot_is_lost() {
+    let [a, b, c] = Cluster::of(3).agent_toml("[copy]\npart_size = \"1MiB\"").start().await;
+    let ledger = Ledger::on(&a, 1_000).await;
+    a.sql(WIDE).await;
+    b.steepctl("node start node_b --from node_a").operation().completes().await;
+    c.steepctl("node start node_c --from node_a").operation().completes().await;
+    let slots = [a.slots().await, b.slots().await];
+    spoil(&c, WRONG_ENTRIES).await;
+    spoil(&c, "delete from wide where id % 3 = 0").await;
+    let [on_a, on_b] = [&a, &b].map(|node| ledger.writers(2, node));
+    let again = "node reinit node_c --schema ledger,public --source node_a --confirm node_c --in-place --max-rate 3MB";
+    let op = c.steepctl(again).operation();
+    parts_land(&c, &op).await;
+    on_b.write(20).await;
+    a.kill_keepers();
+    begins_anew(&c, 1).await;
+    parts_land(&c, &op).await;
+    on_b.write(20).await;
+    a.stop_postgres(Stop::Immediate);
+    a.start_postgres();
+    begins_anew(&c, 2).await;
+    parts_land(&c, &op).await;
+    // Between what was taken back and the new session, this node's agent dies; then while its tables are emptied once more.
+    c.kill_agent();
+    a.kill_agent();
+    a.kill_keepers();
+    a.start_agent();
+    c.start_agent_to_die("copy taken back");
+    c.agent_dies("copy taken back").await;
+    on_b.write(20).await;
+    c.start_agent_to_die("tables emptied");
+    c.agent_dies("tables emptied").await;
+    on_a.write(20).await;
+    c.start_agent();
+    op.completes().await;
+    c.becomes(Synchronized).await;
+    for writers in [&on_a, &on_b] {
+        writers.write(20).await;
+    }
+    let accounts = [on_a.stop().await, on_b.stop().await];
+    ledger.agrees(&[&a, &b, &c], &accounts).await;
+    c.holds_the_same_as(&a, "wide").await;
+    for node in [&a, &b, &c] {
+        has_no_traces(node).await;
+    }
+    assert_eq!([a.slots().await, b.slots().await], slots);
 }

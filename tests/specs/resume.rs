@@ -1,12 +1,15 @@
 //! An initialization goes on by itself: whoever dies or is away meanwhile, no row is lost or doubled, and what has landed is
 //! not copied again.
+//!
+//! Where it says that agents die at any crash point, `cargo x test crash` takes every one of them, and any other run the few that
+//! are named beside.
 
 use std::time::{Duration, Instant};
 
 use steep_tests::{
     Cluster, Inventory, Ledger, Node,
     NodeState::{self, Synchronized},
-    Operation, PATIENCE, Stop, shop, until,
+    Operation, PATIENCE, Stop, crash_points, shop, until,
 };
 
 const START: &str = "node start node_b --from node_a";
@@ -99,8 +102,9 @@ async fn a_target_agent_that_dies_at_any_crash_point_goes_on_where_it_was() {
     let [on_a, on_b] = [&a, &b].map(|node| ledger.writers(2, node));
     on_a.write(50).await;
 
+    let points = crash_points(&POINTS, &["amid a part:3", "after a commit:2", "subscribed"]);
     b.stop_agent();
-    b.start_agent_to_die(POINTS[0]);
+    b.start_agent_to_die(points[0]);
     let op = until("the agent takes an order", PATIENCE, async || {
         let outcome = a.steepctl(START).arg("--detach").arg("-o").arg("json").outcome();
         if outcome.status == 0 { Ok(Operation::known(&b, &outcome)) } else { Err(outcome.to_string()) }
@@ -108,12 +112,12 @@ async fn a_target_agent_that_dies_at_any_crash_point_goes_on_where_it_was() {
     .await;
     let mut watching = a.steepctl("op watch").arg(op.id()).arg("--progress").arg("plain").follows();
     let mut parts = Vec::new();
-    for (index, point) in POINTS.iter().enumerate() {
+    for (index, point) in points.iter().enumerate() {
         b.agent_dies(point).await;
         eprintln!("died at {point:?}, {} parts had landed", landed(&b).await.len());
         parts = is_kept(&parts, &b, point).await;
         on_a.write(20).await;
-        match POINTS.get(index + 1) {
+        match points.get(index + 1) {
             Some(next) => b.start_agent_to_die(next),
             None => b.start_agent(),
         }
@@ -157,6 +161,7 @@ async fn a_newcomer_to_a_mesh_that_dies_at_a_crash_point_misses_nothing_of_any_n
         "subscribed back:2",
         "before synchronized",
     ];
+    let points = crash_points(&points, &["subscribed:2"]);
     c.start_agent_to_die(points[0]);
     let op = until("the agent takes an order", PATIENCE, async || {
         let outcome = a.steepctl("node start node_c --from node_a --detach -o json").outcome();
@@ -199,13 +204,14 @@ const SOURCE_POINTS: [&str; 9] = [
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_agent_that_dies_at_any_crash_point_finds_its_sessions_again() {
-    source_dies_at(&SOURCE_POINTS, Cluster::of(2)).await;
+    source_dies_at(&crash_points(&SOURCE_POINTS, &["amid sending:5", "subscribed to the target"]), Cluster::of(2))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_agent_on_16_that_dies_at_a_crash_point_finds_its_sessions_again() {
     let points = ["slot made", "amid sending:5", "catching up", "subscribed to the target"];
-    source_dies_at(&points, Cluster::of(2).pg(&["16", "18"])).await;
+    source_dies_at(&crash_points(&points, &["amid sending:5"]), Cluster::of(2).pg(&["16", "18"])).await;
 }
 
 async fn source_dies_at(points: &[&str], cluster: Cluster) {

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 use steep_agent::snapshot::files::manifest::Manifest;
-use steep_tests::{Cluster, Ledger, Node, NodeState::*, PATIENCE, guest, shop, until};
+use steep_tests::{Cluster, Ledger, Node, NodeState::*, PATIENCE, crash_points, guest, shop, until};
 
 /// Some tables of several parts, and what CSV makes hard.
 pub(crate) const ODD: &str = r#"
@@ -239,6 +239,7 @@ async fn a_target_agent_that_dies_while_it_applies_a_snapshot_goes_on_where_it_w
         "subscribed",
         "verified",
     ];
+    let points = crash_points(&points, &["amid a part:3"]);
     b.stop_agent();
     b.start_agent_to_die(points[0]);
     let op = until("the agent takes an order", PATIENCE, async || {
@@ -454,7 +455,7 @@ async fn nothing_is_loaded_from_a_snapshot_that_was_touched() {
 
 #[tokio::test]
 async fn a_snapshot_that_begins_nothing_any_more_is_refused_before_anything_is_written() {
-    let [a, b] = Cluster::of(2).start().await;
+    let [a, b] = Cluster::of(2).agent_toml("[cleanup]\nevery = \"2s\"").start().await;
     a.sql(&shop::orders(500)).await;
     a.sql("create table changing (id int primary key, t text); insert into changing values (1, 'x')").await;
     let before = b.inventory().await;
@@ -594,10 +595,10 @@ async fn a_signature_does_not_make_everything_believed() {
 }
 
 /// A file system of its own, of so many KiB.
-struct Small(Folder);
+pub(crate) struct Small(Folder);
 
 impl Small {
-    fn mounted(name: &str, kib: u32) -> Self {
+    pub(crate) fn mounted(name: &str, kib: u32) -> Self {
         let folder = Folder::new(name);
         fs::create_dir_all(&folder.0).expect("it can be made");
         let size = format!("size={kib}k");
@@ -605,6 +606,17 @@ impl Small {
             std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&folder.0).status();
         assert!(mounted.is_ok_and(|status| status.success()), "this spec needs the right to mount");
         Self(folder)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0.0
+    }
+
+    /// Somebody has made room.
+    pub(crate) fn grows_to(&self, kib: u32) {
+        let size = format!("remount,size={kib}k");
+        let grown = std::process::Command::new("mount").args(["-o", &size]).arg(self.path()).status();
+        assert!(grown.is_ok_and(|status| status.success()), "what was mounted can be enlarged");
     }
 }
 

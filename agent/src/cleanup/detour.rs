@@ -140,6 +140,13 @@ impl Cleanup {
         Ok(())
     }
 
+    /// Where the tables of `detour`, which hold nothing that counts, will have their rows from: another slot than when they were
+    /// held.
+    pub async fn redirect(&self, op: OperationId, detour: &Detour) -> Result<(), Failure> {
+        let session = self.begin(op).await?;
+        self.commit(op, session, detour).await
+    }
+
     /// Every detour of `op` that is not finished, as it stands.
     pub async fn detours(&self, op: OperationId) -> Result<Vec<Detour>, Failure> {
         let effects = self.pending(op, "detour").await?;

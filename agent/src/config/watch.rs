@@ -1,4 +1,4 @@
-//! `[watch]` and `[budget]`: when a node counts as diverged, and what others may cost it.
+//! `[watch]`, `[budget]` and `[cleanup]`: when a node counts as diverged, what others may cost it, and how often it looks.
 
 use std::time::Duration;
 
@@ -24,6 +24,21 @@ pub struct Watch {
 impl Default for Watch {
     fn default() -> Self {
         Self { lag_limit: None, lag_for: Duration::from_secs(300), drift_for: Duration::from_secs(30) }
+    }
+}
+
+/// `[cleanup]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cleanup {
+    /// So often the agent looks for what has expired, and for what nobody needs any more. At least a second.
+    #[serde(deserialize_with = "duration")]
+    pub every: Duration,
+}
+
+impl Default for Cleanup {
+    fn default() -> Self {
+        Self { every: Duration::from_secs(60) }
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// So often an operation begins anew; a source that loses more snapshots needs somebody to look at it.
-const MOST: u32 = 3;
+pub(super) const MOST: u32 = 3;
 /// The steps that are run once more; the first only where both ways are replicated.
 const STEPS: [&str; 3] = ["publish on target", "create tables", "copy tables"];
 
@@ -112,14 +112,19 @@ impl Direct {
     }
 
     async fn take_copy_back(&mut self, context: &Context) -> Result<(), Failure> {
+        self.take_rows_back(context, &["origin", "rows", "objects", "schema", "slot"]).await?;
+        self.forget_archive();
+        Ok(())
+    }
+
+    /// Undoes what there is of `kinds`, newest first, as they are made; what was copied is forgotten.
+    pub(super) async fn take_rows_back(&mut self, context: &Context, kinds: &[&str]) -> Result<(), Failure> {
         self.stop_copying(context).await?;
         self.counts.clear();
         self.gates = Gates::default();
-        // Newest first, as they are made.
-        for kind in ["origin", "rows", "objects", "schema", "slot"] {
+        for kind in kinds {
             self.rooms.cleanup.undo_kind(context.op, kind).await?;
         }
-        self.forget_archive();
         ledger::forget(&self.rooms.store, context.op).await.map_err(explain)?;
         notes::forget_some(&self.rooms.store, context.op, &["counts", "gates", BEGUN, BUILT]).await.map_err(explain)?;
         context.feed.progress(|progress| progress.forget_tables());

@@ -23,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use super::{
+    disk,
     gates::Gates,
     manual::{self, Prepared},
     members::Joined,
@@ -406,6 +407,16 @@ impl Work for Direct {
 
     async fn begin_anew(&mut self, context: &Context, failure: &Failure) -> Result<Vec<&'static str>, Failure> {
         Box::pin(self.copy_anew(context, failure)).await
+    }
+
+    fn advise(&self, failure: Failure) -> Failure {
+        let (me, source) = (&self.rooms.me, &self.plan.source);
+        let next = match (self.plan.method, &self.plan.from) {
+            (InitMethod::Manual, _) => format!("steepctl node complete {me} --source {source}"),
+            (_, Some(_)) => format!("steepctl snapshot apply {me} once more"),
+            _ => format!("steepctl node resume {me}"),
+        };
+        disk::advise(failure, me, source, &next)
     }
 
     fn outlives_the_agent(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
+    ids::NodeId,
     v1,
 };
 
@@ -12,6 +13,9 @@ use crate::postgres::{Session, catalog, disk::free_bytes};
 pub(super) const ONCE: u64 = 13;
 /// The same where rows first come into a table beside theirs.
 pub(super) const STAGED: u64 = 23;
+
+/// What the system says of a disk that is full.
+const FULL: &str = "No space left on device";
 
 /// Looks whether the target's disk takes what the source holds.
 pub(super) async fn check(
@@ -31,6 +35,18 @@ pub(super) async fn check(
     Ok(())
 }
 
+/// `failure`, which ends an operation on `target`; where a disk was full, with `next` to do once it is not. PostgreSQL's own
+/// programs say so in words alone.
+pub(super) fn advise(failure: Failure, target: &NodeId, source: &NodeId, next: &str) -> Failure {
+    let is_told = |text: &String| text.contains(FULL);
+    let is_full = failure.code == Code::DiskTooSmall && failure.sqlstate.is_some();
+    if !is_full && !is_told(&failure.message) && !failure.causes.iter().any(is_told) {
+        return failure;
+    }
+    let hint = format!("make room on the disk that is full, on {target} or on {source}; then: {next}");
+    Failure { code: Code::DiskTooSmall, ..failure }.hint(hint)
+}
+
 /// WAL written while the tables are copied must be kept until they are; nobody knows how much that will be, but a
 /// limit below the data's own size is a gamble.
 pub(super) fn check_wal_kept(findings: &mut Findings, source: &str, facts: &v1::ExamineReply) {
@@ -38,5 +54,27 @@ pub(super) fn check_wal_kept(findings: &mut Findings, source: &str, facts: &v1::
     if let Some(limit) = facts.max_slot_wal_keep_bytes.filter(|limit| *limit < size) {
         let text = format!("{source} keeps at most {limit} bytes of WAL for a slot, the data are {size} bytes");
         findings.warn(Code::SlotWalLimit, text, Code::SlotWalLimit.hint());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_with_what_comes_next_whoever_noticed_it() {
+        let [b, a] = ["node_b", "node_a"].map(|name| name.parse::<NodeId>().expect("a node"));
+        let advised = |failure: Failure| advise(failure, &b, &a, "steepctl node resume node_b");
+        let by_server = Failure { sqlstate: Some("53100".into()), ..Failure::new(Code::DiskTooSmall, "load table t") };
+        let by_program = Failure::new(Code::RestoreFailed, "pg_restore failed").cause(format!("ERROR: {FULL}"));
+        for full in [by_server, by_program] {
+            let told = advised(full);
+            assert_eq!(told.code, Code::DiskTooSmall);
+            assert!(told.hint.ends_with("then: steepctl node resume node_b"), "{}", told.hint);
+        }
+        // Of the preflight: nothing has begun.
+        for other in [Failure::new(Code::DiskTooSmall, "7 bytes are free"), Failure::new(Code::CopyFailed, "no")] {
+            assert_eq!(advised(other.clone()).hint, other.hint);
+        }
     }
 }

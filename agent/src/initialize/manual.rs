@@ -16,6 +16,7 @@ use steep_protocol::{
     operation::{Phase, SchemaSync},
     v1,
 };
+use tracing::info;
 
 use super::{
     apart,
@@ -234,7 +235,13 @@ impl Direct {
         // Nothing has been applied yet: both are at the slot's own point.
         let mut counts = self.counts.clone();
         if counts.is_empty() {
-            counts = self.source.count_rows(self.session().id).await?;
+            counts = match self.source.count_rows(self.session().id).await {
+                Err(failure) if failure.code == Code::SnapshotLost => {
+                    info!(op_id = %context.op, reason = %failure, "rows are not compared: the prepared snapshot is gone");
+                    return Ok(());
+                }
+                counted => counted?,
+            };
             self.note_counts(context, &counts).await?;
         }
         self.source.release_snapshot(self.session().id).await?;

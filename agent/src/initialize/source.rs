@@ -159,6 +159,7 @@ pub async fn copy_natively(rooms: &Rooms, held: &Held, request: &v1::CopyNativel
     let with_rows = held.tables.iter().map(|(table, _)| table).filter(|table| table.kind == TableKind::Plain);
     let tables = with_rows.map(|table| (table.oid, table.name.clone())).collect();
     rooms.links.let_copy(&held.slot, slots, tables, held.ended().clone());
+    crash_point!("copies let");
     Ok(())
 }
 
@@ -206,6 +207,7 @@ pub async fn close(rooms: &Rooms, target: &NodeId, op: OperationId, keep: bool, 
         signed_intents::end(&rooms.store, op).await.map_err(|error| error.explain())?;
         // The target may have died between our keeping and its own: what it then gives up must go all the same.
         rooms.cleanup.reopen(op).await?;
+        crash_point!("undoing");
         rooms.cleanup.undo(op).await?;
     }
     info!(event = "snapshot.session_closed", op_id = %op, peer = %target, details.keep = keep, reason, "session closed");

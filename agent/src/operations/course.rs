@@ -106,7 +106,7 @@ impl<'a, W: Work> Course<'a, W> {
             }
             Err(failure) => {
                 self.mark_failed().await;
-                let why = self.running.why.get().cloned().unwrap_or(failure);
+                let why = self.running.why.get().cloned().unwrap_or_else(|| self.work.advise(failure));
                 let why = self.take_back(why).await;
                 let (status, word) = match why.code {
                     Code::Cancelled => (OperationStatus::Cancelled, "cancelled"),

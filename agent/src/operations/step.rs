@@ -57,6 +57,11 @@ pub trait Work: Send + 'static {
         Ok(Vec::new())
     }
 
+    /// What ends it, with what is to be done then, where only this work knows.
+    fn advise(&self, failure: Failure) -> Failure {
+        failure
+    }
+
     /// Whether it can be left as it is when the agent ends, and gone on with by the next run.
     fn outlives_the_agent(&self) -> bool;
 

@@ -2,6 +2,7 @@
 //! completed from it.
 //!
 //! The slot is the preparation's, not the session's: when the session ends without success, the slot stays for another try.
+//! Both outlive the agent, the snapshot not its server: rows can then not be compared any more.
 
 use std::{sync::Arc, time::Duration};
 
@@ -184,7 +185,7 @@ impl Sessions {
             return Err(already_ended(op));
         }
         self.note(&held, false).await?;
-        crash_point!("prepared slot taken");
+        crash_point!("slot taken");
         info!(event = "slot.taken", op_id = %op, slot, lsn = %lsn, peer = %target, session = %held.id, "a prepared slot is taken");
         self.look_after_from_now_on(&held, opening);
         Ok(held)

@@ -13,13 +13,17 @@ use crate::{
 
 /// Tells the specs' harness which major version to use where a spec does not say.
 pub const DEFAULT_VERSION: &str = "STEEP_TEST_PG";
+/// Tells the specs that die at crash points to die at every one they name; otherwise they take the few they chose.
+pub const EVERY_CRASH_POINT: &str = "STEEP_TEST_EVERY_CRASH_POINT";
+/// The word that asks for every crash point.
+const CRASH: &str = "crash";
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// PostgreSQL major version for specs that do not name one
     #[arg(long, default_value_t = 18)]
     pg: u32,
-    /// Only tests whose name holds this word; the check is then left out
+    /// Only tests whose name holds this word; the check is then left out. "crash" dies at every crash point, not at a chosen few
     word: Option<String>,
 }
 
@@ -39,6 +43,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let with_nextest = nextest_is_here();
     let mut tests = workspace::cargo();
     tests.env(DEFAULT_VERSION, arguments.pg.to_string());
+    if arguments.word.as_deref() == Some(CRASH) {
+        tests.env(EVERY_CRASH_POINT, "1");
+    }
     match with_nextest {
         true => tests.args(["nextest", "run", "--workspace"]),
         false => {

@@ -6,6 +6,7 @@
 //! all, and none of any other is held up for longer than that takes. [`request`] is the door, [`examine`] looks, [`steps`]
 //! are the longer steps.
 
+mod anew;
 mod examine;
 pub mod request;
 mod steps;
@@ -22,7 +23,10 @@ use steep_protocol::{
     operation::Phase,
 };
 
-use super::direct::{Direct, DirectPlan};
+use super::{
+    direct::{Direct, DirectPlan},
+    disk,
+};
 use crate::{
     breakpoint::crash_point,
     cleanup::held_tables,
@@ -124,6 +128,15 @@ impl Work for Reinit {
 
     fn goes_on_after(&self, failure: &Failure) -> Option<Duration> {
         self.direct.goes_on_after(failure)
+    }
+
+    async fn begin_anew(&mut self, context: &Context, failure: &Failure) -> Result<Vec<&'static str>, Failure> {
+        Box::pin(self.copy_anew(context, failure)).await
+    }
+
+    fn advise(&self, failure: Failure) -> Failure {
+        let (me, source) = (&self.rooms().me, &self.direct.plan.source);
+        disk::advise(failure, me, source, &format!("steepctl node reinit {me} for the same tables"))
     }
 
     fn outlives_the_agent(&self) -> bool {

@@ -246,7 +246,13 @@ impl Reinit {
         let begun = self.rooms().cleanup.detours(context.op).await?;
         for (publisher, session, slot, snapshot) in ways {
             let subscription = name_for(publisher.as_str());
-            if begun.iter().any(|detour| detour.subscription == subscription && detour.stage != Stage::Planned) {
+            let mut begun = begun.iter().filter(|detour| detour.stage != Stage::Planned);
+            if let Some(detour) = begun.find(|detour| detour.subscription == subscription) {
+                if (detour.session, detour.snapshot) != (session, snapshot) {
+                    // The rows come from another snapshot than they were emptied for.
+                    let detour = Detour { session, slot, snapshot, ..detour.clone() };
+                    self.rooms().cleanup.redirect(context.op, &detour).await?;
+                }
                 continue;
             }
             let found = subscriptions::find(&look, &subscription).await.map_err(explain)?;

@@ -1,5 +1,6 @@
 //! `steepctl node reinit`
 
+mod failed;
 mod full;
 
 use std::time::Duration;
@@ -9,6 +10,7 @@ use steep_protocol::{
     failure::{Code, Failure, Family},
     ids::{NodeId, OperationId},
     names::TableName,
+    node::NodeState,
     v1,
     wire::compress::{BadCompression, Compression},
 };
@@ -102,6 +104,8 @@ struct Chosen {
     one_way: bool,
     /// Nobody named it.
     is_auto: bool,
+    /// The node has a subscription to it. A failed node has none where its last initialization was undone.
+    replicates: bool,
 }
 
 /// Shows what would be replaced, has it confirmed, starts, and follows to the end.
@@ -170,14 +174,28 @@ async fn start(
 }
 
 fn source_line(args: &ReinitArgs, chosen: &Chosen) -> String {
-    let why = if chosen.is_auto { " (auto: lowest lag, same schema)" } else { "" };
     let ways = if chosen.one_way { ", one way" } else { "" };
-    format!("Source    {}{why}; {} replicates from it{ways}", chosen.source, args.node)
+    match (chosen.replicates, chosen.is_auto) {
+        (true, true) => {
+            format!(
+                "Source    {} (auto: lowest lag, same schema); {} replicates from it{ways}",
+                chosen.source, args.node
+            )
+        }
+        (true, false) => format!("Source    {}; {} replicates from it{ways}", chosen.source, args.node),
+        (false, true) => format!("Source    {} (auto: as last time){ways}; {} is failed", chosen.source, args.node),
+        (false, false) => format!("Source    {}{ways}; {} is failed", chosen.source, args.node),
+    }
 }
 
-/// The source that was named, or the one the node is least behind of: it has to replicate from it either way.
+/// The source that was named, or the one the node is least behind of: it has to replicate from it either way, unless it has
+/// failed and nothing is left of that.
 async fn choose(args: &ReinitArgs, client: &mut Client<'_>) -> Result<Chosen, Failure> {
     let shown = client.get_node(args.node.as_str()).await?;
+    let is_failed = shown.headline.as_ref().is_some_and(|it| it.state.parse() == Ok(NodeState::Failed));
+    if is_failed && shown.subscriptions.iter().all(|found| found.source_node.is_empty()) {
+        return failed::choose(args, client).await;
+    }
     let nodes = client.list_nodes().await?.nodes;
     let digest = |name: &str| {
         let found = nodes.iter().find(|node| node.node_id == name);
@@ -194,7 +212,7 @@ async fn choose(args: &ReinitArgs, client: &mut Client<'_>) -> Result<Chosen, Fa
     };
     let chosen = chosen.ok_or_else(none)?;
     let source = chosen.source_node.parse().map_err(|_| none())?;
-    Ok(Chosen { source, one_way: !chosen.mutual, is_auto: args.source == "auto" })
+    Ok(Chosen { source, one_way: !chosen.mutual, is_auto: args.source == "auto", replicates: true })
 }
 
 /// The same schema first, one that runs, then the least behind.
@@ -322,7 +340,8 @@ mod tests {
             assert!(parse(bad).is_err(), "{bad}");
         }
         let args = parse("node_b --schema sales --tables a --in-place").expect("a good line");
-        let chosen = Chosen { source: "node_a".parse().expect("a node"), one_way: true, is_auto: true };
+        let chosen =
+            Chosen { source: "node_a".parse().expect("a node"), one_way: true, is_auto: true, replicates: true };
         let asked = request(&args, &chosen, "0192".into(), false);
         let selection = asked.selection.expect("always sent");
         assert_eq!((selection.schemas, selection.tables.len()), (vec!["sales".to_owned()], 1));

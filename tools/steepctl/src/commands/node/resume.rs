@@ -21,7 +21,7 @@ Examples:
   steepctl node resume node_b --detach";
 
 /// As many operations of a node are looked through for its last initialization.
-const LOOKED_THROUGH: u32 = 100;
+pub(super) const LOOKED_THROUGH: u32 = 100;
 
 /// Arguments of `node resume`.
 #[derive(Debug, Args)]

@@ -1,7 +1,7 @@
 //! `steepctl node reinit --full`: a node leaves replication, and is initialized again from another.
 //!
 //! Two operations, each of them whole: if this ends between them, the node holds its rows and replicates with nobody, and the
-//! second can be asked for alone.
+//! second can be asked for alone. A node that failed, and replicates with nobody, has the first behind it.
 
 use steep_protocol::{
     failure::{Code, Failure},
@@ -48,11 +48,7 @@ pub(super) async fn run(
         None => {}
     }
     confirm(args, &shown, global, out)?;
-    let op_id = OperationId::generate().to_string();
-    let leave = v1::RemoveNodeRequest { node_id: args.node.to_string(), op_id, drop_slots: false };
-    let left = client.remove_node(&leave, ANSWER_LIMIT * 3).await?;
-    out.talk(&format!("op {} takes {} out of replication first", safe(&left.op_id), args.node));
-    if !ended(args, left.op_id, client, global, out).await? {
+    if chosen.replicates && !has_left(args, client, global, out).await? {
         return Ok(Exit::Detached);
     }
     let request = request(args, chosen, OperationId::generate().to_string(), false);
@@ -74,15 +70,13 @@ pub(super) async fn run(
     ending::conclude(out, followed, ending::Wanted::Completion)
 }
 
-/// Follows the removal to its end; false: whoever watched has gone.
-async fn ended(
-    args: &ReinitArgs,
-    op_id: String,
-    client: &Client<'_>,
-    global: &Global,
-    out: &Output,
-) -> Result<bool, Failure> {
-    let subject = Subject { op_id, target: args.node.to_string(), source: String::new() };
+/// Takes the node out of replication, and follows that to its end; false: whoever watched has gone.
+async fn has_left(args: &ReinitArgs, client: &mut Client<'_>, global: &Global, out: &Output) -> Result<bool, Failure> {
+    let op_id = OperationId::generate().to_string();
+    let leave = v1::RemoveNodeRequest { node_id: args.node.to_string(), op_id, drop_slots: false };
+    let left = client.remove_node(&leave, ANSWER_LIMIT * 3).await?;
+    out.talk(&format!("op {} takes {} out of replication first", safe(&left.op_id), args.node));
+    let subject = Subject { op_id: left.op_id, target: args.node.to_string(), source: String::new() };
     let followed = follow::until_ended(client, out, &subject, args.follow, !global.no_input).await?;
     Ok(ending::conclude(out, followed, ending::Wanted::Completion)? == Exit::Success)
 }
