@@ -401,7 +401,8 @@ async fn a_lost_snapshot_costs_what_was_copied_and_the_copy_begins_anew_by_itsel
     .await;
     let bag = b.value::<u32>("select 'bag'::regclass::oid").await;
     let on_a = ledger.writers(2, &a);
-    let op = b.steepctl(START).arg("--max-rate").arg("4MB").operation();
+    // One stream takes the largest table first: none is finished, which would stay.
+    let op = b.steepctl(START).arg("--parallel").arg("1").arg("--max-rate").arg("4MB").operation();
     let mut watching = a.steepctl("op watch").arg(op.id()).arg("--progress").arg("plain").follows();
     let begins_anew = async |how: &str, times: usize| {
         until(&format!("{how}: the copy begins anew"), PATIENCE, async || {
