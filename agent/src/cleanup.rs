@@ -251,6 +251,15 @@ impl Cleanup {
         intents::revise(&session, op, "slot", slot, &detail).await.map_err(explain)
     }
 
+    /// What `op` wrote down of one kind was there before: it is another's, and nobody undoes it.
+    pub async fn disown(&self, op: OperationId, kind: &str) -> Result<(), Failure> {
+        let pending = intents::pending(&self.store, op).await.map_err(|error| error.explain())?;
+        for intent in pending.iter().filter(|intent| intent.kind == kind) {
+            intents::undone(&self.store, intent.id).await.map_err(|error| error.explain())?;
+        }
+        Ok(())
+    }
+
     /// Drops the origins of the load sessions: once the rows are in and sent past, nobody needs them, and a server
     /// has few.
     pub async fn drop_origins(&self, op: OperationId) -> Result<(), Failure> {

@@ -240,20 +240,9 @@ impl Directory {
         }
         let data = self.at(DATA);
         let had_any = self.remove_parts(&data)?;
-        for folder in [&data, &self.0] {
-            match fs::remove_dir(folder) {
-                // Somebody else's files are not ours to take away.
-                Err(source)
-                    if !matches!(
-                        source.kind(),
-                        io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory
-                    ) =>
-                {
-                    return Err(Error::Io { doing: "remove", path: folder.clone(), source });
-                }
-                _ => {}
-            }
-        }
+        remove_folder(&data, false)?;
+        // It may have been given to us: a mounted file system, or in a directory that is somebody else's. Empty is enough then.
+        remove_folder(&self.0, true)?;
         Ok(had_any)
     }
 
@@ -279,6 +268,16 @@ impl Directory {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Takes a folder away unless there is something in it: somebody else's files are not ours to take away.
+fn remove_folder(folder: &Path, may_stay: bool) -> Result<(), Error> {
+    let Err(source) = fs::remove_dir(folder) else { return Ok(()) };
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory => Ok(()),
+        io::ErrorKind::ResourceBusy | io::ErrorKind::PermissionDenied if may_stay => Ok(()),
+        _ => Err(Error::Io { doing: "remove", path: folder.to_owned(), source }),
     }
 }
 

@@ -29,6 +29,8 @@ pub struct ToldSlots {
     pub look: u64,
     /// Each slot by its name.
     pub slots: BTreeMap<String, FollowedSlot>,
+    /// The node each is, or was, kept for, where that is written down: a slot that was prepared is not named for a node.
+    pub kept_for: BTreeMap<String, String>,
 }
 
 /// The last findings. Clones share them.

@@ -318,3 +318,43 @@ async fn until_told(a: &Node) -> bool {
     })
     .await
 }
+
+#[tokio::test]
+async fn a_preparation_that_makes_no_sense_makes_nothing_and_touches_nobodys_slot() {
+    let [a, b] = Cluster::of(2).start().await;
+    a.sql("create table t (id int primary key)").await;
+    b.steepctl("node start node_b --from node_a").operation().completes().await;
+    a.sql("select pg_create_logical_replication_slot('steep_others', 'pgoutput')").await;
+    let mut before = a.slots().await;
+    before.sort();
+    let read = before.iter().find(|slot| slot.starts_with("steep_node_b_")).expect("node_b reads one").clone();
+    for taken in ["steep_others", &read] {
+        let refused = a.steepctl(&format!("node prepare node_a --for pg_dump --slot {taken}")).fails_with("STP-5001");
+        assert!(refused.stderr.contains("node_a has a slot of this name already"), "{refused}");
+    }
+    for name in ["steep_x; drop", "steep_Ä", "other", "steep-1"] {
+        a.steepctl("node prepare node_a --for pg_dump --slot").arg(name).fails_with("STP-5001");
+    }
+    a.steepctl("node prepare node_a --for pg_dump --target node_a").fails_with("STP-5004");
+    a.steepctl("node prepare node_a --for pg_basebackup --target node_a").fails_with("STP-5004");
+    a.steepctl("node prepare node_a --for pg_dump --target node_x").fails_with("STP-5002");
+    let mut after = a.slots().await;
+    after.sort();
+    assert_eq!(after, before);
+    nothing_is_left([&a, &b]).await;
+    a.sql("insert into t values (1)").await;
+    b.holds_the_same_as(&a, "t").await;
+}
+
+#[tokio::test]
+async fn a_node_made_by_hand_says_so_when_its_slot_is_lost() {
+    let [a, b] = Cluster::of(2).start().await;
+    a.sql("create table t (id int primary key)").await;
+    let next = prepare(&a, "");
+    dump_and_restore(&a, &next);
+    b.steepctl(&next.complete()).operation().completes().await;
+    a.steepctl(&format!("slot drop node_a steep_prep_{} --force --confirm node_a", next.id)).succeeds();
+    b.becomes(Diverged).await;
+    let shown = b.steepctl("node show node_b").succeeds();
+    assert!(shown.stdout.contains("STP-4203") && shown.stdout.contains("dropped by"), "{shown}");
+}

@@ -1,6 +1,6 @@
 //! A node that is removed leaves nothing of itself on any node, whether or not all can be reached; all data stays.
 
-use steep_tests::{Cluster, Node, NodeState::*, PATIENCE, Stop, shop, until};
+use steep_tests::{Cluster, Node, NodeState::*, PATIENCE, Stop, by_hand, shop, until};
 
 /// Every node subscribes to every other.
 async fn mesh(nodes: &[&Node]) {
@@ -156,4 +156,83 @@ async fn a_removal_can_be_cancelled_while_it_waits_for_the_others() {
     holder.batch_execute("rollback").await.expect("it answers");
     assert_eq!(c.state().await, Ok(Synchronized));
     replicate(&[&a, &b, &c], "as before").await;
+}
+
+#[tokio::test]
+async fn a_node_made_by_hand_is_removed_with_the_slot_that_was_prepared_for_it() {
+    let [a, b] = Cluster::of(2).start().await;
+    a.sql("create table t (id int primary key); create table other (id int primary key)").await;
+    for chosen in ["--tables t", ""] {
+        let before = a.inventory().await;
+        let printed = a.steepctl(&format!("node prepare node_a --for pg_dump --target node_b {chosen}")).succeeds();
+        let commands = by_hand::commands(&printed.stdout);
+        let (last, first) = commands.split_last().expect("something is to be done");
+        for command in first {
+            b.shell(command);
+        }
+        let complete = last.strip_prefix("steepctl ").expect("it is steepctl's");
+        b.steepctl(complete).arg("--one-way").operation().completes().await;
+        assert_eq!(a.slots().await.len(), 1);
+        b.steepctl("node remove node_b --confirm node_b").succeeds();
+        a.inventory().await.is_as(&before);
+        assert_eq!(a.slots().await, Vec::<String>::new(), "{chosen}");
+        b.sql("drop table t; drop table if exists other; drop schema if exists steep_mark").await;
+        b.shell(&format!("rm -rf {}", first.last().and_then(|line| line.rsplit(' ').next()).expect("the dump")));
+    }
+}
+
+#[tokio::test]
+async fn a_removal_neither_waits_for_nor_takes_what_backups_and_snapshots_keep() {
+    let [a, b] = Cluster::of(2).start().await;
+    mesh(&[&a, &b]).await;
+    let folder = std::env::temp_dir().join(format!("steep-removal-{}", std::process::id()));
+    b.steepctl("snapshot generate node_b --dir").arg(&folder.display().to_string()).operation().completes().await;
+    b.steepctl("node prepare node_b --for pg_dump").succeeds();
+    b.sql("insert into marks values ('after')").await;
+    b.steepctl("node remove node_b --confirm node_b").succeeds();
+    b.becomes(Uninitialized).await;
+    is_gone_from(&a, None).await;
+    let listed = b.steepctl("snapshot list node_b -o json").succeeds().json();
+    let snapshot = listed["snapshots"][0]["snapshot_id"].as_str().expect("it is still there").to_owned();
+    let listed = b.steepctl("node prepare node_b --list -o json").succeeds().json();
+    let prepared = listed["preparations"][0]["prepare_id"].as_str().expect("it is still there").to_owned();
+    let kept = b.slots().await;
+    assert_eq!(kept.len(), 2, "{kept:?}");
+    // The snapshot is as good as before: whoever is made from it gets what was written since, too.
+    a.steepctl("node remove node_a --confirm node_a").succeeds();
+    a.steepctl("snapshot apply node_a --force --confirm node_a --one-way --input")
+        .arg(&folder.display().to_string())
+        .operation()
+        .completes()
+        .await;
+    a.holds_the_same_as(&b, "marks").await;
+    a.steepctl("node remove node_a --confirm node_a").succeeds();
+    b.steepctl(&format!("snapshot delete {snapshot} --confirm {snapshot}")).succeeds();
+    b.steepctl(&format!("node prepare node_b --cancel {prepared}")).succeeds();
+    assert_eq!(b.slots().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_source_no_longer_misses_a_slot_once_its_reader_was_removed() {
+    let [a, b] = Cluster::of(2).start().await;
+    mesh(&[&a, &b]).await;
+    let slot = a.slots().await.pop().expect("node_b reads one");
+    b.stop_agent();
+    until("nobody reads it and it is dropped", PATIENCE, async || {
+        a.try_sql(&format!("select pg_drop_replication_slot('{slot}')")).await
+    })
+    .await;
+    let missed = async |is_missed: bool| {
+        until(&format!("node_a misses it: {is_missed}"), PATIENCE, async || {
+            let said = a.steepctl("node show node_a").succeeds();
+            if said.stdout.contains("STP-4206") == is_missed { Ok(()) } else { Err(said.stdout) }
+        })
+        .await;
+    };
+    missed(true).await;
+    b.start_agent();
+    b.becomes(Diverged).await;
+    b.steepctl("node reinit node_b --full --confirm node_b").succeeds();
+    b.becomes(Synchronized).await;
+    missed(false).await;
 }

@@ -639,4 +639,9 @@ async fn a_full_disk_ends_a_snapshot_and_nothing_of_it_stays() {
     a.inventory().await.is_as(&before);
     assert!(!inside.exists(), "{:?}", small.0.files());
     a.steepctl(&line.replace("none", "zstd:9")).succeeds();
+    // A mounted file system itself cannot be taken away: it is emptied, and then nothing is left to be done.
+    fs::remove_dir_all(&inside).expect("it can be removed");
+    a.steepctl(&line.replace("/snap", "")).fails_with("STP-3410");
+    assert_eq!(small.0.files(), Vec::<String>::new());
+    assert_eq!(a.count("steep_repl.intents where state in ('planned', 'live')").await, 0);
 }

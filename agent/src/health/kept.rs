@@ -19,7 +19,7 @@ use crate::{
     session::is_slot_for,
     store::{
         self,
-        follows::{self, KeptSlot},
+        follows::{self, KeptSlot, LostSlot},
     },
     troubles::ToldSlots,
 };
@@ -41,7 +41,10 @@ pub fn tell(rooms: &Rooms, caller: &NodeId, asked: &[String]) -> Result<v1::Foll
         let text = format!("PostgreSQL of {} does not answer its agent now", rooms.me);
         return Err(Failure::new(Code::PostgresUnreachable, text));
     };
-    let names = asked.iter().filter(|name| is_slot_for(name, Some(caller))).take(MOST);
+    let is_theirs = |name: &&String| {
+        is_slot_for(name, Some(caller)) || told.kept_for.get(*name).is_some_and(|node| node == caller.as_str())
+    };
+    let names = asked.iter().filter(is_theirs).take(MOST);
     let released = |name: &String| {
         let reason = "it was taken away with a node or an operation".into();
         v1::FollowedSlot {
@@ -131,7 +134,8 @@ impl Keeping {
             let named = || peers.iter().find(|peer| slot.is_kept_for(peer)).map(ToString::to_string);
             written.map(|made| made.peer.clone()).or_else(named).unwrap_or_default()
         };
-        let ours = there.iter().filter(|slot| slot.database == *dbname && is_slot_for(&slot.name, None));
+        let is_made = |slot: &Slot| is_slot_for(&slot.name, None) || made.iter().any(|made| made.name == slot.name);
+        let ours = there.iter().filter(|slot| slot.database == *dbname && is_made(slot));
         let ours: Vec<(Slot, String)> = ours.map(|slot| (slot.clone(), owner(slot))).collect();
         let starved = match ours.iter().any(|(slot, _)| !slot.progress.is_active) {
             true => slots::starved(session).await.map_err(explain)?.into_iter().collect(),
@@ -170,8 +174,12 @@ impl Keeping {
             }
             troubles.push(Failure::new(Code::SlotGone, text));
         }
-        let lost: BTreeMap<_, _> =
-            follows::lost(&rooms.store, &rooms.me).await.map_err(remember)?.into_iter().collect();
+        let mut kept_for: BTreeMap<_, _> = made.iter().map(|made| (made.name.clone(), made.peer.clone())).collect();
+        let mut lost = BTreeMap::new();
+        for LostSlot { name, target, reason } in follows::lost(&rooms.store, &rooms.me).await.map_err(remember)? {
+            kept_for.insert(name.clone(), target);
+            lost.insert(name, reason);
+        }
         let names =
             made.iter().map(|made| &made.name).chain(lost.keys()).chain(ours.iter().map(|(slot, _)| &slot.name));
         let told = names.map(|name| {
@@ -182,9 +190,8 @@ impl Keeping {
         self.looks += 1;
         let started = activity::started_at(session).await.map_err(explain)?;
         let run = format!("{} {started}", rooms.peers.facts().instance_id);
-        rooms
-            .troubles
-            .find(|found| (found.kept, found.told) = (troubles, Some(ToldSlots { run, look: self.looks, slots })));
+        let told = ToldSlots { run, look: self.looks, slots, kept_for };
+        rooms.troubles.find(|found| (found.kept, found.told) = (troubles, Some(told)));
         Ok(Look { ours })
     }
 

@@ -80,13 +80,11 @@ pub async fn prepare(
     if !PURPOSES.contains(&request.purpose.as_str()) {
         return Err(bad(format!("--for {:?} is not supported", request.purpose)));
     }
+    let target = target_of(rooms, request)?;
+    refuse_slot(rooms, &request.slot).await?;
     let selection = request.selection.clone().unwrap_or_default();
     let members = examine(rooms, &selection, request.purpose != "pg_dump").await?;
     let short = op.short();
-    let target: Option<NodeId> = match request.target.as_str() {
-        "" => None,
-        name => Some(name.parse().map_err(|_| rooms.peers.unknown(name))?),
-    };
     let whole = selection_of(&selection).is_whole_database();
     let new = Preparation {
         op,
@@ -103,9 +101,6 @@ pub async fn prepare(
         warned_at: None,
         taken_by: None,
     };
-    if !new.slot.starts_with("steep_") {
-        return Err(bad(format!("--slot {}: names of Steep's slots begin with steep_", new.slot)));
-    }
     preparations::plan(&rooms.store, &new).await.map_err(remember)?;
     match make(rooms, &new, &members).await {
         Ok(()) => {}
@@ -119,6 +114,38 @@ pub async fn prepare(
     let lsn = made.lsn.unwrap_or_default();
     info!(event = "slot.prepared", op_id = %op, slot = made.slot, lsn = %lsn, "prepared for a backup");
     describe(rooms, &made).await
+}
+
+/// The node that will be restored. One that is made as a physical copy need not be there yet.
+fn target_of(rooms: &Rooms, request: &v1::PrepareRequest) -> Result<Option<NodeId>, Failure> {
+    if request.target.is_empty() {
+        return Ok(None);
+    }
+    let target: NodeId = request.target.parse().map_err(|_| rooms.peers.unknown(&request.target))?;
+    if target == rooms.me {
+        return Err(Failure::new(Code::SourceIsTarget, format!("{target} cannot be restored from a backup of itself")));
+    }
+    if request.purpose == "pg_dump" && !rooms.peers.knows(&target) {
+        return Err(rooms.peers.unknown(target.as_str()));
+    }
+    Ok(Some(target))
+}
+
+/// Refuses a name for the slot that cannot be one, or is another's: whatever fails later is undone, and the slot goes with it.
+async fn refuse_slot(rooms: &Rooms, name: &str) -> Result<(), Failure> {
+    if name.is_empty() {
+        return Ok(());
+    }
+    let bad = |text: String| Failure::new(Code::BadRequest, text).hint("leave --slot out, or give it another name");
+    slots::check_name(name).map_err(|error| bad(format!("--slot {name:?}: {error}")))?;
+    if !name.starts_with("steep_") {
+        return Err(bad(format!("--slot {name}: names of Steep's slots begin with steep_")));
+    }
+    let look = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+    match slots::find(&look, name).await.map_err(explain)? {
+        Some(_) => Err(bad(format!("--slot {name}: {} has a slot of this name already", rooms.me))),
+        None => Ok(()),
+    }
 }
 
 /// Looks whether this node can be prepared, and for which tables.
@@ -155,11 +182,19 @@ async fn make(rooms: &Rooms, new: &Preparation, selected: &[tables::Table]) -> R
     let names = || selected.iter().map(|table| table.name.clone()).collect();
     let keeper = if new.is_physical() { None } else { Some(rooms.snapshots.lock(op, names(), patience).await?) };
     let effect = Effect::Slot { name: new.slot.clone(), peer: new.target.clone() };
+    let mut was_there = false;
     let made = async {
         let never = CancellationToken::new();
-        replication::create_slot_exporting(&rooms.database, op, &new.slot, patience, &never).await.map_err(explain)
+        let made = replication::create_slot_exporting(&rooms.database, op, &new.slot, patience, &never).await;
+        was_there = made.as_ref().is_err_and(postgres::Error::is_there_already);
+        made.map_err(explain)
     };
-    let exported: ExportedSlot = rooms.cleanup.make(op, "prepare", &effect, made).await?;
+    let exported = rooms.cleanup.make(op, "prepare", &effect, made).await;
+    if was_there {
+        // Somebody has made it since we looked: it is not ours to drop.
+        rooms.cleanup.disown(op, "slot").await?;
+    }
+    let exported: ExportedSlot = exported?;
     let lsn = exported.lsn;
     let Some(keeper) = keeper else {
         exported.release();

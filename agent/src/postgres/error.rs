@@ -174,6 +174,11 @@ impl Error {
         self.refusal().map(|refusal| refusal.sqlstate.as_str())
     }
 
+    /// What was to be made was there before.
+    pub fn is_there_already(&self) -> bool {
+        self.sqlstate() == Some("42710")
+    }
+
     /// PostgreSQL's own words, where it said no.
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {

@@ -130,7 +130,7 @@ impl Making<'_> {
             made = create => match made {
                 Ok(made) => return Ok(made),
                 // It was there before us: not ours to drop.
-                Err(error) if error.sqlstate() == Some("42710") => return Err(error),
+                Err(error) if error.is_there_already() => return Err(error),
                 Err(error) => error,
             },
             () = sleep(self.patience) => self.blocked().await,

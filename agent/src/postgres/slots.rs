@@ -107,6 +107,12 @@ pub async fn list(session: &Session) -> Result<Vec<Slot>, Error> {
     read(session, doing("list slots"), None).await
 }
 
+/// Fails with [`Error::BadSlotName`] where PostgreSQL takes no slot of this name.
+pub fn check_name(name: &str) -> Result<(), Error> {
+    SlotName::parse(name)?;
+    Ok(())
+}
+
 /// One slot, if it is there.
 pub async fn find(session: &Session, name: &str) -> Result<Option<Slot>, Error> {
     Ok(read(session, about("look at", name), Some(name)).await?.pop())

@@ -1,10 +1,12 @@
 //! A node's own part of a removal: what it has with the removed node goes; the removed node itself gives up everything.
 //!
 //! What is there is read from PostgreSQL's catalogs and known by its name, so that it goes also where it was made by an
-//! agent that remembers nothing of it. May be repeated.
+//! agent that remembers nothing of it; a slot that was prepared for a backup has no node's name, and is known by what is
+//! written down. May be repeated.
 
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
+    ids::NodeId,
     node::NodeState,
 };
 use tracing::info;
@@ -15,7 +17,7 @@ use crate::{
     postgres::{self, Purpose, Session, ddl, publications, slots, subscriptions},
     rooms::Rooms,
     session::is_slot_for,
-    store::{self, Actor, audit, intents, nodes, removals, removals::Removal},
+    store::{self, Actor, audit, follows, intents, nodes, preparations, removals, removals::Removal, snapshots},
 };
 
 fn explain(error: postgres::Error) -> Failure {
@@ -81,16 +83,17 @@ async fn forget(rooms: &Rooms, session: &Session, removal: &Removal, is_late: bo
         let text = format!("slots for {node} and {alike} have the same names on {}", rooms.me);
         return Err(Failure::new(Code::NamesAlike, text));
     }
-    for slot in own_slots(rooms, session).await? {
-        if is_slot_for(&slot, Some(node)) && !is_newer(rooms, removal, is_late, "slot", &slot).await? {
+    for slot in slots_for(rooms, session, node).await? {
+        if !is_newer(rooms, removal, is_late, "slot", &slot).await? {
             taken.extend(drop_slot(rooms, session, &slot).await?);
         }
     }
     taken.extend(drop_publication(rooms, session, &format!("steep_only_{node}")).await?);
     // The shared one goes with the last slot that reads it.
-    if own_slots(rooms, session).await?.is_empty() {
+    if all_slots(rooms, session).await?.is_empty() {
         taken.extend(drop_publication(rooms, session, "steep").await?);
     }
+    taken.extend(drop_prepared_publications(rooms, session).await?);
     Ok(taken)
 }
 
@@ -123,11 +126,14 @@ async fn leave(
     if is_reborn {
         return Ok(taken);
     }
+    // What is read from a slot of a backup or a snapshot goes through the shared one.
+    let is_shared = !all_slots(rooms, session).await?.is_empty();
     for name in publications::list(session).await.map_err(explain)? {
-        if name == "steep" || name.starts_with("steep_only_") {
+        if (name == "steep" && !is_shared) || name.starts_with("steep_only_") {
             taken.extend(drop_publication(rooms, session, &name).await?);
         }
     }
+    taken.extend(drop_prepared_publications(rooms, session).await?);
     let own = nodes::own(&rooms.store).await.map_err(remember)?;
     if matches!(own.init_state, NodeState::Synchronized | NodeState::Diverged | NodeState::Failed) {
         nodes::advance(&rooms.store, NodeEvent::Undone, Some(removal.op_id), teller).await.map_err(remember)?;
@@ -144,12 +150,37 @@ async fn is_newer(rooms: &Rooms, removal: &Removal, is_late: bool, kind: &str, n
     Ok(made.is_some_and(|made| made > removal.asked_at))
 }
 
-/// Slots of this node's database that Steep made.
+/// Slots of this node's database that other nodes read, or were made to. Those that wait for a backup made by hand or for whoever
+/// applies a snapshot are no node's yet: nobody has to receive what is in them, and their own commands take them away.
 pub(super) async fn own_slots(rooms: &Rooms, session: &Session) -> Result<Vec<String>, Failure> {
+    let prepared = preparations::list(&rooms.store).await.map_err(remember)?;
+    let written = snapshots::list(&rooms.store, false).await.map_err(remember)?;
+    let waits = |slot: &String| {
+        prepared.iter().any(|prepared| prepared.slot == *slot) || written.iter().any(|written| written.slot == *slot)
+    };
+    Ok(all_slots(rooms, session).await?.into_iter().filter(|slot| !waits(slot)).collect())
+}
+
+/// Slots of this node's database that Steep made, for whatever.
+async fn all_slots(rooms: &Rooms, session: &Session) -> Result<Vec<String>, Failure> {
     let dbname = &rooms.database.config().dbname;
+    let made = follows::slots(&rooms.store).await.map_err(remember)?;
+    let is_ours = |name: &str| is_slot_for(name, None) || made.iter().any(|made| made.name == name);
     let slots = slots::list(session).await.map_err(explain)?;
-    let ours = slots.into_iter().filter(|slot| slot.database == *dbname && is_slot_for(&slot.name, None));
+    let ours = slots.into_iter().filter(|slot| slot.database == *dbname && is_ours(&slot.name));
     Ok(ours.map(|slot| slot.name).collect())
+}
+
+/// Slots for `node`: those named for it, and those that are written down for it, also where they are gone already.
+async fn slots_for(rooms: &Rooms, session: &Session, node: &NodeId) -> Result<Vec<String>, Failure> {
+    let mut slots = own_slots(rooms, session).await?;
+    slots.retain(|slot| is_slot_for(slot, Some(node)));
+    for made in follows::slots(&rooms.store).await.map_err(remember)? {
+        if made.is_kept && made.peer == node.as_str() && !slots.contains(&made.name) {
+            slots.push(made.name);
+        }
+    }
+    Ok(slots)
 }
 
 async fn drop_subscription(rooms: &Rooms, session: &Session, name: &str) -> Result<Option<String>, Failure> {
@@ -167,6 +198,19 @@ async fn drop_publication(rooms: &Rooms, session: &Session, name: &str) -> Resul
     let was_there = publications::exists(session, name).await.map_err(explain)?;
     session.run(&ddl::drop_publication(name)).await.map_err(explain)?;
     settled(rooms, "publication", name, was_there).await
+}
+
+/// A publication that was prepared for chosen tables goes with its slot.
+async fn drop_prepared_publications(rooms: &Rooms, session: &Session) -> Result<Vec<String>, Failure> {
+    let made = follows::slots(&rooms.store).await.map_err(remember)?;
+    let mut taken = Vec::new();
+    for name in publications::list(session).await.map_err(explain)? {
+        let id = name.strip_prefix("steep_prep_");
+        if id.is_some_and(|id| made.iter().all(|made| made.op_id.short() != id)) {
+            taken.extend(drop_publication(rooms, session, &name).await?);
+        }
+    }
+    Ok(taken)
 }
 
 /// What was kept is gone: no operation may count on it, or undo it, any more.

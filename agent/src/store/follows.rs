@@ -51,6 +51,17 @@ pub struct KeptSlot {
     pub is_kept: bool,
 }
 
+/// A slot that does not carry all that was written since.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostSlot {
+    /// Its name.
+    pub name: String,
+    /// The node it was kept for; empty: nobody knew.
+    pub target: String,
+    /// What became of it.
+    pub reason: String,
+}
+
 /// Every subscription of ours.
 pub async fn subscriptions(store: &Store) -> Result<Vec<Followed>, Error> {
     let rows = store.rows("look at what this node follows", sql!("store/list_followed.sql"), &[]).await?;
@@ -93,10 +104,14 @@ pub async fn lose(store: &Store, source: &NodeId, slot: &str, target: &str, reas
 }
 
 /// Slots that `source` had and that are past mending, and why.
-pub async fn lost(store: &Store, source: &NodeId) -> Result<Vec<(String, String)>, Error> {
+pub async fn lost(store: &Store, source: &NodeId) -> Result<Vec<LostSlot>, Error> {
     let sql = sql!("store/list_lost_slots.sql");
     let rows = store.rows("read which slots are lost", sql, &[&source.as_str()]).await?;
-    rows.iter().map(|row| Ok((field(row, "name")?, field(row, "reason")?))).collect()
+    rows.iter()
+        .map(|row| {
+            Ok(LostSlot { name: field(row, "name")?, target: field(row, "target")?, reason: field(row, "reason")? })
+        })
+        .collect()
 }
 
 /// What this node is diverged for, if it is by the agent's own finding.

@@ -23,6 +23,8 @@ const EXAMPLES: &str = "\
 For a backup that you make yourself: the node keeps a slot from now on, and tells
 the exact commands to back it up, to restore, and to complete the node restored.
 What it keeps costs room for WAL until then; it expires, and can be taken back.
+For pg_dump a snapshot is held too: DDL on the tables waits for it, and VACUUM does
+not clean up behind it, until it is let go (--release) or the node's agent ends.
 A dump is of the moment that is prepared; a physical copy (pg_basebackup, or a
 snapshot of the running server's storage) ends later, at a point it knows itself.
 
@@ -50,8 +52,8 @@ pub struct PrepareArgs {
     /// The name of the slot; it begins with steep_
     #[arg(long, value_name = "NAME")]
     pub slot: Option<String>,
-    /// For how long it is kept
-    #[arg(long, value_name = "TIME", default_value = "168h", value_parser = units::parse_duration)]
+    /// For how long slot and snapshot are kept: 90m, 72h or 7d, up to 366d
+    #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = units::parse_duration)]
     pub expires: Duration,
     /// The node that will be restored and completed
     #[arg(long, value_name = "NODE")]
@@ -96,6 +98,11 @@ pub async fn run(args: &PrepareArgs, global: &Global, out: &Output) -> Result<Ex
         target: args.target.as_ref().map(ToString::to_string).unwrap_or_default(),
         selection: Some(selection::of(&args.tables, &args.schemas, &args.exclude)),
     };
+    // Asked before anything is kept: what cannot be told how to restore is not prepared.
+    let target = match &args.target {
+        Some(target) if request.purpose == "pg_dump" => Some(client.get_node(target.as_str()).await?),
+        _ => None,
+    };
     let reply = client.prepare(&request).await?;
     if out.is_json() {
         out.json(&json::message("PrepareReply", &reply))?;
@@ -103,9 +110,8 @@ pub async fn run(args: &PrepareArgs, global: &Global, out: &Output) -> Result<Ex
     }
     let prepared = reply.preparation.unwrap_or_default();
     out.data(&told(&prepared))?;
-    let next = match (prepared.purpose.as_str(), &args.target) {
-        ("pg_dump", Some(target)) => next(&prepared, Some(&client.get_node(target.as_str()).await?)),
-        ("pg_dump", None) => next(&prepared, None),
+    let next = match prepared.purpose.as_str() {
+        "pg_dump" => next(&prepared, target.as_ref()),
         // A physical copy needs no server that is there already.
         _ => physical::next(&prepared, args.into.as_deref()),
     };

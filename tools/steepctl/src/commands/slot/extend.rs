@@ -26,8 +26,8 @@ pub struct ExtendArgs {
     pub node: NodeId,
     /// The slot
     pub slot: String,
-    /// For how long from now it is kept
-    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    /// For how long from now it is kept: 90m, 72h or 7d, up to 366d
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
     pub expires: Duration,
 }
 

@@ -54,7 +54,7 @@ pub struct GenerateArgs {
     /// Never these tables, whatever else selects them
     #[arg(long, value_name = "TABLES", value_parser = tables)]
     pub exclude: Vec<Tables>,
-    /// How long slot and files are kept
+    /// How long slot and files are kept: 90m, 72h or 7d, up to 366d
     #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = units::parse_duration)]
     pub expires: Duration,
     /// Print the operation's id and return; do not watch
