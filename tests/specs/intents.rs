@@ -202,6 +202,7 @@ async fn a_nodes_key_alone_reads_no_row_of_another_node() {
         one_way: true,
         parallel: 1,
         link: "mesh".into(),
+        count_rows: true,
     };
     for (signed, selection, code) in [
         (None, only(&["orders"]), Code::IntentMissing),

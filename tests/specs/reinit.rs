@@ -109,6 +109,19 @@ async fn a_pair_that_replicates_both_ways_loses_nothing_and_sends_nothing_back()
 
     // Orders are written by nobody: whatever of them went out again would come from the copy.
     spoil(&b, "delete from orders where id % 2 = 0").await;
+    let shown = a.steepctl("node reinit node_b --tables orders,customers --dry-run").succeeds();
+    for word in ["1,000 fewer on node_b", "public.orders orders_customer_id_fkey to public.customers"] {
+        assert!(shown.stdout.contains(word), "{word}: {shown}");
+    }
+    let shown = b.steepctl("node reinit node_b --tables orders,customers --dry-run -o json").succeeds().json();
+    let counted = |name: &str| {
+        let tables = shown["tables"].as_array().expect("tables").iter();
+        let table = tables.clone().find(|table| table["table"]["name"] == name).expect("it is listed").clone();
+        (table["target_rows"].clone(), table["source_rows"].clone())
+    };
+    assert_eq!(counted("orders"), (1_000.into(), 2_000.into()), "{shown:#}");
+    let (here, there) = counted("customers");
+    assert_eq!(here, there, "{shown:#}");
     b.sql("select pg_create_logical_replication_slot('probe', 'pgoutput')").await;
     b.steepctl("node reinit node_b --tables orders,customers --confirm node_b").operation().completes().await;
     b.holds_the_same_as(&a, "orders").await;

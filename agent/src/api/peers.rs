@@ -134,7 +134,11 @@ impl Peers for Service {
             schema_sync: SchemaSync::Strict,
             again: scope::is_again(caller.signed()),
         };
-        reply(preflight::examine_source(&rooms, caller.node(), &wanted, &request.link).await)
+        let examined = preflight::examine_source(&rooms, caller.node(), &wanted, &request.link).await;
+        match examined {
+            Ok(facts) if request.count_rows => reply(source::count_now(&rooms, facts).await),
+            examined => reply(examined),
+        }
     }
 
     async fn open_session(&self, request: Request<v1::OpenSessionRequest>) -> Answer<v1::OpenSessionReply> {

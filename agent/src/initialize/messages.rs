@@ -36,6 +36,7 @@ pub fn source_table(table: &Table) -> v1::SourceTable {
         constraint_oids: table.constraint_oids.clone(),
         replica_identity: table.replica_identity.as_str().to_owned(),
         identity_columns: table.identity_columns.clone(),
+        rows: None,
         root: table.root.as_ref().map(table_message),
     }
 }

@@ -67,6 +67,18 @@ pub fn opened(rooms: &Rooms, held: &Held) -> Result<v1::OpenSessionReply, Failur
     })
 }
 
+/// `facts` with the rows of every table as they are now, for whoever is about to replace a copy of them.
+pub async fn count_now(rooms: &Rooms, mut facts: v1::ExamineReply) -> Result<v1::ExamineReply, Failure> {
+    let session = rooms.database.session(Purpose::Watch).await.map_err(explain)?;
+    let mut plain: Vec<_> = facts.tables.iter_mut().filter(|table| table.kind != "p").collect();
+    let names: Vec<_> = plain.iter().filter_map(|table| table.table.as_ref().map(messages::table_name)).collect();
+    let counts = rows::count(&session, &names).await.map_err(explain)?;
+    for (table, rows) in plain.iter_mut().zip(counts) {
+        table.rows = Some(rows);
+    }
+    Ok(facts)
+}
+
 /// Exact row counts of the session's tables, inside its snapshot.
 pub async fn count_rows(held: &Held) -> Result<Vec<v1::TableRows>, Failure> {
     let plain: Vec<_> =

@@ -265,6 +265,7 @@ pub(super) fn planned_tables(rooms: &Rooms, facts: &v1::ExamineReply, here: &Tar
         let pages = u32::try_from(table.bytes / PAGE_BYTES).unwrap_or(u32::MAX);
         let name = table.table.as_ref().map(table_name)?;
         Some(v1::PlannedTable {
+            source_rows: table.rows,
             target_rows: here.rows.get(&name).copied().unwrap_or_default(),
             table: table.table.clone(),
             rows_estimate: table.rows_estimate,

@@ -55,7 +55,8 @@ impl Source {
         &self.node
     }
 
-    /// Facts and findings for the preflight, as far as `signed` lets us ask. `link`: how its PostgreSQL would reach ours.
+    /// Facts and findings for the preflight, as far as `signed` lets us ask. `link`: how its PostgreSQL would reach ours. No row is
+    /// counted.
     pub async fn examine(
         &self,
         signed: &v1::SignedIntent,
@@ -65,7 +66,17 @@ impl Source {
         link: &str,
     ) -> Result<v1::ExamineReply, Failure> {
         let (op_id, link) = (self.op.to_string(), link.to_owned());
-        let request = v1::ExamineRequest { op_id, selection: Some(selection), one_way, parallel, link };
+        let selection = Some(selection);
+        let request = v1::ExamineRequest { op_id, selection, one_way, parallel, link, count_rows: false };
+        self.ask_about(signed, request).await
+    }
+
+    /// The answer to `request`, which may ask for counts.
+    pub async fn ask_about(
+        &self,
+        signed: &v1::SignedIntent,
+        request: v1::ExamineRequest,
+    ) -> Result<v1::ExamineReply, Failure> {
         ask!(self, examine, with(signed, request))
     }
 

@@ -194,7 +194,15 @@ fn what_goes_on_by_itself_is_not_started_once_more() {
 
 fn planned(target_rows: u64) -> Vec<v1::PlannedTable> {
     let table = Some(v1::TableName { schema: "public".into(), name: "orders".into() });
-    vec![v1::PlannedTable { table, rows_estimate: 10, bytes: 8192, parts: 1, format: "binary".into(), target_rows }]
+    vec![v1::PlannedTable {
+        table,
+        rows_estimate: 10,
+        bytes: 8192,
+        parts: 1,
+        format: "binary".into(),
+        target_rows,
+        source_rows: None,
+    }]
 }
 
 #[test]

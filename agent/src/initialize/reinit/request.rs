@@ -157,7 +157,15 @@ pub async fn start(
     let source = Source::new(rooms.peers.clone(), plan.direct.source.clone(), op);
     let link = rooms.config.replication.link.as_str();
     let (selection, wanted) = (plan.direct.selection.clone(), &plan.direct.wanted);
-    let facts = source.examine(&plan.direct.signed, selection, wanted.one_way, wanted.parallel, link).await?;
+    let asked = v1::ExamineRequest {
+        op_id: op.to_string(),
+        selection: Some(selection),
+        one_way: wanted.one_way,
+        parallel: wanted.parallel,
+        link: link.to_owned(),
+        count_rows: request.dry_run,
+    };
+    let facts = source.ask_about(&plan.direct.signed, asked).await?;
     let look = Look { in_place: plan.in_place, counts: request.dry_run };
     let Found { mut checks, here, keys, others } =
         examine(rooms, plan.direct.source.as_str(), &facts, wanted, &look).await?;

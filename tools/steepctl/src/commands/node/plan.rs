@@ -123,6 +123,7 @@ mod tests {
             parts: 4,
             format: "binary".into(),
             target_rows,
+            source_rows: None,
         }
     }
 

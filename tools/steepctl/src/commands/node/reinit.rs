@@ -234,7 +234,8 @@ fn replaced(plan: &v1::ReinitNodeReply, args: &ReinitArgs, chosen: &Chosen) -> S
     let mut table = Table::new(&[
         ("TABLE", Side::Left),
         ("ROWS NOW", Side::Right),
-        ("ROWS ON SOURCE (EST.)", Side::Right),
+        ("ROWS ON SOURCE", Side::Right),
+        ("", Side::Left),
         ("SIZE", Side::Right),
     ]);
     for one in &plan.tables {
@@ -242,7 +243,10 @@ fn replaced(plan: &v1::ReinitNodeReply, args: &ReinitArgs, chosen: &Chosen) -> S
         table.row([
             Cell::new(TableName::new(name.schema, name.name).to_string()),
             Cell::new(units::count(one.target_rows)).tone(Tone::Bad),
-            Cell::new(units::count(one.rows_estimate)),
+            Cell::new(
+                one.source_rows.map_or_else(|| format!("about {}", units::count(one.rows_estimate)), units::count),
+            ),
+            Cell::new(difference(one, args)),
             Cell::new(units::bytes(one.bytes)),
         ]);
     }
@@ -252,6 +256,10 @@ fn replaced(plan: &v1::ReinitNodeReply, args: &ReinitArgs, chosen: &Chosen) -> S
         String::new(),
         format!("{} more of its tables go on replicating.", units::count(plan.other_tables)),
     ];
+    if plan.tables.iter().any(|one| !difference(one, args).is_empty()) {
+        let told = "Counted one node after the other: while the tables are written to, some rows may be on their way.";
+        lines.insert(2, told.to_owned());
+    }
     if !plan.foreign_keys.is_empty() {
         let count = units::counted(plan.foreign_keys.len() as u64, "foreign key");
         lines.push(format!("{count} will be looked at again afterwards; no other table is emptied:"));
@@ -264,6 +272,15 @@ fn replaced(plan: &v1::ReinitNodeReply, args: &ReinitArgs, chosen: &Chosen) -> S
         lines.push("In place: they are empty for readers until they are filled, and there is no way back.".into());
     }
     lines.join("\n")
+}
+
+/// How many rows more or fewer the node holds than its source, where both were counted and it is not as many.
+fn difference(table: &v1::PlannedTable, args: &ReinitArgs) -> String {
+    match table.source_rows.map(|there| (table.target_rows, there)) {
+        Some((here, there)) if here > there => format!("{} more on {}", units::count(here - there), args.node),
+        Some((here, there)) if here < there => format!("{} fewer on {}", units::count(there - here), args.node),
+        _ => String::new(),
+    }
 }
 
 /// Goes on only if what is `shown` is confirmed with the node's name.
@@ -346,6 +363,16 @@ mod tests {
         let selection = asked.selection.expect("always sent");
         assert_eq!((selection.schemas, selection.tables.len()), (vec!["sales".to_owned()], 1));
         assert!(asked.in_place && asked.one_way && !asked.dry_run);
+    }
+
+    #[test]
+    fn a_table_with_as_many_rows_on_both_nodes_is_told_from_one_with_more_or_fewer() {
+        let args = parse("node_b --tables a").expect("a good line");
+        let table = |here, there| v1::PlannedTable { target_rows: here, source_rows: there, ..Default::default() };
+        assert_eq!(difference(&table(1_500, Some(1_088)), &args), "412 more on node_b");
+        assert_eq!(difference(&table(0, Some(3)), &args), "3 fewer on node_b");
+        assert_eq!(difference(&table(3, Some(3)), &args), "");
+        assert_eq!(difference(&table(3, None), &args), "", "an older agent does not count");
     }
 
     #[test]
