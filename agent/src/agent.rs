@@ -292,6 +292,10 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
         store::operations::finish(&rooms.store, op, status, Some(&why)).await.map_err(explain)?;
     }
     prepare::take_up(rooms).await?;
+    // Of its own it takes up those of snapshots that ended without being cleaned up: none of them goes on.
+    for own in rooms.sessions.for_target(&rooms.me) {
+        rooms.sessions.end(own).await;
+    }
     // What peers had this node make for them, where their session is lost.
     sweep(rooms).await?;
     rooms.sessions.end_strays().await;

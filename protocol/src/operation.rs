@@ -68,9 +68,10 @@ words! {
 }
 
 impl InitMethod {
-    /// Those that `node start` can be asked for.
+    /// Those that `node start` can be asked for; the others begin with commands of their own.
     pub fn of_start() -> impl Iterator<Item = Self> {
-        Self::ALL.iter().copied().filter(|method| *method != Self::Manual)
+        let has_own = |method: &Self| matches!(method, Self::Manual | Self::TwoPhase | Self::RowsAlone);
+        Self::ALL.iter().copied().filter(move |method| !has_own(method))
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde_json::Value;
-use steep_tests::{Cluster, Node, NodeState, PATIENCE, shop, until};
+use steep_tests::{Cluster, Node, NodeState, Operation, PATIENCE, shop, until};
 
 const START: &str = "node start node_b --from node_a";
 
@@ -226,4 +226,31 @@ async fn an_agent_that_is_down_is_told_as_missing_and_the_other_still_answers() 
         if listed["missing_nodes"] == serde_json::json!([]) { Ok(()) } else { Err(listed.to_string()) }
     })
     .await;
+}
+
+#[tokio::test]
+async fn the_beginning_of_two_ids_names_neither_though_their_nodes_are_two() {
+    let [a, b] = Cluster::of(2).start().await;
+    let folder = std::env::temp_dir().join(format!("steep-two-{}", std::process::id()));
+    let written = async |node: &Node| {
+        node.sql("create table if not exists t (id int primary key)").await;
+        let folder = format!("{}-{}", folder.display(), node.id());
+        let op = node.steepctl(&format!("snapshot generate {} --dir {folder}", node.id())).operation();
+        op.completes().await;
+        let snapshot = format!("snap_{}", &op.id()[24..]);
+        node.steepctl(&format!("snapshot delete {snapshot} --confirm {snapshot}")).succeeds();
+        op
+    };
+    let digits = |op: &Operation| op.id()[..8].to_owned();
+    // Ids begin with the minute they were made in, or nearly so.
+    let (mut one, mut other) = (written(&a).await, written(&b).await);
+    while digits(&one) != digits(&other) {
+        (one, other) = (written(&a).await, written(&b).await);
+    }
+    for node in [&a, &b] {
+        for words in ["op show", "op cancel"] {
+            let refused = node.steepctl(words).arg(&digits(&one)).fails_with("STP-4007");
+            assert!(refused.stderr.contains(one.id()) && refused.stderr.contains(other.id()), "{refused}");
+        }
+    }
 }

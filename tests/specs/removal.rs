@@ -182,6 +182,25 @@ async fn a_node_made_by_hand_is_removed_with_the_slot_that_was_prepared_for_it()
 }
 
 #[tokio::test]
+async fn the_publication_of_a_snapshot_of_chosen_tables_goes_with_the_last_node_that_reads_it() {
+    let [a, b] = Cluster::of(2).start().await;
+    a.sql("create table t (id int primary key); create table other (id int primary key)").await;
+    let before = a.inventory().await;
+    let folder = std::env::temp_dir().join(format!("steep-chosen-{}", std::process::id()));
+    let folder = folder.display().to_string();
+    a.steepctl("snapshot generate node_a --tables t --dir").arg(&folder).operation().completes().await;
+    b.steepctl("snapshot apply node_b --one-way --input").arg(&folder).operation().completes().await;
+    let listed = a.steepctl("snapshot list -o json").succeeds().json();
+    let snapshot = listed["snapshots"][0]["snapshot_id"].as_str().expect("it is listed").to_owned();
+    a.steepctl(&format!("snapshot delete {snapshot} --confirm {snapshot}")).succeeds();
+    a.sql("insert into t values (1)").await;
+    b.holds_the_same_as(&a, "t").await;
+    a.sql("delete from t").await;
+    b.steepctl("node remove node_b --confirm node_b").succeeds();
+    a.inventory().await.is_as(&before);
+}
+
+#[tokio::test]
 async fn a_removal_neither_waits_for_nor_takes_what_backups_and_snapshots_keep() {
     let [a, b] = Cluster::of(2).start().await;
     mesh(&[&a, &b]).await;

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 use steep_agent::snapshot::files::manifest::Manifest;
-use steep_tests::{Cluster, Ledger, Node, NodeState::*, PATIENCE, crash_points, guest, shop, until};
+use steep_tests::{Cluster, Ledger, Node, NodeState::*, PATIENCE, Stop, crash_points, guest, shop, until};
 
 /// Some tables of several parts, and what CSV makes hard.
 pub(crate) const ODD: &str = r#"
@@ -303,6 +303,22 @@ async fn a_snapshot_that_is_cut_off_leaves_no_manifest_no_slot_and_no_files() {
         assert_eq!(op.ends().await, "cancelled", "after {step}");
         is_clean(step, &folder).await;
     }
+    // The server dies, and the agent too before all is cleaned up.
+    let folder = Folder::new("dead");
+    a.hold_after("write schema");
+    let op = a.steepctl(&format!("snapshot generate node_a --dir {}", folder.path())).operation();
+    a.is_held().await;
+    a.stop_postgres(Stop::Immediate);
+    a.let_go();
+    until("the agent gives up cleaning up", PATIENCE * 2, async || {
+        if a.log().contains(r#""details":{"attempt":5}"#) { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    a.start_postgres();
+    assert_eq!(op.ends().await, "failed");
+    a.kill_agent();
+    a.start_agent();
+    is_clean("after the server died", &folder).await;
     // A directory that holds anything is not taken, and what it holds stays.
     let folder = Folder::new("taken");
     fs::create_dir_all(&folder.0).expect("it can be made");

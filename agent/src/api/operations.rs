@@ -1,6 +1,6 @@
 //! The operation service.
 
-use std::{pin::Pin, time::Duration};
+use std::{collections::BTreeSet, pin::Pin, time::Duration};
 
 use futures::{Stream, StreamExt as _};
 use steep_protocol::{
@@ -185,16 +185,28 @@ impl Operations for Service {
 impl Service {
     /// Looks here first, then asks the other agents.
     async fn find(&self, text: &str, caller: &Caller) -> Result<Found, Status> {
+        let mut here = None;
         if let Ok(rooms) = self.0.rooms() {
             match find_here(&rooms.store, text).await {
-                Ok(row) => return Ok(Found::Here(Box::new(row))),
+                Ok(row) => here = Some(Box::new(row)),
                 Err(failure) if failure.code == Code::OperationUnknown => {}
                 Err(failure) => return Err(status_of(&failure)),
             }
         }
-        if caller.through.is_some() {
-            return Ok(Found::At(Owner::Me));
+        // Others may have one that begins alike, but none of the same id.
+        match here {
+            Some(row) if caller.through.is_some() || text.parse::<OperationId>().is_ok() => Ok(Found::Here(row)),
+            None if caller.through.is_some() => Ok(Found::At(Owner::Me)),
+            here => self.find_anywhere(text, here, caller).await,
         }
+    }
+
+    async fn find_anywhere(
+        &self,
+        text: &str,
+        here: Option<Box<operations::Operation>>,
+        caller: &Caller,
+    ) -> Result<Found, Status> {
         let (answers, silent) = self
             .0
             .peers
@@ -203,18 +215,28 @@ impl Service {
                 async move {
                     let answered = OperationsClient::new(channel).get(asked).await;
                     match answered.map(Response::into_inner).map_err(|status| failure_of(&status)) {
-                        Ok(reply) => Ok(Some(reply)),
-                        // That is an answer; only those who give none are told as silent.
+                        Ok(reply) => Ok(Some(Ok(reply))),
+                        // These are answers; only those who give none are told as silent.
                         Err(failure) if failure.code == Code::OperationUnknown => Ok(None),
+                        Err(failure) if failure.code == Code::AmbiguousOperation => Ok(Some(Err(failure))),
                         Err(failure) => Err(failure),
                     }
                 }
             })
             .await;
-        match answers.iter().flatten().next() {
-            Some(reply) => self.0.owner(&reply.served_by, caller).await.map(Found::At),
-            None if silent.is_empty() => Ok(Found::At(Owner::Me)),
-            None => {
+        let there: Vec<_> = answers.into_iter().flatten().collect::<Result<_, Failure>>().map_err(|e| status_of(&e))?;
+        let ids = there.iter().filter_map(|reply| Some(reply.operation.as_ref()?.op_id.clone()));
+        let fitting: BTreeSet<String> = ids.chain(here.iter().map(|row| row.op_id.to_string())).collect();
+        if fitting.len() > 1 {
+            let fitting: Vec<_> = fitting.into_iter().collect();
+            let text = format!("{text:?} is how {} operations begin", fitting.len());
+            return Err(status_of(&Failure::new(Code::AmbiguousOperation, text).cause(fitting.join(", "))));
+        }
+        match (here, there.first()) {
+            (Some(row), _) => Ok(Found::Here(row)),
+            (None, Some(reply)) => self.0.owner(&reply.served_by, caller).await.map(Found::At),
+            (None, None) if silent.is_empty() => Ok(Found::At(Owner::Me)),
+            (None, None) => {
                 let silent: Vec<_> = silent.iter().map(ToString::to_string).collect();
                 let failure = runner::unknown(text).cause(format!("{} did not answer", silent.join(", ")));
                 Err(status_of(

@@ -9,6 +9,7 @@ use steep_protocol::{
     ids::NodeId,
     node::NodeState,
 };
+use tokio::sync::Mutex;
 use tracing::info;
 
 use crate::{
@@ -41,8 +42,15 @@ pub async fn hear(rooms: &Rooms, removal: &Removal, is_late: bool, teller: &Acto
     }
 }
 
-/// Does this node's part of a removal that is written down, and writes down that it is done.
+/// One part at a time: two may tell of the same removal at once.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// Does this node's part of a removal that is written down, and writes down that it is done; nothing where it is done already.
 pub(super) async fn carry_out(rooms: &Rooms, removal: &Removal, is_late: bool, teller: &Actor) -> Result<(), Failure> {
+    let _turn = TURN.lock().await;
+    if removals::find(&rooms.store, removal.op_id).await.map_err(remember)?.is_some_and(|known| known.is_done) {
+        return Ok(());
+    }
     if let Some((running, _)) = rooms.operations.current().filter(|(running, _)| *running != removal.op_id) {
         let text = format!("{} is busy with operation {running}", rooms.me);
         return Err(Failure::new(Code::OperationRunning, text).hint("it is tried again once that has ended"));
@@ -93,7 +101,7 @@ async fn forget(rooms: &Rooms, session: &Session, removal: &Removal, is_late: bo
     if all_slots(rooms, session).await?.is_empty() {
         taken.extend(drop_publication(rooms, session, "steep").await?);
     }
-    taken.extend(drop_prepared_publications(rooms, session).await?);
+    taken.extend(drop_unread_publications(rooms, session).await?);
     Ok(taken)
 }
 
@@ -133,7 +141,7 @@ async fn leave(
             taken.extend(drop_publication(rooms, session, &name).await?);
         }
     }
-    taken.extend(drop_prepared_publications(rooms, session).await?);
+    taken.extend(drop_unread_publications(rooms, session).await?);
     let own = nodes::own(&rooms.store).await.map_err(remember)?;
     if matches!(own.init_state, NodeState::Synchronized | NodeState::Diverged | NodeState::Failed) {
         nodes::advance(&rooms.store, NodeEvent::Undone, Some(removal.op_id), teller).await.map_err(remember)?;
@@ -200,13 +208,13 @@ async fn drop_publication(rooms: &Rooms, session: &Session, name: &str) -> Resul
     settled(rooms, "publication", name, was_there).await
 }
 
-/// A publication that was prepared for chosen tables goes with its slot.
-async fn drop_prepared_publications(rooms: &Rooms, session: &Session) -> Result<Vec<String>, Failure> {
-    let made = follows::slots(&rooms.store).await.map_err(remember)?;
+/// A publication of chosen tables, made for a backup or a snapshot, goes with the last slot that reads it.
+async fn drop_unread_publications(rooms: &Rooms, session: &Session) -> Result<Vec<String>, Failure> {
+    let read = intents::read_publications(&rooms.store).await.map_err(remember)?;
     let mut taken = Vec::new();
     for name in publications::list(session).await.map_err(explain)? {
-        let id = name.strip_prefix("steep_prep_");
-        if id.is_some_and(|id| made.iter().all(|made| made.op_id.short() != id)) {
+        let is_of_chosen = name.starts_with("steep_prep_") || name.starts_with("steep_snap_");
+        if is_of_chosen && !read.contains(&name) {
             taken.extend(drop_publication(rooms, session, &name).await?);
         }
     }

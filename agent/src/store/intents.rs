@@ -85,6 +85,12 @@ pub async fn settle(store: &Store, kind: &str, name: &str) -> Result<(), Error> 
     store.execute("write down what is gone", sql, &[&kind, &name]).await.map(drop)
 }
 
+/// Publications whose slot is still written down: somebody reads it, or may.
+pub async fn read_publications(store: &Store) -> Result<Vec<String>, Error> {
+    let rows = store.rows("read which publications are read", sql!("store/list_read_publications.sql"), &[]).await?;
+    rows.iter().map(|row| Ok(field(row, "name")?)).collect()
+}
+
 /// When what is kept of this kind and name was last made; none: nothing of it is written down.
 pub async fn kept_since(store: &Store, kind: &str, name: &str) -> Result<Option<Timestamp>, Error> {
     let sql = sql!("store/find_kept_intent.sql");

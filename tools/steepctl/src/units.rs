@@ -10,6 +10,9 @@ pub enum BadQuantity {
     /// No duration.
     #[error("{0:?} is no duration: 500ms, 30s, 5m or 2h is expected")]
     Duration(String),
+    /// A bare number.
+    #[error("{0:?} has no unit: 90m, 72h or 7d is expected")]
+    NoUnit(String),
     /// No rate.
     #[error("{0:?} is no rate: bytes a second are expected, as in 50MB, 50MiB or 50000")]
     Rate(String),
@@ -41,6 +44,14 @@ pub fn parse_duration(text: &str) -> Result<Duration, BadQuantity> {
         rest = next;
     }
     if text.is_empty() { Err(bad()) } else { within_a_year(total).ok_or_else(bad) }
+}
+
+/// Reads for how long something is kept, as [`parse_duration`] does; a bare number may have been meant as days or hours.
+pub fn parse_lifetime(text: &str) -> Result<Duration, BadQuantity> {
+    match text.parse::<u64>() {
+        Ok(_) => Err(BadQuantity::NoUnit(text.to_owned())),
+        Err(_) => parse_duration(text),
+    }
 }
 
 /// Longer waits are typing mistakes, and would overflow a clock.

@@ -53,7 +53,7 @@ pub struct PrepareArgs {
     #[arg(long, value_name = "NAME")]
     pub slot: Option<String>,
     /// For how long slot and snapshot are kept: 90m, 72h or 7d, up to 366d
-    #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = units::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = units::parse_lifetime)]
     pub expires: Duration,
     /// The node that will be restored and completed
     #[arg(long, value_name = "NODE")]

@@ -27,7 +27,7 @@ pub struct ExtendArgs {
     /// The slot
     pub slot: String,
     /// For how long from now it is kept: 90m, 72h or 7d, up to 366d
-    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_lifetime)]
     pub expires: Duration,
 }
 

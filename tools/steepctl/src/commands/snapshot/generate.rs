@@ -55,7 +55,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TABLES", value_parser = tables)]
     pub exclude: Vec<Tables>,
     /// How long slot and files are kept: 90m, 72h or 7d, up to 366d
-    #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = units::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = units::parse_lifetime)]
     pub expires: Duration,
     /// Print the operation's id and return; do not watch
     #[arg(long)]
