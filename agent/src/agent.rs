@@ -157,7 +157,14 @@ async fn live(
     });
     mirror::recall(&store, peers).await.map_err(|error| error.explain())?;
     let keepers = Keepers::new(config);
-    let cleanup = Cleanup::new(store.clone(), database.clone(), peers.clone(), links.clone(), keepers.clone());
+    let cleanup = Cleanup::new(
+        store.clone(),
+        database.clone(),
+        peers.clone(),
+        links.clone(),
+        keepers.clone(),
+        config.snapshots.clone(),
+    );
     look_after_links(links, &database).await;
     let breakpoints = Breakpoints::new(&config.node.state_dir);
     let made = Arc::new(Rooms {
