@@ -157,7 +157,8 @@ async fn live(
     });
     mirror::recall(&store, peers).await.map_err(|error| error.explain())?;
     let keepers = Keepers::new(config);
-    let cleanup = Cleanup::new(store.clone(), database.clone(), peers.clone(), links.clone(), keepers.clone());
+    let cleanup =
+        Cleanup::new(store.clone(), database.clone(), peers.clone(), links.clone(), &keepers, &config.snapshots);
     look_after_links(links, &database).await;
     let snapshots = Snapshots::new(keepers);
     let breakpoints = Breakpoints::new(&config.node.state_dir);
@@ -292,10 +293,7 @@ async fn recover(rooms: &Rooms) -> Result<(), Failure> {
         store::operations::finish(&rooms.store, op, status, Some(&why)).await.map_err(explain)?;
     }
     prepare::take_up(rooms).await?;
-    // Of its own it takes up those of snapshots that ended without being cleaned up: none of them goes on.
-    for own in rooms.sessions.for_target(&rooms.me) {
-        rooms.sessions.end(own).await;
-    }
+    shelf::end_left(rooms).await;
     // What peers had this node make for them, where their session is lost.
     sweep(rooms).await?;
     rooms.sessions.end_strays().await;

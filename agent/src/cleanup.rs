@@ -13,11 +13,12 @@ use steep_protocol::{
     ids::{NodeId, OperationId},
     names::TableName,
 };
-use tokio::{task::spawn_blocking, time::sleep};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::{
     breakpoint::crash_point,
+    config::Snapshots,
     keeper::Keepers,
     link::Links,
     mesh::{Peers, Source},
@@ -28,7 +29,7 @@ use crate::{
         slots::{self, SyncSlots},
         staging, subscriptions, tables,
     },
-    storage::Directory,
+    storage::Place,
     store::{
         Store,
         intents::{self, Intent},
@@ -157,8 +158,11 @@ pub enum Effect {
     },
     /// A directory with the files of a snapshot.
     Directory {
-        /// Its path.
+        /// Its path; in an object store `s3://BUCKET/PREFIX`.
         path: String,
+        /// It was there before, empty, and stays.
+        #[serde(default)]
+        was_there: bool,
     },
     /// What a peer holds and makes for this operation.
     PeerSession {
@@ -184,7 +188,7 @@ impl Effect {
             Self::Staged { tables } => ("staged", format!("{} tables", tables.len())),
             Self::Fence { name } => ("fence", name.clone()),
             Self::Session { slot, .. } => (SESSION, slot.clone()),
-            Self::Directory { path } => ("directory", path.clone()),
+            Self::Directory { path, .. } => ("directory", path.clone()),
             Self::PeerSession { node } => ("peer_session", node.to_string()),
         }
     }
@@ -198,12 +202,20 @@ pub struct Cleanup {
     peers: Peers,
     links: Links,
     keepers: Keepers,
+    places: Snapshots,
 }
 
 impl Cleanup {
     /// For operations on this node.
-    pub fn new(store: Store, database: Database, peers: Peers, links: Links, keepers: Keepers) -> Self {
-        Self { store, database, peers, links, keepers }
+    pub fn new(
+        store: Store,
+        database: Database,
+        peers: Peers,
+        links: Links,
+        keepers: &Keepers,
+        places: &Snapshots,
+    ) -> Self {
+        Self { store, database, peers, links, keepers: keepers.clone(), places: places.clone() }
     }
 
     /// Writes `effect` down, does it, and marks it as there. After an error the row stays: nobody knows how
@@ -378,12 +390,23 @@ impl Cleanup {
                 self.keepers.let_go(op).await;
                 Ok(())
             }
-            Effect::Directory { path } => remove_directory(path).await,
+            Effect::Directory { path, was_there } => self.remove_files(&path, was_there).await,
             Effect::PeerSession { node } => {
                 let source = Source::new(self.peers.clone(), node, op);
                 source.close_session(false, "the operation was undone").await
             }
         }
+    }
+
+    async fn remove_files(&self, address: &str, keeps_itself: bool) -> Result<(), Failure> {
+        let place = Place::named(address, &self.places).map_err(|error| error.explain())?;
+        for _ in 0..REMOVAL_LOOKS {
+            if !place.remove(keeps_itself).await.map_err(|error| error.explain())? {
+                break;
+            }
+            sleep(REMOVAL_PAUSE).await;
+        }
+        Ok(())
     }
 
     async fn take_fence_away(&self, op: OperationId, name: &str) -> Result<(), Failure> {
@@ -458,21 +481,6 @@ fn effect_of(intent: &Intent) -> Result<Effect, Failure> {
     })
 }
 
-async fn remove_directory(path: String) -> Result<(), Failure> {
-    let directory = Directory::named(&path).map_err(|error| error.explain())?;
-    for _ in 0..REMOVAL_LOOKS {
-        let looking = directory.clone();
-        let removed = spawn_blocking(move || looking.remove()).await;
-        let removed = removed
-            .map_err(|error| Failure::new(Code::Internal, "removing files ended unexpectedly").caused_by(&error))?;
-        if !removed.map_err(|error| error.explain())? {
-            break;
-        }
-        sleep(REMOVAL_PAUSE).await;
-    }
-    Ok(())
-}
-
 async fn drop_objects(session: &Session, created: &[CreatedObject]) -> Result<(), Failure> {
     let left = inventory::drop_objects(session, created).await.map_err(|error| error.explain())?;
     match left.first() {
@@ -525,7 +533,7 @@ mod tests {
             Effect::Staged { tables: vec![TableName::new("steep_repl", "stage_0_0")] },
             Effect::Fence { name: "f".into() },
             Effect::Session { slot: "s".into(), record: serde_json::json!({ "format": 1 }) },
-            Effect::Directory { path: "/srv/snap".into() },
+            Effect::Directory { path: "/srv/snap".into(), was_there: true },
             Effect::PeerSession { node: "node_a".parse().expect("a node") },
         ];
         for effect in effects {

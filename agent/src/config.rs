@@ -25,6 +25,7 @@ use steep_protocol::{
 mod quantity;
 mod replication;
 mod schema;
+mod snapshots;
 mod watch;
 
 use self::quantity::{duration, size, some_duration};
@@ -32,6 +33,7 @@ pub use self::{
     quantity::{parse_duration, parse_size},
     replication::*,
     schema::*,
+    snapshots::*,
     watch::*,
 };
 
@@ -127,6 +129,9 @@ pub struct Config {
     /// How tables are copied.
     #[serde(default)]
     pub copy: Copy,
+    /// Where snapshots in files may lie.
+    #[serde(default)]
+    pub snapshots: Snapshots,
     /// When this node counts as diverged.
     #[serde(default)]
     pub watch: Watch,
@@ -372,6 +377,8 @@ impl Config {
             &mut config.postgres.passfile,
             &mut config.postgres.bin_dir,
             &mut config.replication.socket_dir,
+            &mut config.snapshots.s3.credentials,
+            &mut config.snapshots.s3.ca,
         ];
         for file in optional.into_iter().flatten() {
             *file = directory.join(&*file);
@@ -404,6 +411,10 @@ impl Config {
         }
         if self.copy.part_size < 1 << 20 {
             return wrong("copy.part_size", "at least 1MiB is needed".into());
+        }
+        let s3 = &self.snapshots.s3;
+        if let Some(Err(reason)) = s3.endpoint.as_deref().map(|endpoint| s3.check(endpoint)) {
+            return wrong("snapshots.s3.endpoint", reason);
         }
         if !self.http.listen.ip().is_loopback() {
             return wrong("http.listen", format!("{} is not a loopback address", self.http.listen));
@@ -510,6 +521,10 @@ mod tests {
                 &format!("{LEAST}[replication]\nlocal_conninfo = \"sslpassword=x\"\n"),
                 "replication.local_conninfo: it holds a password",
             ),
+            (
+                &format!("{LEAST}[snapshots.s3]\nendpoint = \"http://store:9000\"\n"),
+                "snapshots.s3.endpoint: \"http://store:9000\" is not encrypted",
+            ),
             (&format!("{LEAST}[http]\nlisten = \"0.0.0.0:80\"\n"), "not a loopback address"),
             (
                 &LEAST.replace("[mesh]", "[mesh]\nseeds = [\"a:1\", \"10.0.0.7\"]"),
@@ -598,6 +613,13 @@ mod tests {
         "copy.snapshot_above",
         "copy.large_table_threshold",
         "copy.large_table_method",
+        "snapshots.s3.endpoint",
+        "snapshots.s3.region",
+        "snapshots.s3.allow_http",
+        "snapshots.s3.credentials",
+        "snapshots.s3.ca",
+        "snapshots.s3.timeout",
+        "snapshots.s3.patience",
         "watch.lag_limit",
         "watch.lag_for",
         "watch.drift_for",

@@ -1,10 +1,12 @@
-//! The directory of a snapshot: which names may stand in it, how its files are written, opened and taken away.
+//! The directory of a snapshot: which names may stand in it, how its files are written, opened and taken away. In an object
+//! store it is a [`bucket`] and a prefix; a [`place`] is either.
 //!
 //! A file is there under its own name only when it is whole and on the disk: written beside it, synced, renamed, and the
 //! directory synced. Nothing is opened that is not an ordinary file under a name a snapshot has; what a table is called
 //! never becomes the name of a file. Does not know what the files hold. All of it blocks: call it where that is allowed.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
@@ -12,6 +14,15 @@ use std::{
 };
 
 use steep_protocol::failure::{Code, Explain};
+
+mod bucket;
+mod credentials;
+mod object;
+mod place;
+mod web;
+
+pub use bucket::{Bucket, SCHEME, Trouble};
+pub use place::{NewPart, Place};
 
 /// Says that all is there, and what.
 pub const MANIFEST: &str = "manifest.json";
@@ -62,6 +73,24 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// An object store does not do what is asked.
+    #[error("cannot {doing} {what}")]
+    Store {
+        /// What was tried.
+        doing: &'static str,
+        /// With which object, or below which prefix.
+        what: String,
+        /// What that means.
+        trouble: Trouble,
+        /// What the store said, or became of the request.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Nobody has said where the object store is, or who we are there, in a way we may use.
+    #[error("no object store can be used as this agent is configured: {why}")]
+    StoreUnset {
+        /// What is missing.
+        why: String,
+    },
 }
 
 impl Explain for Error {
@@ -71,6 +100,9 @@ impl Explain for Error {
             Self::Unsafe { .. } => Code::SnapshotUnsafe,
             Self::Missing(_) => Code::SnapshotDamaged,
             Self::Io { .. } => Code::SnapshotStorage,
+            Self::Store { trouble: Trouble::Refused, .. } | Self::StoreUnset { .. } => Code::StoreRefused,
+            Self::Store { trouble: Trouble::NoBucket, .. } => Code::BucketMissing,
+            Self::Store { trouble: Trouble::Away, .. } => Code::StoreUnreachable,
         }
     }
 }
@@ -220,6 +252,16 @@ impl Directory {
         Ok(names)
     }
 
+    /// Every file by its name and size; fails as [`Directory::files`] does.
+    pub fn sizes(&self) -> Result<BTreeMap<String, u64>, Error> {
+        let size = |name: String| {
+            let path = self.at(&name);
+            let found = fs::symlink_metadata(&path).map_err(|source| Error::Io { doing: "look at", path, source })?;
+            Ok((name, found.len()))
+        };
+        self.files()?.into_iter().map(size).collect()
+    }
+
     fn entries(&self, folder: &Path) -> Result<Vec<(PathBuf, String)>, Error> {
         let failed = |source| Error::Io { doing: "list", path: folder.to_owned(), source };
         let entries = fs::read_dir(folder).map_err(failed)?;
@@ -230,10 +272,15 @@ impl Directory {
         named.collect()
     }
 
+    /// Whether there is anything under its name.
+    pub fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.0).is_ok()
+    }
+
     /// Takes away every file a snapshot has, finished or not, the manifest first, and the directories if nothing else is
-    /// in them; what is gone already is no error. Says whether there were files of rows: one that was just given up may
-    /// still be on its way out, so that it is worth another look.
-    pub fn remove(&self) -> Result<bool, Error> {
+    /// in them, its own unless `keeps_itself`; what is gone already is no error. Says whether there were files of rows: one
+    /// that was just given up may still be on its way out, so that it is worth another look.
+    pub fn remove(&self, keeps_itself: bool) -> Result<bool, Error> {
         for name in SINGLE {
             self.remove_file(&self.at(name))?;
             self.remove_file(&self.at(&format!("{name}{UNFINISHED}")))?;
@@ -241,9 +288,28 @@ impl Directory {
         let data = self.at(DATA);
         let had_any = self.remove_parts(&data)?;
         remove_folder(&data, false)?;
-        // It may have been given to us: a mounted file system, or in a directory that is somebody else's. Empty is enough then.
-        remove_folder(&self.0, true)?;
+        if !keeps_itself {
+            // It may have been given to us: a mounted file system, or in a directory that is somebody else's. Empty is enough then.
+            remove_folder(&self.0, true)?;
+        }
         Ok(had_any)
+    }
+
+    /// Takes away files that were being written when the agent died.
+    pub fn remove_unfinished(&self) -> Result<(), Error> {
+        for name in SINGLE {
+            self.remove_file(&self.at(&format!("{name}{UNFINISHED}")))?;
+        }
+        let data = self.at(DATA);
+        if !fs::symlink_metadata(&data).is_ok_and(|found| found.is_dir()) {
+            return Ok(());
+        }
+        for (path, name) in self.entries(&data)? {
+            if name.strip_suffix(UNFINISHED).is_some_and(|name| is_part_name(&format!("{DATA}/{name}"))) {
+                self.remove_file(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes away what is in the folder of the rows, and says whether there was anything.
@@ -335,11 +401,6 @@ impl NewFile {
         let renamed = fs::rename(&self.unfinished, &self.path);
         renamed.map_err(|source| Error::Io { doing: "rename", path, source })?;
         self.path.parent().map_or(Ok(()), sync_folder)
-    }
-
-    /// What went wrong while it was written.
-    pub fn failed(&self, source: io::Error) -> Error {
-        Error::Io { doing: "write", path: self.path.clone(), source }
     }
 }
 

@@ -5,7 +5,7 @@
 //! [`by_hand`] runs what steepctl has printed, [`Hosts`] are network namespaces, a [`Clock`] goes wrong; [`Inventory`] lists what a node holds so that leftovers show. [`guest`] speaks to an agent with whatever certificate, a
 //! [`stranger`] does to it what no agent does, and a [`Line`] is the network between two nodes, to be cut. [`ledger`]
 //! writes all the while and knows afterwards what must be there. [`until`] waits for a fact, never for a time. [`shop`]
-//! has tables to copy.
+//! has tables to copy, an [`ObjectStore`] holds snapshots.
 //!
 //! Everything started is ended when its last [`Node`] drops, also when the spec fails; then the agents' last lines
 //! are shown. Every line an agent logged is held against the schema of log events. With `STEEP_KEEP=1` a failed
@@ -23,6 +23,7 @@ mod inventory;
 pub mod ledger;
 mod logs;
 mod node;
+pub mod object_store;
 mod operation;
 mod relay;
 pub mod shop;
@@ -43,6 +44,7 @@ pub use self::{
     inventory::Inventory,
     ledger::{Ledger, Writers},
     node::{Content, Node},
+    object_store::ObjectStore,
     operation::Operation,
     relay::{Line, reached_at},
     steepctl::{Outcome, Steepctl},

@@ -42,6 +42,7 @@ mod shapes;
 mod slots;
 mod snapshots;
 mod state;
+mod stores;
 mod transport;
 mod types;
 mod upkeep;

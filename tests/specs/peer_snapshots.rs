@@ -396,3 +396,85 @@ async fn a_nodes_key_alone_reads_no_file_of_a_snapshot() {
     assert!(a.count(denied).await > 0, "who tried is written down");
     thief.leaves().await;
 }
+
+/// The names of a snapshot's files of rows, and which file on the disk each is.
+fn files_of_rows(folder: &Folder) -> Vec<(String, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let names = folder.files().into_iter().filter(|name| name.starts_with("data/") && !name.ends_with(".tmp"));
+    names.map(|name| (name.clone(), fs::metadata(folder.0.join(&name)).expect("it is there").ino())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_gone_on_with_after_its_agent_has_died_and_no_file_is_written_twice() {
+    let [a, b] = Cluster::of(2).agent_toml("[copy]\npart_size = \"1MiB\"").start().await;
+    let ledger = Ledger::on(&a, 2_000).await;
+    a.sql(&shop::orders(3_000)).await;
+    a.sql(ODD).await;
+    let on_a = ledger.writers(3, &a);
+    on_a.write(20).await;
+    let folder = Folder::new("again");
+    let points = [
+        "snapshot slot made",
+        "amid a file:3",
+        "a file written:2",
+        "a file noted:3",
+        "before the manifest",
+        "manifest written",
+    ];
+    a.stop_agent();
+    a.start_agent_to_die(points[0]);
+    let line = format!("snapshot generate node_a --parallel 1 --detach -o json --dir {}", folder.path());
+    let op = until("the agent takes an order", PATIENCE, async || {
+        let outcome = a.steepctl(&line).outcome();
+        if outcome.status == 0 { Ok(Operation::known(&a, &outcome)) } else { Err(outcome.to_string()) }
+    })
+    .await;
+    let mut noted: Vec<(String, u64)> = Vec::new();
+    for (index, point) in points.iter().enumerate() {
+        a.agent_dies(point).await;
+        let written = files_of_rows(&folder);
+        assert!(noted.iter().all(|file| written.contains(file)), "{point}: {noted:?} before, {written:?}");
+        // The last one was whole, and nobody knew yet.
+        let known = if point.starts_with("a file written") { written.len() - 1 } else { written.len() };
+        noted = written[..known].to_vec();
+        on_a.write(10).await;
+        match points.get(index + 1) {
+            Some(next) => a.start_agent_to_die(next),
+            None => a.start_agent(),
+        }
+    }
+    op.completes().await;
+    assert_eq!(noted, files_of_rows(&folder));
+    let listed = a.steepctl("snapshot list -o json").succeeds().json();
+    let id = listed["snapshots"][0]["snapshot_id"].as_str().expect("an id").to_owned();
+    let verified = a.steepctl(&format!("snapshot verify {id} -o json")).succeeds().json();
+    assert_eq!(verified["rows_counted"], verified["snapshot"]["rows"], "{verified}");
+    assert!(a.keepers().is_empty(), "nothing is held any more");
+    for table in [LEFT, "steep_repl.operation_notes"] {
+        assert_eq!(a.count(table).await, 0, "{table}");
+    }
+    // It is of one moment: whoever begins from it misses nothing and has nothing twice.
+    b.steepctl(&format!("snapshot apply node_b --input peer:{id}")).succeeds();
+    on_a.write(20).await;
+    let accounts = [on_a.stop().await];
+    ledger.agrees(&[&a, &b], &accounts).await;
+    alike(&a, &b, &["orders", "customers"]).await;
+    alike(&a, &b, &ODD_TABLES).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_is_told_to_end_leaves_its_snapshot_to_the_next_run() {
+    let [a, b] = Cluster::of(2).agent_toml("[copy]\npart_size = \"1MiB\"").start().await;
+    a.sql(ODD).await;
+    let folder = Folder::new("told");
+    a.hold_after("write tables");
+    let op = a.steepctl(&format!("snapshot generate node_a --dir {}", folder.path())).operation();
+    a.is_held().await;
+    let written = files_of_rows(&folder);
+    a.stop_agent();
+    a.start_agent();
+    op.completes().await;
+    assert_eq!(written, files_of_rows(&folder));
+    b.steepctl(&format!("snapshot apply node_b --one-way --input {}", folder.path())).succeeds();
+    alike(&a, &b, &ODD_TABLES).await;
+}

@@ -62,7 +62,7 @@ impl Folder {
     }
 
     /// Every file, by its name.
-    fn files(&self) -> Vec<String> {
+    pub(crate) fn files(&self) -> Vec<String> {
         fn walk(root: &Path, below: &str, names: &mut Vec<String>) {
             for entry in fs::read_dir(root.join(below)).into_iter().flatten().flatten() {
                 let name = format!("{below}{}", entry.file_name().to_string_lossy());
@@ -287,6 +287,8 @@ async fn a_snapshot_that_is_cut_off_leaves_no_manifest_no_slot_and_no_files() {
         })
         .await;
         a.agent_dies(point).await;
+        // With the snapshot all that could be gone on with is lost.
+        a.kill_keepers();
         a.start_agent();
         op.fails_with("STP-4005").await;
         is_clean(point, &folder).await;
@@ -319,6 +321,16 @@ async fn a_snapshot_that_is_cut_off_leaves_no_manifest_no_slot_and_no_files() {
     a.kill_agent();
     a.start_agent();
     is_clean("after the server died", &folder).await;
+    // A directory that was there before stays, empty as it was.
+    let folder = Folder::new("mine");
+    fs::create_dir_all(&folder.0).expect("it can be made");
+    a.hold_after("write tables");
+    let op = a.steepctl(&format!("snapshot generate node_a --dir {}", folder.path())).operation();
+    a.is_held().await;
+    assert!(!folder.files().is_empty());
+    a.steepctl("node cancel node_a").succeeds();
+    assert_eq!(op.ends().await, "cancelled");
+    assert!(fs::read_dir(&folder.0).is_ok_and(|mut entries| entries.next().is_none()), "{:?}", folder.files());
     // A directory that holds anything is not taken, and what it holds stays.
     let folder = Folder::new("taken");
     fs::create_dir_all(&folder.0).expect("it can be made");

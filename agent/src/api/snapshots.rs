@@ -209,7 +209,10 @@ impl Service {
                 found.storage
             }
         };
-        let opened = apply::open(rooms, &input).await?;
+        let opened = match request.manifest_only {
+            true => apply::glance_at(rooms, &input).await?,
+            false => apply::open(rooms, &input).await?,
+        };
         let rows_counted = match request.manifest_only {
             true => None,
             false => Some(verify::verify(&opened, LOOKING, |_| {}).await?),

@@ -27,6 +27,7 @@ use super::{
     messages::{table_message, table_name},
     preflight::{TargetTables, Wanted},
     reinit, subscribe,
+    two_phase::again,
 };
 use crate::{
     mesh::Source,
@@ -204,6 +205,9 @@ pub(super) struct Noted {
 /// Goes on with `left`, which an earlier run of this agent has not ended; false: there is no going on, and what it made
 /// is to be undone.
 pub async fn go_on(rooms: &Rooms, left: &Operation) -> Result<bool, Failure> {
+    if left.kind == "snapshot" {
+        return Box::pin(again::go_on(rooms, left)).await;
+    }
     let is_kind = matches!(left.kind.as_str(), "init" | "reinit");
     if !is_kind || !matches!(left.status, OperationStatus::Running | OperationStatus::Interrupted) {
         return Ok(false);

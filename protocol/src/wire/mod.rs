@@ -5,7 +5,7 @@
 //! port number, as [`choice`] decides; a [`connection`] is carried by `quic` or `tcp`, counts its `streams` and has
 //! [`datagram`]s beside them, which are small and may be lost; [`limits`] says how much anybody may make us hold, `gate`
 //! and `asking` see to it; [`rpc`] is gRPC over any stream; [`bulk`] is one stream of checked blocks, [`link`] one whose
-//! bytes are PostgreSQL's, [`signature`] what a certificate's key says outside any connection. The only place that names
+//! bytes are PostgreSQL's; [`https`] asks servers that are no agents, [`signature`] what a certificate's key says outside any connection. The only place that names
 //! `quinn`, `rustls` and `tonic::transport`.
 
 mod asking;
@@ -18,6 +18,7 @@ pub mod endpoint;
 mod error;
 mod gate;
 pub mod handshakes;
+pub mod https;
 pub mod identity;
 pub mod io;
 pub mod limits;

@@ -28,7 +28,7 @@ use crate::{
     postgres::selection::Selection,
     rooms::Rooms,
     snapshot::files::{manifest::Manifest, peer::Holder, read::Opened},
-    storage::{Directory, SOURCE},
+    storage::{Place, SOURCE},
     store::{
         Actor, nodes,
         operations::{self, NewOperation},
@@ -37,12 +37,24 @@ use crate::{
 };
 
 /// Whoever asks for an initialization waits no longer for what another agent is to send.
-const START_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const START_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The snapshot in `input`, whose manifest is believed.
 pub async fn open(rooms: &Rooms, input: &str) -> Result<Arc<Opened>, Failure> {
-    let directory = Directory::named(input).map_err(|error| error.explain())?;
-    Opened::open(directory, rooms.peers.identity()).await
+    open_within(rooms, input, rooms.config.copy.session_lease).await
+}
+
+/// The same for somebody who waits for the answer: a store that is away is not waited for.
+pub async fn glance_at(rooms: &Rooms, input: &str) -> Result<Arc<Opened>, Failure> {
+    open_within(rooms, input, START_PATIENCE).await
+}
+
+async fn open_within(rooms: &Rooms, input: &str, patience: Duration) -> Result<Arc<Opened>, Failure> {
+    let (identity, settings) = (rooms.peers.identity(), rooms.config.snapshots.within(patience));
+    match Place::named(input, &settings).map_err(|error| error.explain())? {
+        Place::Directory(directory) => Opened::open(directory, identity).await,
+        Place::Bucket(bucket) => Opened::in_bucket(*bucket, patience, identity).await,
+    }
 }
 
 /// The snapshot in `input`, which may lie with the agent of `source` and was lent to its operation then; nothing of it is
@@ -53,7 +65,7 @@ pub(super) async fn open_for(
     source: &Source,
     patience: Duration,
 ) -> Result<Arc<Opened>, Failure> {
-    let Some(id) = input.strip_prefix(PEER_INPUT) else { return open(rooms, input).await };
+    let Some(id) = input.strip_prefix(PEER_INPUT) else { return open_within(rooms, input, patience).await };
     let opened = Opened::with_peer(Holder::new(source.clone(), patience), rooms.peers.identity()).await?;
     let Manifest { snapshot_id, op_id, node, .. } = &opened.manifest;
     if (snapshot_id == id || op_id == id) && node == source.node().as_str() {

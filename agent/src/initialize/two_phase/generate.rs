@@ -1,9 +1,9 @@
-//! Writes a snapshot of this node into a directory: slot first, then everything as of where the slot begins, the manifest
+//! Writes a snapshot of this node into a directory or a bucket: slot first, then everything as of where the slot begins, the manifest
 //! last.
 //!
 //! It holds a session of its own, as it would for a peer: locks, slot, exported snapshot. The node's state does not change.
-//! What was made is undone when it does not come to its end; afterwards slot and publication stay for whoever applies it,
-//! until the snapshot is deleted or expires.
+//! It goes on after the end of the agent ([`super::again`]). What was made is undone when it does not come to its end;
+//! afterwards slot and publication stay for whoever applies it, until the snapshot is deleted or expires.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,6 +23,7 @@ use steep_protocol::{
 use tokio::{io::AsyncReadExt as _, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::{again::Landed, apply::START_PATIENCE};
 use crate::{
     breakpoint::crash_point,
     cleanup::Effect,
@@ -44,12 +45,11 @@ use crate::{
     snapshot::files::{
         codec::Codec,
         manifest::{FORMAT_VERSION, FileEntry, Manifest, TableEntry, snapshot_id},
-        read::blocking,
         write::{Sink, whole},
     },
-    storage::{Directory, MANIFEST, SCHEMA, SEQUENCES, SOURCE},
+    storage::{MANIFEST, Place, SCHEMA, SEQUENCES, SOURCE},
     store::{
-        self, Actor,
+        self, Actor, notes,
         operations::NewOperation,
         signed_intents::{self, Claim},
         snapshots,
@@ -69,11 +69,13 @@ const BLOCK_BYTES: usize = 256 << 10;
 #[derive(Debug, Clone)]
 pub struct GeneratePlan {
     pub(super) op: OperationId,
-    pub(super) directory: Directory,
+    pub(super) place: Place,
     pub(super) wanted: Wanted,
     pub(super) codec: Codec,
-    created_at: Timestamp,
-    expires_at: Timestamp,
+    /// The same, as it was asked for.
+    pub(super) compress: String,
+    pub(super) created_at: Timestamp,
+    pub(super) expires_at: Timestamp,
 }
 
 /// A sequence as `sequences.json` has it.
@@ -126,12 +128,16 @@ impl From<SequenceEntry> for v1::SequencePosition {
 pub struct Generate {
     pub(super) rooms: Rooms,
     pub(super) plan: GeneratePlan,
-    facts: v1::ExamineReply,
-    held: Option<Arc<Held>>,
+    pub(super) facts: v1::ExamineReply,
+    pub(super) held: Option<Arc<Held>>,
     renewing: Option<AbortOnDropHandle<()>>,
-    has_neighbours: bool,
-    files: Vec<FileEntry>,
-    tables: Vec<TableEntry>,
+    pub(super) has_neighbours: bool,
+    pub(super) files: Vec<FileEntry>,
+    pub(super) tables: Vec<TableEntry>,
+    /// What an earlier run of the agent has written.
+    pub(super) landed: Landed,
+    /// Steps may have been run before, and stopped half-way.
+    pub(super) goes_on: bool,
 }
 
 fn explain(error: postgres::Error) -> Failure {
@@ -155,8 +161,10 @@ pub async fn start(
         return Ok((op, Vec::new()));
     }
     refuse_second(rooms, op)?;
-    let directory = plan.directory.clone();
-    blocking(move || directory.check_free().map_err(|error| error.explain())).await?;
+    // Somebody waits for the answer: a store that is away is not waited for.
+    let settings = rooms.config.snapshots.within(START_PATIENCE);
+    let looked_at = Place::named(&request.output, &settings).map_err(|error| error.explain())?;
+    looked_at.check_free().await.map_err(|error| error.explain())?;
     let facts = preflight::examine_source(rooms, &rooms.me, &plan.wanted, "").await?;
     verdict(&format!("cannot write a snapshot of {}", rooms.me), &facts.checks)?;
     let new = NewOperation {
@@ -176,16 +184,7 @@ pub async fn start(
         Claim::Used => return Err(signed_intents::used(verified)),
     }
     let (workers, checks) = (plan.wanted.parallel, facts.checks.clone());
-    let work = Generate {
-        rooms: rooms.clone(),
-        plan,
-        facts,
-        held: None,
-        renewing: None,
-        has_neighbours: false,
-        files: Vec::new(),
-        tables: Vec::new(),
-    };
+    let work = Generate::new(rooms.clone(), plan, facts);
     rooms.operations.start(new, actor.clone(), workers, recipe(), work).await?;
     Ok((op, checks))
 }
@@ -214,15 +213,17 @@ fn plan_of(rooms: &Rooms, request: &v1::GenerateSnapshotRequest) -> Result<Gener
     };
     Ok(GeneratePlan {
         op,
-        directory: Directory::named(&request.output).map_err(|error| error.explain())?,
+        place: Place::named(&request.output, &rooms.config.snapshots).map_err(|error| error.explain())?,
         wanted,
         codec,
+        compress: request.compress.clone(),
         created_at,
         expires_at: created_at + SignedDuration::try_from(kept).unwrap_or_default(),
     })
 }
 
-fn recipe() -> Recipe<Generate> {
+/// The steps, read top to bottom.
+pub(super) fn recipe() -> Recipe<Generate> {
     Recipe::<Generate>::new()
         // Undo: slot, publication, snapshot and locks go.
         .step("open session", Phase::Snapshot, |generate, context| generate.open_session(context).boxed())
@@ -234,6 +235,34 @@ fn recipe() -> Recipe<Generate> {
 }
 
 impl Generate {
+    /// Nothing done yet.
+    pub(super) fn new(rooms: Rooms, plan: GeneratePlan, facts: v1::ExamineReply) -> Self {
+        Self {
+            rooms,
+            plan,
+            facts,
+            held: None,
+            renewing: None,
+            has_neighbours: false,
+            files: Vec::new(),
+            tables: Vec::new(),
+            landed: Landed::new(),
+            goes_on: false,
+        }
+    }
+
+    /// Keeps the session alive from now on.
+    pub(super) fn renew(&mut self, held: &Held) {
+        let renewed = (self.rooms.sessions.clone(), self.rooms.me.clone(), held.id);
+        self.renewing = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            let (sessions, me, id) = renewed;
+            // Once it has ended there is nothing to renew.
+            while sessions.get(&me, id).is_ok() {
+                sleep(RENEW).await;
+            }
+        })));
+    }
+
     fn held(&self) -> Arc<Held> {
         Arc::clone(self.held.as_ref().expect("the session was opened by an earlier step"))
     }
@@ -259,36 +288,35 @@ impl Generate {
             for_files: Some(FileNames { slot: format!("steep_{}", snapshot_id(op)), publication }),
         };
         let held = rooms.sessions.open(&rooms.me, request).await?;
-        let renewed = (rooms.sessions.clone(), rooms.me.clone(), held.id);
-        self.renewing = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-            let (sessions, me, id) = renewed;
-            // Once it has ended there is nothing to renew.
-            while sessions.get(&me, id).is_ok() {
-                sleep(RENEW).await;
-            }
-        })));
         snapshots::place(&rooms.store, op, held.lsn, &held.slot, &held.publication).await.map_err(remember)?;
+        self.note_plan(op).await?;
+        self.renew(&held);
         self.held = Some(held);
         crash_point!("snapshot slot made");
         Ok(())
     }
 
     async fn write_schema(&mut self, context: &Context) -> Result<(), Failure> {
-        let directory = self.plan.directory.clone();
-        let path = directory.path().to_string_lossy().into_owned();
-        let made = directory.clone();
-        let made = blocking(move || {
-            made.check_free().map_err(|error| error.explain())?;
-            made.make().map_err(|error| error.explain())
-        });
-        self.rooms.cleanup.make(context.op, "write schema", &Effect::Directory { path }, made).await?;
+        let place = self.plan.place.clone();
+        let was_there = place.is_there().await.map_err(|error| error.explain())?;
+        // What is in one that was made before is ours.
+        let is_ours = self.goes_on && !self.rooms.cleanup.pending(context.op, "directory").await?.is_empty();
+        let made = async {
+            if !is_ours {
+                place.check_free().await.map_err(|error| error.explain())?;
+            }
+            place.make().await.map_err(|error| error.explain())
+        };
+        let effect = Effect::Directory { path: place.address(), was_there };
+        self.rooms.cleanup.make(context.op, "write schema", &effect, made).await?;
         let held = self.held();
-        let entry = while_held(&held, self.dump_schema(&held, &directory)).await?;
+        let entry = while_held(&held, self.dump_schema(&held, &place)).await?;
+        self.note_file(context.op, &entry).await?;
         self.files = vec![entry];
         Ok(())
     }
 
-    async fn dump_schema(&self, held: &Held, directory: &Directory) -> Result<FileEntry, Failure> {
+    async fn dump_schema(&self, held: &Held, place: &Place) -> Result<FileEntry, Failure> {
         let database = &self.rooms.database;
         let reader = held.reader().await?;
         let programs = Programs::find(database.config(), reader.version().major()).await.map_err(explain)?;
@@ -304,7 +332,7 @@ impl Generate {
             op: self.plan.op,
         };
         let mut dump = programs.dump_schema(database, &request).map_err(explain)?;
-        let mut sink = Sink::begin(directory, SCHEMA, Codec::None);
+        let mut sink = Sink::begin(place, SCHEMA, Codec::None);
         loop {
             let mut block = vec![0; BLOCK_BYTES];
             let read = dump.read(&mut block).await.map_err(|error| {
@@ -338,16 +366,20 @@ impl Generate {
         Ok(())
     }
 
-    async fn write_sequences(&mut self, _: &Context) -> Result<(), Failure> {
+    async fn write_sequences(&mut self, context: &Context) -> Result<(), Failure> {
         let held = self.held();
-        let directory = &self.plan.directory;
+        let place = &self.plan.place;
         let positions = source::read_sequences(&self.rooms, &held).await?;
         let sequences: Vec<SequenceEntry> = positions.into_iter().map(Into::into).collect();
         let text = serde_json::to_vec_pretty(&sequences).expect("positions are plain data");
-        self.files.push(whole(directory, SEQUENCES, text).await?);
+        let sequences = whole(place, SEQUENCES, text).await?;
         // What was found is of no use to whoever applies it.
         let facts = v1::ExamineReply { checks: Vec::new(), ..self.facts.clone() };
-        self.files.push(whole(directory, SOURCE, facts.encode_to_vec()).await?);
+        let source = whole(place, SOURCE, facts.encode_to_vec()).await?;
+        for entry in [sequences, source] {
+            self.note_file(context.op, &entry).await?;
+            self.files.push(entry);
+        }
         Ok(())
     }
 
@@ -380,7 +412,9 @@ impl Generate {
         let (kept, bytes) = (serde_json::to_value(&manifest), manifest.bytes());
         let kept = kept.expect("a manifest is plain data");
         crash_point!("before the manifest");
-        whole(&self.plan.directory, MANIFEST, manifest.sign(identity)?).await?;
+        // What was begun twice, because the first answer was lost, costs its place for nothing.
+        self.plan.place.remove_unfinished().await.map_err(|error| error.explain())?;
+        whole(&self.plan.place, MANIFEST, manifest.sign(identity)?).await?;
         crash_point!("manifest written");
         snapshots::complete(&rooms.store, context.op, &kept, bytes).await.map_err(remember)
     }
@@ -402,12 +436,12 @@ async fn while_held<T>(held: &Held, work: impl Future<Output = Result<T, Failure
 #[async_trait]
 impl Work for Generate {
     async fn begin(&mut self, context: &Context) -> Result<(), Failure> {
-        let path = self.plan.directory.path().to_string_lossy().into_owned();
+        let path = self.plan.place.address();
         snapshots::begin(&self.rooms.store, context.op, &path, self.plan.expires_at).await.map_err(remember)
     }
 
-    async fn resume(&mut self, _: &Context, _: &[String]) -> Result<(), Failure> {
-        Ok(())
+    async fn resume(&mut self, context: &Context, done: &[String]) -> Result<(), Failure> {
+        Box::pin(self.take_up(context, done)).await
     }
 
     /// Not at all: without its exported snapshot the rest would be of another moment.
@@ -416,7 +450,7 @@ impl Work for Generate {
     }
 
     fn outlives_the_agent(&self) -> bool {
-        false
+        self.held.is_some()
     }
 
     async fn complete(&mut self, context: &Context) -> Result<u64, Failure> {
@@ -425,8 +459,13 @@ impl Work for Generate {
         self.rooms.cleanup.keep(context.op).await?;
         self.held = None;
         self.rooms.sessions.end(context.op).await;
-        let (rows, path) = (self.tables.iter().map(|table| table.rows).sum(), self.plan.directory.path());
-        let told = format!("{} is complete in {}", snapshot_id(context.op), path.display());
+        // Where all was written by the run before, its notes have the rows.
+        let rows = match self.tables.is_empty() {
+            true => self.landed.values().map(|part| part.rows).sum(),
+            false => self.tables.iter().map(|table| table.rows).sum(),
+        };
+        notes::forget(&self.rooms.store, context.op).await.map_err(remember)?;
+        let told = format!("{} is complete in {}", snapshot_id(context.op), self.plan.place.address());
         context.announce(Milestone::new("snapshot.generated", told)).await;
         Ok(rows)
     }
@@ -440,7 +479,8 @@ impl Work for Generate {
         self.held = None;
         self.rooms.sessions.end(context.op).await;
         self.rooms.cleanup.reopen(context.op).await?;
-        self.rooms.cleanup.undo(context.op).await
+        self.rooms.cleanup.undo(context.op).await?;
+        notes::forget(&self.rooms.store, context.op).await.map_err(remember)
     }
 
     async fn abandon(&mut self, context: &Context, _: &Failure) -> Result<(), Failure> {

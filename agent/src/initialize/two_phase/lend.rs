@@ -21,6 +21,7 @@ use crate::{
         manifest::{Manifest, snapshot_id},
         verify,
     },
+    storage::SCHEME,
     store::{
         removals,
         signed_intents::{self, Claim},
@@ -52,6 +53,11 @@ pub async fn lend_files(
     if !found.is_complete() || has_expired {
         let word = if has_expired { "it has expired" } else { found.status.as_str() };
         return Err(Failure::new(Code::SnapshotGone, format!("{id} of {}: {word}", rooms.me)));
+    }
+    if found.storage.starts_with(SCHEME) {
+        let text = format!("{id} lies in {}, where its node's agent does not read it for others", found.storage);
+        let hint = format!("steepctl snapshot apply {caller} --input {}", found.storage);
+        return Err(Failure::new(Code::SnapshotFilesMissing, text).hint(hint));
     }
     check_files(rooms, &found).await.map_err(|failure| {
         let text = format!("{} does not have {id} in {} as it was written", rooms.me, found.storage);

@@ -109,6 +109,15 @@ pub async fn cut_off(rooms: &Rooms, op: OperationId) -> Result<(), Failure> {
     snapshots::end(&rooms.store, op, "failed").await.map_err(remember)
 }
 
+/// At the start of an agent: ends sessions of snapshots that ended without being cleaned up, and were taken up with those
+/// that go on.
+pub async fn end_left(rooms: &Rooms) {
+    let own = rooms.sessions.for_target(&rooms.me);
+    for op in own.into_iter().filter(|op| !rooms.operations.is_running(*op)) {
+        rooms.sessions.end(op).await;
+    }
+}
+
 /// A snapshot as a message; with its tables if `detailed`.
 pub async fn message(rooms: &Rooms, snapshot: &Snapshot, detailed: bool) -> Result<v1::Snapshot, Failure> {
     let manifest = snapshot.manifest.clone().and_then(|kept| serde_json::from_value::<Manifest>(kept).ok());

@@ -12,7 +12,7 @@ use steep_protocol::{
 };
 use tokio::task::JoinSet;
 
-use super::generate::Generate;
+use super::{again, generate::Generate};
 use crate::{
     breakpoint::crash_point,
     operations::{Context, Milestone},
@@ -29,18 +29,20 @@ use crate::{
         manifest::{ColumnEntry, PartEntry, TableEntry},
         write::Sink,
     },
-    storage::{Directory, part_name},
+    storage::{Place, part_name},
+    store::Store,
 };
 
 /// All there is to write, and what was written.
 struct Shared {
     held: Arc<Held>,
     context: Context,
-    directory: Directory,
+    place: Place,
     codec: Codec,
     jobs: Vec<(Table, TablePlan)>,
     /// Table and part, by their places, and the number of the file.
     queue: Mutex<VecDeque<(usize, usize, usize)>>,
+    store: Store,
     written: Mutex<BTreeMap<(usize, usize), PartEntry>>,
 }
 
@@ -58,7 +60,8 @@ impl Generate {
     pub(super) async fn write_tables(&self, context: &Context, held: &Arc<Held>) -> Result<Vec<TableEntry>, Failure> {
         let mut jobs: Vec<_> =
             held.tables.iter().filter(|(table, _)| table.kind == TableKind::Plain).cloned().collect();
-        jobs.sort_by_key(|(_, plan)| std::cmp::Reverse(plan.pages));
+        // The same in every run of the agent, as are the numbers of the files.
+        jobs.sort_by_key(|(table, plan)| (std::cmp::Reverse(plan.pages), table.oid));
         context.feed.progress(|progress| {
             for (table, plan) in &jobs {
                 let bytes = (0..plan.starts.len()).map(|part| plan.bytes(part)).sum();
@@ -67,15 +70,23 @@ impl Generate {
         });
         let parts = jobs.iter().enumerate();
         let parts = parts.flat_map(|(table, (_, plan))| (0..plan.starts.len()).map(move |part| (table, part)));
-        let queue = parts.enumerate().map(|(number, (table, part))| (table, part, number + 1)).collect();
+        let (mut queue, mut written) = (VecDeque::new(), BTreeMap::new());
+        for (number, (table, part)) in parts.enumerate() {
+            match self.landed.get(&(jobs[table].0.oid, part)) {
+                Some(entry) => drop(written.insert((table, part), entry.clone())),
+                None => queue.push_back((table, part, number + 1)),
+            }
+        }
+        show_written(context, &jobs, &written);
         let shared = Arc::new(Shared {
             held: Arc::clone(held),
             context: context.clone(),
-            directory: self.plan.directory.clone(),
+            place: self.plan.place.clone(),
             codec: self.plan.codec,
             jobs,
             queue: Mutex::new(queue),
-            written: Mutex::default(),
+            store: self.rooms.store.clone(),
+            written: Mutex::new(written),
         });
         let mut workers = JoinSet::new();
         for worker in 0..self.plan.wanted.parallel as usize {
@@ -92,6 +103,19 @@ impl Generate {
         let prints = shapes.into_iter().map(|shape| (shape.name, shape.fingerprint)).collect();
         Ok(entries(&shared, &prints))
     }
+}
+
+/// Progress goes on from what the run before has written.
+fn show_written(context: &Context, jobs: &[(Table, TablePlan)], written: &BTreeMap<(usize, usize), PartEntry>) {
+    context.feed.progress(|progress| {
+        for ((table, part), entry) in written {
+            let (job, plan) = &jobs[*table];
+            progress.part_was_done(job.oid, plan.bytes(*part), entry.rows, entry.file.bytes);
+            if written.range((*table, 0)..(*table + 1, 0)).count() == plan.starts.len() {
+                progress.table_done(job.oid);
+            }
+        }
+    });
 }
 
 fn entries(shared: &Shared, prints: &BTreeMap<TableName, String>) -> Vec<TableEntry> {
@@ -125,6 +149,8 @@ async fn work(shared: Arc<Shared>, worker: usize) -> Result<(), Failure> {
         let bytes = plan.bytes(part);
         shared.context.feed.progress(|progress| progress.part_began(worker, job.oid, bytes));
         let entry = write_part(&shared, worker, job, plan, part, number).await?;
+        again::note_part(&shared.store, shared.context.op, job.oid, part, &entry).await?;
+        crash_point!("a file noted");
         shared.context.feed.progress(|progress| progress.part_done(worker, entry.rows, entry.file.bytes));
         let is_last = {
             let mut written = locked(&shared.written);
@@ -153,7 +179,7 @@ async fn write_part(
     let reader = shared.held.reader().await?;
     let statement = ddl::copy_out(&table.name, &columns, CopyFormat::Csv, pages);
     let mut rows = reader.copy_out(&statement).await.map_err(|error| error.explain())?;
-    let mut sink = Sink::begin(&shared.directory, &part_name(number, shared.codec.end()), shared.codec);
+    let mut sink = Sink::begin(&shared.place, &part_name(number, shared.codec.end()), shared.codec);
     let mut bytes = 0;
     while let Some(block) = rows.next().await.map_err(|error| error.explain())? {
         bytes += block.len() as u64;

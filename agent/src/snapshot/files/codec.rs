@@ -105,7 +105,8 @@ impl<W: Write> Encoder<W> {
         match self {
             Self::None(to) => Ok(to),
             Self::Gzip(encoder) => encoder.finish(),
-            Self::Lz4(encoder) => encoder.finish().map_err(io::Error::other),
+            // What its sink said comes out as it was.
+            Self::Lz4(encoder) => encoder.finish().map_err(io::Error::from),
             Self::Zstd(encoder) => encoder.finish(),
         }
     }

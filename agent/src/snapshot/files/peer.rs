@@ -1,4 +1,4 @@
-//! The files of a snapshot that lies with another agent, as they come over the network.
+//! The files of a snapshot that lies with another agent, or in an object store, as they come over the network.
 //!
 //! A file is one run of bytes, however often the way breaks: after a cut it goes on at the byte after the last one that is
 //! here, for as long as it is worth waiting. Nothing is kept on this host's disk. Does not know what the files hold; that
@@ -10,7 +10,14 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
-use steep_protocol::failure::{Code, Failure};
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
+use steep_protocol::{
+    failure::{Code, Explain as _, Failure},
+    wire::bulk::BlockSource,
+};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -18,24 +25,61 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use crate::{mesh::Source, telemetry};
+use crate::{mesh::Source, storage::Bucket, telemetry};
 
 /// Blocks between the network and whoever reads.
 const AHEAD: usize = 2;
-/// Between two tries to reach the other agent.
+/// Between two tries to reach who holds it.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The agent that holds a snapshot, asked on behalf of one operation.
+/// Who holds a snapshot.
 #[derive(Debug, Clone)]
 pub struct Holder {
-    source: Source,
+    far: Far,
     patience: Duration,
+}
+
+#[derive(Debug, Clone)]
+enum Far {
+    /// An agent, asked on behalf of one operation.
+    Peer(Box<Source>),
+    /// An object store.
+    Bucket(Box<Bucket>),
+}
+
+impl Far {
+    fn name(&self) -> String {
+        match self {
+            Self::Peer(source) => source.node().to_string(),
+            Self::Bucket(bucket) => bucket.address().to_owned(),
+        }
+    }
+
+    fn operation(&self) -> Option<String> {
+        match self {
+            Self::Peer(source) => Some(source.operation().to_string()),
+            Self::Bucket(_) => None,
+        }
+    }
 }
 
 impl Holder {
     /// Asks `source`; where nothing comes for `patience`, a file is given up.
     pub fn new(source: Source, patience: Duration) -> Self {
-        Self { source, patience }
+        Self { far: Far::Peer(Box::new(source)), patience }
+    }
+
+    /// Asks the store of `bucket`, likewise.
+    pub fn in_bucket(bucket: Bucket, patience: Duration) -> Self {
+        Self { far: Far::Bucket(Box::new(bucket)), patience }
+    }
+
+    /// Where it is in an object store.
+    pub(super) fn bucket(&self) -> Option<&Bucket> {
+        match &self.far {
+            Far::Peer(_) => None,
+            Far::Bucket(bucket) => Some(bucket),
+        }
     }
 
     /// Begins to read the file `name`, which ends when the handle is dropped.
@@ -58,6 +102,24 @@ impl Holder {
         Ok(bytes)
     }
 
+    /// What comes after the first `at` bytes of the file `name`.
+    async fn blocks(&self, name: &str, at: u64) -> Result<BoxStream<'_, Result<Bytes, Failure>>, Failure> {
+        match &self.far {
+            Far::Bucket(bucket) => {
+                let blocks = bucket.read(name, at).await.map_err(|error| error.explain())?;
+                Ok(blocks.map(|block| block.map_err(|error| error.explain())).boxed())
+            }
+            Far::Peer(source) => {
+                let blocks = source.fetch_file(name, at).await?;
+                let next = async |mut blocks: BlockSource| {
+                    let block = blocks.next().await.map_err(|error| source.explain(error)).transpose();
+                    block.map(|block| (block, blocks))
+                };
+                Ok(stream::unfold(blocks, next).boxed())
+            }
+        }
+    }
+
     async fn pass_on(self, name: String, to: mpsc::Sender<Result<Bytes, Failure>>) {
         let (mut at, mut last, mut is_cut) = (0, Instant::now(), false);
         while let Err(failure) = self.from(&name, &mut at, &mut last, &mut is_cut, &to).await {
@@ -68,9 +130,13 @@ impl Holder {
             }
             if !std::mem::replace(&mut is_cut, true) {
                 warn!(
-                    event = "snapshot.file_cut", op_id = %self.source.operation(), peer = %self.source.node(),
-                    details.file = name, details.bytes = at, error = telemetry::failure(&failure),
-                    "a file stopped amid its way; it goes on once the agent can be reached"
+                    event = "snapshot.file_cut",
+                    op_id = self.far.operation(),
+                    peer = self.far.name(),
+                    details.file = name,
+                    details.bytes = at,
+                    error = telemetry::failure(&failure),
+                    "a file stopped amid its way; it goes on once whoever holds it can be reached"
                 );
             }
             sleep(PAUSE).await;
@@ -86,28 +152,38 @@ impl Holder {
         is_cut: &mut bool,
         to: &mpsc::Sender<Result<Bytes, Failure>>,
     ) -> Result<(), Failure> {
-        let mut blocks = self.source.fetch_file(name, *at).await?;
-        while let Some(block) = blocks.next().await.map_err(|error| self.source.explain(error))? {
+        let mut blocks = self.blocks(name, *at).await?;
+        while let Some(block) = blocks.next().await.transpose()? {
             if std::mem::take(is_cut) {
                 info!(
-                    event = "snapshot.file_resumed", op_id = %self.source.operation(), peer = %self.source.node(),
-                    details.file = name, details.bytes = *at, "a file goes on where it stopped"
+                    event = "snapshot.file_resumed",
+                    op_id = self.far.operation(),
+                    peer = self.far.name(),
+                    details.file = name,
+                    details.bytes = *at,
+                    "a file goes on where it stopped"
                 );
             }
             *at += block.len() as u64;
             if to.send(Ok(block)).await.is_err() {
                 break;
             }
-            // What whoever reads takes its time for is no silence of the other agent.
+            // What whoever reads takes its time for is no silence of the other end.
             *last = Instant::now();
         }
         Ok(())
     }
 }
 
-/// Whether the other agent, or the way to it, may be there again by itself.
+/// Whether the other end, or the way to it, may be there again by itself.
 fn passes(failure: &Failure) -> bool {
-    let away = [Code::PeerUnreachable, Code::PeerSilent, Code::StreamBroken, Code::PostgresUnreachable];
+    let away = [
+        Code::PeerUnreachable,
+        Code::PeerSilent,
+        Code::StreamBroken,
+        Code::PostgresUnreachable,
+        Code::StoreUnreachable,
+    ];
     away.contains(&failure.code)
 }
 

@@ -6,6 +6,7 @@ use std::{
     fs::File,
     io::{self, Read},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -26,7 +27,7 @@ use super::{
     peer::{Arriving, Holder},
     rows::RowCount,
 };
-use crate::storage::{self, Directory, MANIFEST};
+use crate::storage::{self, Bucket, Directory, MANIFEST};
 
 /// Expanded rows are handed on in blocks of this size.
 const BLOCK_BYTES: usize = 512 << 10;
@@ -47,8 +48,8 @@ pub struct Opened {
 pub(super) enum Place {
     /// On this host.
     Directory(Directory),
-    /// With another agent.
-    Peer(Box<Holder>),
+    /// With another agent, or in an object store.
+    Away(Box<Holder>),
 }
 
 impl Opened {
@@ -61,8 +62,7 @@ impl Opened {
         blocking(move || {
             let names = directory.files().map_err(|error| error.explain())?;
             if !names.iter().any(|name| name == MANIFEST) {
-                let text = format!("{} holds no manifest, which is written last", directory.path().display());
-                return Err(Failure::new(Code::SnapshotIncomplete, text));
+                return Err(no_manifest(&directory.path().to_string_lossy()));
             }
             let text = small(&directory, MANIFEST, MOST_BYTES)?;
             let manifest = Manifest::read(&text, &identity, Timestamp::now())?;
@@ -71,14 +71,23 @@ impl Opened {
         .await
     }
 
+    /// The same of a snapshot in `bucket`, which is waited for no longer than `patience`.
+    pub async fn in_bucket(bucket: Bucket, patience: Duration, identity: &Identity) -> Result<Arc<Self>, Failure> {
+        let names = bucket.files().await.map_err(|error| error.explain())?;
+        if !names.contains_key(MANIFEST) {
+            return Err(no_manifest(bucket.address()));
+        }
+        Self::with_peer(Holder::in_bucket(bucket, patience), identity).await
+    }
+
     /// Has `holder` send the manifest, and reads it as `identity` may believe it.
     ///
-    /// Fails as [`Manifest::read`] does, and with what the other agent says.
+    /// Fails as [`Manifest::read`] does, and with what whoever holds it says.
     pub async fn with_peer(holder: Holder, identity: &Identity) -> Result<Arc<Self>, Failure> {
         let (text, identity) = (holder.whole(MANIFEST, MOST_BYTES).await?, identity.clone());
         blocking(move || {
             let manifest = Manifest::read(&text, &identity, Timestamp::now())?;
-            Ok(Arc::new(Self { place: Place::Peer(Box::new(holder)), manifest }))
+            Ok(Arc::new(Self { place: Place::Away(Box::new(holder)), manifest }))
         })
         .await
     }
@@ -87,7 +96,7 @@ impl Opened {
     pub async fn file(self: &Arc<Self>, name: &'static str) -> Result<Vec<u8>, Failure> {
         let entry = self.manifest.file(name);
         let bytes = match &self.place {
-            Place::Peer(holder) => holder.whole(name, entry.bytes).await?,
+            Place::Away(holder) => holder.whole(name, entry.bytes).await?,
             Place::Directory(directory) => {
                 let (directory, most) = (directory.clone(), entry.bytes);
                 blocking(move || small(&directory, name, most)).await?
@@ -112,7 +121,7 @@ impl Opened {
         let (blocks, arriving) = mpsc::channel(AHEAD);
         let begun = match &self.place {
             Place::Directory(_) => None,
-            Place::Peer(holder) => Some(holder.begin(&entry.file.name)),
+            Place::Away(holder) => Some(holder.begin(&entry.file.name)),
         };
         let (file, fetching) = begun.unzip();
         let this = Arc::clone(self);
@@ -127,7 +136,7 @@ impl Opened {
         Ok(PartBlocks { blocks: arriving, reading, seen: None, _fetching: fetching })
     }
 
-    /// The same as [`Opened::through`] of a file that another agent sends.
+    /// The same as [`Opened::through`] of a file that comes over the network.
     fn through_arriving(
         &self,
         mut file: Arriving,
@@ -152,8 +161,12 @@ impl Opened {
         take: impl FnMut(&[u8]) -> bool,
     ) -> Result<Seen, Failure> {
         let entry = &part.file;
-        let Place::Directory(directory) = &self.place else {
-            return Err(Failure::new(Code::Internal, format!("{} does not lie on this host", entry.name)));
+        let directory = match &self.place {
+            Place::Directory(directory) => directory,
+            Place::Away(holder) => {
+                let (file, _fetching) = holder.begin(&entry.name);
+                return self.through_arriving(file, part, has_header, take);
+            }
         };
         let file = directory.open(&entry.name).map_err(|error| error.explain())?;
         let size = size_of(directory, &entry.name, &file)?;
@@ -206,6 +219,10 @@ impl Opened {
         let hash = sha256.first_chunk().copied().map_or(0, u64::from_be_bytes);
         Ok(Seen { rows: part.rows, hash })
     }
+}
+
+fn no_manifest(place: &str) -> Failure {
+    Failure::new(Code::SnapshotIncomplete, format!("{place} holds no manifest, which is written last"))
 }
 
 fn damaged(name: &str, expected: String, actual: String) -> Failure {
@@ -264,7 +281,7 @@ pub struct PartBlocks {
     blocks: mpsc::Receiver<Bytes>,
     reading: JoinHandle<Result<Seen, Failure>>,
     seen: Option<Seen>,
-    /// Ends what another agent sends.
+    /// Ends what comes over the network.
     _fetching: Option<AbortOnDropHandle<()>>,
 }
 

@@ -1,7 +1,7 @@
 //! Looks at all of a snapshot: that every file is there and nothing else, and that each is what the manifest says.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -10,12 +10,13 @@ use std::{
 };
 
 use steep_protocol::failure::{Code, Explain as _, Failure};
+use tokio::runtime::Handle;
 
 use super::{
     manifest::{Manifest, PartEntry, TableEntry},
-    read::{Opened, Place, blocking, size_of},
+    read::{Opened, Place, blocking},
 };
-use crate::storage::{Directory, MANIFEST, SCHEMA, SEQUENCES, SOURCE};
+use crate::storage::{MANIFEST, SCHEMA, SEQUENCES, SOURCE};
 
 /// Reads every file, `workers` at once, and returns the rows counted; `told` hears the bytes of each that is good.
 ///
@@ -26,57 +27,66 @@ pub async fn verify(
     workers: usize,
     told: impl Fn(u64) + Send + Sync + 'static,
 ) -> Result<u64, Failure> {
-    if let Place::Directory(directory) = &opened.place {
-        let (directory, opened) = (directory.clone(), Arc::clone(opened));
-        blocking(move || same_files(&directory, &opened.manifest)).await?;
+    let names = names_of(opened).await?;
+    if let Some(names) = &names {
+        same_files(names, &opened.manifest)?;
     }
     for name in [SCHEMA, SEQUENCES, SOURCE] {
         opened.file(name).await?;
     }
-    if let Place::Peer(_) = &opened.place {
+    if names.is_none() {
         return add_up(&opened.manifest.tables);
     }
-    let opened = Arc::clone(opened);
+    let (opened, runtime) = (Arc::clone(opened), Handle::current());
     blocking(move || {
         let tables = opened.manifest.tables.iter();
         let parts: Vec<_> = tables.flat_map(|table| table.parts.iter().map(move |part| (table, part))).collect();
-        look_at(&opened, &parts, workers, &told)?;
+        look_at(&opened, &parts, workers, &told, &runtime)?;
         add_up(&opened.manifest.tables)
     })
     .await
 }
 
-/// Nothing is missing, and nothing is there that the manifest does not name.
-fn same_files(directory: &Directory, manifest: &Manifest) -> Result<(), Failure> {
-    let names = directory.files().map_err(|error| error.explain())?;
-    let there: BTreeSet<&str> = names.iter().map(String::as_str).filter(|name| *name != MANIFEST).collect();
+/// The files that are there, with their sizes; none: they lie with an agent, which lists nothing.
+async fn names_of(opened: &Arc<Opened>) -> Result<Option<BTreeMap<String, u64>>, Failure> {
+    match &opened.place {
+        Place::Directory(directory) => {
+            let directory = directory.clone();
+            blocking(move || directory.sizes().map_err(|error| error.explain())).await.map(Some)
+        }
+        Place::Away(holder) => match holder.bucket() {
+            Some(bucket) => bucket.files().await.map(Some).map_err(|error| error.explain()),
+            None => Ok(None),
+        },
+    }
+}
+
+/// Nothing is missing, nothing is there that the manifest does not name, and each file is as long as that says.
+fn same_files(names: &BTreeMap<String, u64>, manifest: &Manifest) -> Result<(), Failure> {
+    let there: BTreeSet<&str> = names.keys().map(String::as_str).filter(|name| *name != MANIFEST).collect();
     let named: BTreeSet<&str> = manifest.all_files().map(|file| file.name.as_str()).collect();
     if let Some(missing) = named.difference(&there).next() {
         return Err(Failure::new(Code::SnapshotDamaged, format!("{missing}: expected a file, found none")));
     }
-    match there.difference(&named).next() {
-        Some(extra) => Err(Failure::new(Code::SnapshotUnsafe, format!("{extra} is not named by the manifest"))),
-        None => Ok(()),
+    if let Some(extra) = there.difference(&named).next() {
+        return Err(Failure::new(Code::SnapshotUnsafe, format!("{extra} is not named by the manifest")));
     }
+    for entry in manifest.all_files() {
+        let size = names.get(&entry.name).copied().unwrap_or_default();
+        if size != entry.bytes {
+            let text = format!("{}: expected {} bytes, found {size}", entry.name, entry.bytes);
+            return Err(Failure::new(Code::SnapshotDamaged, text));
+        }
+    }
+    Ok(())
 }
 
 /// Makes sure that every file is there, nothing else, and each as long as the manifest says; reads none of them.
 pub async fn glance(opened: &Arc<Opened>) -> Result<(), Failure> {
-    let opened = Arc::clone(opened);
-    blocking(move || {
-        let Place::Directory(directory) = &opened.place else { return Ok(()) };
-        same_files(directory, &opened.manifest)?;
-        for entry in opened.manifest.all_files() {
-            let file = directory.open(&entry.name).map_err(|error| error.explain())?;
-            let size = size_of(directory, &entry.name, &file)?;
-            if size != entry.bytes {
-                let text = format!("{}: expected {} bytes, found {size}", entry.name, entry.bytes);
-                return Err(Failure::new(Code::SnapshotDamaged, text));
-            }
-        }
-        Ok(())
-    })
-    .await
+    match names_of(opened).await? {
+        Some(names) => same_files(&names, &opened.manifest),
+        None => Ok(()),
+    }
 }
 
 fn look_at(
@@ -84,10 +94,13 @@ fn look_at(
     parts: &[(&TableEntry, &PartEntry)],
     workers: usize,
     told: &(impl Fn(u64) + Sync),
+    runtime: &Handle,
 ) -> Result<(), Failure> {
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let first: Mutex<Option<Failure>> = Mutex::new(None);
     let work = || {
+        // What comes over the network is fetched by tasks.
+        let _within = runtime.enter();
         while !failed.load(Ordering::Relaxed) {
             let Some((table, part)) = parts.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
             match opened.through(part, !table.columns.is_empty(), |_| !failed.load(Ordering::Relaxed)) {

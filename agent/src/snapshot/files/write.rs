@@ -9,12 +9,13 @@ use tokio::{
     sync::mpsc,
     task::{JoinHandle, spawn_blocking},
 };
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     codec::Codec,
     manifest::{FileEntry, hex},
 };
-use crate::storage::{Directory, Error, NewFile};
+use crate::storage::{Error, NewPart, Place};
 
 /// Blocks between reading and writing: one is compressed while the next arrives.
 const AHEAD: usize = 2;
@@ -33,14 +34,18 @@ pub struct Sink {
     /// None says that all was sent; a channel that just closes says that the rest will never come.
     blocks: mpsc::Sender<Option<Bytes>>,
     writing: JoinHandle<Result<Written, Error>>,
+    /// Whoever drops it waits for no store.
+    _stop: DropGuard,
 }
 
 impl Sink {
     /// Begins the file `name`.
-    pub fn begin(directory: &Directory, name: &str, codec: Codec) -> Self {
+    pub fn begin(place: &Place, name: &str, codec: Codec) -> Self {
         let (blocks, arriving) = mpsc::channel(AHEAD);
-        let (directory, name) = (directory.clone(), name.to_owned());
-        Self { blocks, writing: spawn_blocking(move || write(&directory, name, codec, arriving)) }
+        let (place, name, stop) = (place.clone(), name.to_owned(), CancellationToken::new());
+        let stopped = stop.clone();
+        let writing = spawn_blocking(move || write(&place, name, stopped, codec, arriving));
+        Self { blocks, writing, _stop: stop.drop_guard() }
     }
 
     /// One more block. After an error nothing of the file is left.
@@ -52,10 +57,10 @@ impl Sink {
     }
 
     /// All was sent: the file is there when this returns.
-    pub async fn finish(self) -> Result<Written, Failure> {
+    pub async fn finish(mut self) -> Result<Written, Failure> {
         // Whoever does not listen any more has failed, and says so.
         let _ = self.blocks.send(None).await;
-        ended(self.writing.await)
+        ended((&mut self.writing).await)
     }
 }
 
@@ -72,21 +77,26 @@ fn ended(written: Result<Result<Written, Error>, tokio::task::JoinError>) -> Res
 }
 
 /// Writes a small file at once.
-pub async fn whole(directory: &Directory, name: &str, bytes: Vec<u8>) -> Result<FileEntry, Failure> {
-    let mut sink = Sink::begin(directory, name, Codec::None);
+pub async fn whole(place: &Place, name: &str, bytes: Vec<u8>) -> Result<FileEntry, Failure> {
+    let mut sink = Sink::begin(place, name, Codec::None);
     sink.send(bytes.into()).await?;
     Ok(sink.finish().await?.entry)
 }
 
 fn write(
-    directory: &Directory,
+    place: &Place,
     name: String,
+    stop: CancellationToken,
     codec: Codec,
     mut blocks: mpsc::Receiver<Option<Bytes>>,
 ) -> Result<Written, Error> {
-    let file = directory.create(&name)?;
-    let path = directory.path().join(&name);
-    let failed = |source| Error::Io { doing: "write", path: path.clone(), source };
+    let file = place.create(&name, stop)?;
+    let path = format!("{}/{name}", place.address());
+    // What a store says comes through whatever compresses before it.
+    let failed = |source: io::Error| match source.downcast::<Error>() {
+        Ok(error) => error,
+        Err(source) => Error::Io { doing: "write", path: path.clone().into(), source },
+    };
     let mut encoder = codec.writer(Hashed { file, bytes: 0, sha256: Sha256::new() }).map_err(failed)?;
     let mut expanded_bytes = 0;
     loop {
@@ -106,7 +116,7 @@ fn write(
 
 /// A file and the hash of what was written to it.
 struct Hashed {
-    file: NewFile,
+    file: NewPart,
     bytes: u64,
     sha256: Sha256,
 }

@@ -32,9 +32,13 @@ With peer:SNAPSHOT the files stay where they were written: the agent of the
 snapshot's node sends them while they are loaded. Each is checked before what it
 holds is committed; after a cut it goes on at the byte where it stopped.
 
+With s3://BUCKET/PREFIX the target's agent reads the object store of its own
+configuration ([snapshots.s3]): once to check all of it, once to load it.
+
 Examples:
   steepctl snapshot apply node_b --input /srv/steep/snap
   steepctl snapshot apply node_b --input peer:snap_0192f3ac7d21
+  steepctl snapshot apply node_b --input s3://backups/node_a/monday
   steepctl snapshot apply node_b --input /srv/steep/snap --one-way
   steepctl snapshot apply node_b --input /srv/steep/snap --no-subscribe    rows alone";
 
@@ -44,8 +48,9 @@ Examples:
 pub struct ApplyArgs {
     /// The node to initialize
     pub target: NodeId,
-    /// The snapshot's directory, an absolute path on the host of the target's agent; or peer:SNAPSHOT, from its node's agent
-    #[arg(long, value_name = "DIR|peer:SNAPSHOT")]
+    /// The snapshot's directory, an absolute path on the host of the target's agent; peer:SNAPSHOT, from its node's agent;
+    /// or s3://BUCKET/PREFIX, from an object store
+    #[arg(long, value_name = "DIR|peer:SNAPSHOT|s3://BUCKET/PREFIX")]
     pub input: String,
     /// The node the snapshot is of; refused where the manifest names another [default: what that names]
     #[arg(long, value_name = "NODE")]

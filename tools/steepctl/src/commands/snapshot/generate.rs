@@ -22,11 +22,13 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 
 const EXAMPLES: &str = "\
 The directory lies on the host of the node's agent, and belongs to the agent's
-user. Until the snapshot is deleted or expires, a slot on the node keeps all WAL
+user. s3://BUCKET/PREFIX is in the object store of the agent's configuration
+([snapshots.s3]), where its key is too. Until the snapshot is deleted or expires, a slot on the node keeps all WAL
 written since: look after the disk of pg_wal.
 
 Examples:
   steepctl snapshot generate node_a --dir /srv/steep/snap
+  steepctl snapshot generate node_a --dir s3://backups/node_a/monday
   steepctl snapshot generate node_a --dir /srv/steep/snap --compress zstd:9 --parallel 8
   steepctl snapshot generate node_a --dir /srv/steep/snap --schemas sales --expires 48h";
 
@@ -36,8 +38,8 @@ Examples:
 pub struct GenerateArgs {
     /// The node whose rows are written
     pub node: NodeId,
-    /// An absolute path on the host of the node's agent: nothing is there yet, or an empty directory
-    #[arg(long, value_name = "DIR")]
+    /// An absolute path on the host of the node's agent, where nothing is yet or an empty directory; or s3://BUCKET/PREFIX
+    #[arg(long, value_name = "DIR|s3://BUCKET/PREFIX")]
     pub dir: String,
     /// How files are compressed: none, gzip, lz4, zstd or zstd:LEVEL (1 to 19)
     #[arg(long, value_name = "HOW", default_value = "zstd")]

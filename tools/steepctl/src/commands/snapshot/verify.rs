@@ -20,16 +20,18 @@ directory is looked at by the agent on whose host it lies.
 
 Examples:
   steepctl snapshot verify snap_0192f3ac7d21
-  steepctl snapshot verify /srv/steep/snap --node node_b";
+  steepctl snapshot verify /srv/steep/snap --node node_b
+  steepctl snapshot verify s3://backups/node_a/monday --node node_b";
 
 /// Arguments of `snapshot verify`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct VerifyArgs {
-    /// The snapshot's id, or its directory as an absolute path
-    #[arg(value_name = "ID|DIR")]
+    /// The snapshot's id, its directory as an absolute path, or s3://BUCKET/PREFIX
+    #[arg(value_name = "ID|DIR|s3://BUCKET/PREFIX")]
     pub snapshot: String,
-    /// The node on whose agent's host the directory lies [default: the agent that is asked]
+    /// The node on whose agent's host the directory lies, or whose agent reads the object store [default: the agent that is
+    /// asked]
     #[arg(long, value_name = "NODE")]
     pub node: Option<NodeId>,
 }
