@@ -156,7 +156,9 @@ impl Direct {
 
     /// Leaves out of `counts` the tables of an earlier snapshot, in which nobody can count any more.
     pub(super) fn of_last_snapshot(&self, mut counts: Vec<v1::TableRows>) -> Vec<v1::TableRows> {
-        let Ok(gate) = self.session().reply.gate_lsn.parse() else { return counts };
+        // Rows alone come from files, without a session.
+        let gate = self.session.as_ref().and_then(|session| session.reply.gate_lsn.parse().ok());
+        let Some(gate) = gate else { return counts };
         counts.retain(|counted| {
             let table = self.facts.tables.iter().find(|table| table.oid == counted.oid);
             let name = table.and_then(|table| table.table.as_ref()).map(table_name);

@@ -50,13 +50,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         true => tests.args(["nextest", "run", "--workspace"]),
         false => {
             say::step("cargo-nextest is not installed, so this takes longer (cargo install cargo-nextest)");
-            // One spec after the other: nothing else keeps the number of clusters down.
+            // As many specs at once as the runner's own settings allow: nothing else keeps the number of clusters down.
             tests.args(["test", "--workspace", "--all-targets", "--no-fail-fast"])
         }
     };
     tests.args(&arguments.word);
     if !with_nextest {
-        tests.args(["--", "--test-threads=2"]);
+        tests.args(["--", "--test-threads=4"]);
     }
     if !process::on_our_terminal(tests.stdin(Stdio::null()))? {
         bail!("tests failed, see above");

@@ -1,6 +1,6 @@
 //! `cargo x bench …`: side by side with what one would use instead, and what things cost.
 //!
-//! [`mesh`] is what gossip costs, [`life`] how long what goes wrong takes, [`link`] replication through the agents, [`fingerprint`] looking at tables. All else here is `cargo x bench copy`: how long a copy takes.
+//! [`mesh`] is what gossip costs, [`life`] how long what goes wrong takes, [`snapshot`] files beside pg_dump's, [`link`] replication through the agents, [`fingerprint`] looking at tables. All else here is `cargo x bench copy`: how long a copy takes.
 //!
 //! All contenders run in one go on the same two servers with the same settings, fsync on. The target is made
 //! anew before each run, the source cleaned of what the last one left and read once. Time counts from the first
@@ -15,6 +15,7 @@ mod life;
 mod link;
 mod mesh;
 mod report;
+mod snapshot;
 mod watch;
 
 use std::path::PathBuf;
@@ -40,6 +41,8 @@ pub enum Command {
     Link(link::Arguments),
     /// What fingerprints of 1,000 and 10,000 tables cost
     Fingerprint(fingerprint::Arguments),
+    /// A snapshot in files, against pg_dump and pg_restore
+    Snapshot(snapshot::Arguments),
     /// How long it takes to go on, to give up, to notice, and to copy tables again
     Life(life::Arguments),
     /// What gossip costs, and how fast members find and lose each other
@@ -88,6 +91,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Copy(arguments) => copy(&arguments),
         Command::Link(arguments) => link::run(&arguments),
         Command::Fingerprint(arguments) => fingerprint::run(&arguments),
+        Command::Snapshot(arguments) => snapshot::run(&arguments),
         Command::Life(arguments) => life::run(&arguments),
         Command::Mesh(arguments) => mesh::run(&arguments),
     }
