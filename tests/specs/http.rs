@@ -48,6 +48,13 @@ async fn readiness_asks_for_a_state_and_for_a_lag_and_refuses_what_makes_no_sens
     // What is written there and cannot be applied here is lag.
     let holding = b.connect().await;
     holding.batch_execute("begin; lock table orders in access exclusive mode").await.expect("it can be locked");
+    // The worker waits before the large transaction comes: what is decoded of one that is not committed counts as received.
+    a.sql("insert into orders (customer_id, total) values (1, 0)").await;
+    until("the worker waits for the lock", PATIENCE, async || match b.count("pg_locks where not granted").await {
+        0 => Err("not yet"),
+        _ => Ok(()),
+    })
+    .await;
     a.sql("insert into orders (customer_id, total) select 1, n from generate_series(1, 20000) n").await;
     answers(&b, "/readyz?lag=500kB", 503, "bytes behind").await;
     answers(&b, "/readyz?lag=10GB&state=synchronized", 200, "ready").await;
