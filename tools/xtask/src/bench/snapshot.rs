@@ -31,8 +31,8 @@ pub struct Arguments {
     /// Files at once (ours), jobs (PostgreSQL's)
     #[arg(long, default_value_t = 4)]
     workers: u32,
-    /// How files are compressed
-    #[arg(long, value_parser = ["none", "gzip", "lz4", "zstd"], default_value = "zstd")]
+    /// How files are compressed, as far as this pg_dump can
+    #[arg(long, value_parser = ["none", "gzip", "lz4", "zstd"], default_value = "gzip")]
     compress: String,
     /// How often each runs, in turn; the median counts
     #[arg(long, default_value_t = 1)]
