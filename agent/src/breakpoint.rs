@@ -5,7 +5,7 @@
 //!
 //! A step that has done its work, and is not marked done yet, looks for two files in the agent's state directory:
 //! `hold` with the step's name becomes `held`, and the step waits until somebody removes that; `fail` with its name
-//! goes away, and the step fails.
+//! goes away, and the step fails; `panic` with its name goes away, and the step panics, as by a defect of ours.
 
 use std::{
     env, fs,
@@ -72,6 +72,8 @@ impl Breakpoints {
         if named("fail") && fs::remove_file(self.dir.join("fail")).is_ok() {
             return Err(Failure::new(Code::Internal, format!("a spec wants {step:?} to fail")));
         }
+        let panics = named("panic") && fs::remove_file(self.dir.join("panic")).is_ok();
+        assert!(!panics, "a spec wants {step:?} to panic");
         Ok(())
     }
 }

@@ -190,6 +190,11 @@ impl Node {
         std::fs::write(self.state_file("fail"), step).expect("the state directory can be written");
     }
 
+    /// The next operation on this node meets a defect after `step` has done its work.
+    pub fn panic_after(&self, step: &str) {
+        std::fs::write(self.state_file("panic"), step).expect("the state directory can be written");
+    }
+
     fn state_file(&self, name: &str) -> std::path::PathBuf {
         self.parts().agent.state_dir.join(name)
     }

@@ -1,7 +1,7 @@
 //! A disk that is full amid a copy, on either end, costs time and no row: the operation says what to do, or goes on by itself once
 //! there is room again.
 
-use steep_tests::{Cluster, Ledger, Node, NodeState::*, Operation, PATIENCE, Stop, until};
+use steep_tests::{Cluster, Ledger, Node, NodeState::*, Operation, PATIENCE, Stop, Writers, until};
 
 use crate::snapshots::Small;
 
@@ -20,6 +20,16 @@ async fn with_rows_to_copy() -> ([Node; 2], Ledger) {
     a.sql(TABLE).await;
     a.sql(WIDE).await;
     ([a, b], ledger)
+}
+
+/// Both nodes are written to once node_b replicates, and hold all of it.
+async fn nothing_is_missing(a: &Node, b: &Node, ledger: &Ledger, on_a: Writers) {
+    b.becomes(Synchronized).await;
+    let on_b = ledger.writers(2, b);
+    on_a.write(20).await;
+    on_b.write(20).await;
+    ledger.agrees(&[a, b], &[on_a.stop().await, on_b.stop().await]).await;
+    b.holds_the_same_as(a, "wide").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -97,12 +107,7 @@ async fn a_full_disk_of_the_targets_wal_is_waited_out() {
     dies_of_its_wal(&b, &small).await;
     on_a.write(20).await;
     op.completes().await;
-    b.becomes(Synchronized).await;
-    let on_b = ledger.writers(2, &b);
-    on_a.write(20).await;
-    on_b.write(20).await;
-    ledger.agrees(&[&a, &b], &[on_a.stop().await, on_b.stop().await]).await;
-    b.holds_the_same_as(&a, "wide").await;
+    nothing_is_missing(&a, &b, &ledger, on_a).await;
     b.stop_postgres(Stop::Immediate);
 }
 
@@ -120,11 +125,6 @@ async fn a_full_disk_of_the_sources_wal_costs_the_snapshot_and_no_row() {
     })
     .await;
     op.completes().await;
-    b.becomes(Synchronized).await;
-    let on_b = ledger.writers(2, &b);
-    on_a.write(20).await;
-    on_b.write(20).await;
-    ledger.agrees(&[&a, &b], &[on_a.stop().await, on_b.stop().await]).await;
-    b.holds_the_same_as(&a, "wide").await;
+    nothing_is_missing(&a, &b, &ledger, on_a).await;
     a.stop_postgres(Stop::Immediate);
 }

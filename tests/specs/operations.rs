@@ -52,6 +52,24 @@ async fn of_ten_starts_at_once_one_runs_and_the_others_are_told_its_id() {
     assert_eq!(a.slots().await.len(), 1, "one slot for one subscription");
 }
 
+#[tokio::test]
+async fn a_defect_of_the_agent_ends_the_operation_that_met_it_and_all_of_it_is_undone() {
+    let [a, b] = Cluster::of(2).start().await;
+    a.sql(&shop::orders(500)).await;
+    let before = [a.inventory().await, b.inventory().await];
+    b.panic_after("copy tables");
+    let op = b.steepctl(START).operation();
+    op.fails_with("STP-5006").await;
+    let failure = op.shown().await.expect("it is known")["operation"]["failure"].to_string();
+    assert!(failure.contains("copy tables") && failure.contains("agent.defect"), "it says where: {failure}");
+    assert!(b.log().contains("\"agent.defect\""), "and so does the log");
+    for (node, before) in [&a, &b].into_iter().zip(&before) {
+        node.inventory().await.is_as(before);
+    }
+    b.steepctl(START).operation().completes().await;
+    b.holds_the_same_as(&a, "orders").await;
+}
+
 /// Lists, shows and watches from everywhere, while it runs and afterwards.
 #[tokio::test]
 async fn an_operation_is_listed_shown_and_watched_through_every_agent_also_after_its_end() {

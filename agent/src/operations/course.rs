@@ -4,9 +4,10 @@
 //! again; whatever else ends an operation early, what it had made is undone. An agent that is told to end leaves it where
 //! it stands, if it can be gone on with.
 
-use std::time::Duration;
+use std::{panic::AssertUnwindSafe, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
+use futures::FutureExt as _;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     operation::{OperationStatus, Phase},
@@ -141,7 +142,9 @@ impl<'a, W: Work> Course<'a, W> {
         let mut stopped: Option<(Instant, u64)> = None;
         loop {
             self.went_on = None;
-            let failure = match self.attempt(from).await {
+            // A defect of ours is a failure like any other: what was made is taken back, and nobody waits for ever.
+            let attempt = AssertUnwindSafe(self.attempt(from)).catch_unwind().await;
+            let failure = match attempt.unwrap_or_else(|_| Err(self.defect())) {
                 Ok(rows) => return Ok(rows),
                 Err(failure) => failure,
             };
@@ -175,6 +178,14 @@ impl<'a, W: Work> Course<'a, W> {
             let stop = &self.running.stop;
             stop.run_until_cancelled(sleep(pause.next().unwrap_or(LONGEST_PAUSE))).await;
         }
+    }
+
+    fn defect(&self) -> Failure {
+        let step = self.at.unwrap_or("the end");
+        Failure::new(
+            Code::Internal,
+            format!("{step:?} has met a defect of the agent (agent.defect in its log says where)"),
+        )
     }
 
     /// Has steps begin once more whose work `failure` has cost; returns why not, where it is not so or does not work.

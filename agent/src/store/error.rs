@@ -176,6 +176,11 @@ impl Explain for Error {
                 Some("run the agent that made the schema, or one released after it".to_owned())
             }
             Self::Moved { recorded, found, .. } => Some(moved_hint(recorded, found)),
+            Self::Foreign { .. } => Some(
+                "a copy of a server that was prepared: steep-agent adopt-copy --config FILE --prepare-id ID; else point this agent \
+                 at its own database; to give the database up: drop schema steep_repl cascade"
+                    .to_owned(),
+            ),
             Self::Taken { holder, .. } => {
                 Some(format!("stop that agent; if none runs: select pg_terminate_backend({})", holder.pid))
             }
@@ -189,7 +194,6 @@ impl Explain for Error {
             }
             Self::Standby { .. }
             | Self::TooNew { .. }
-            | Self::Foreign { .. }
             | Self::IllegalMove(_)
             | Self::UnknownOperation(_)
             | Self::Ambiguous { .. } => None,

@@ -69,6 +69,9 @@ pub fn init(config: &Config) -> Log {
         log: log.clone(),
     };
     tracing_subscriber::registry().with(passing).with(lines).init();
+    std::panic::set_hook(Box::new(|info| {
+        tracing::error!(event = "agent.defect", reason = info.to_string(), "the agent has met a defect of its own");
+    }));
     log
 }
 

@@ -9,7 +9,7 @@ use crate::{
     cluster::{Cluster, Node, Options, agent::Life, server::Server},
     interrupt::Cleanup,
     say,
-    workspace::Binaries,
+    workspace::{Binaries, Profile},
 };
 
 pub(super) struct Arena {
@@ -41,6 +41,15 @@ select pg_replication_origin_drop(roname) from pg_replication_origin;
 ";
 
 impl Arena {
+    /// The same for a bench of its own: in `dir` or a temporary folder, with release binaries built first unless `no_build`.
+    pub(super) fn of_its_own(dir: Option<&Path>, no_build: bool, version: u32, workers: u32) -> Result<Self> {
+        let profile = Profile::Release;
+        let binaries = if no_build { Binaries::left_by_build(profile)? } else { Binaries::built(profile)? };
+        let fallback = || std::env::temp_dir().join(format!("steep-bench-{}", std::process::id()));
+        let dir = dir.map_or_else(fallback, Path::to_owned);
+        Self::open(&dir, version, workers, "auto", binaries)
+    }
+
     /// Two servers of `version` with settings for bulk work, fsync on; their agents speak over `transport`.
     pub(super) fn open(dir: &Path, version: u32, workers: u32, transport: &str, binaries: Binaries) -> Result<Self> {
         let mut options = Options::new(dir, 2, &[version], binaries)

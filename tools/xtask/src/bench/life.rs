@@ -15,7 +15,6 @@ use super::{arena::Arena, data::Set};
 use crate::{
     cluster::{OPERATORS, agent::Life},
     process, say,
-    workspace::{Binaries, Profile},
 };
 
 /// What the project asks of itself.
@@ -44,11 +43,7 @@ pub struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     say::heading("bench life");
-    let profile = Profile::Release;
-    let binaries = if arguments.no_build { Binaries::left_by_build(profile)? } else { Binaries::built(profile)? };
-    let fallback = || std::env::temp_dir().join(format!("steep-bench-{}", std::process::id()));
-    let dir = arguments.dir.clone().unwrap_or_else(fallback);
-    let arena = Arena::open(&dir, arguments.pg, 2, "auto", binaries)?;
+    let arena = Arena::of_its_own(arguments.dir.as_deref(), arguments.no_build, arguments.pg, 2)?;
     let size = arena.fill(Set::Pgbench, arguments.scale)?;
     arena.reset()?;
     for node in arena.nodes() {

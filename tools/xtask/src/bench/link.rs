@@ -13,11 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{arena::Arena, data::Set};
-use crate::{
-    cluster::OPERATORS,
-    process, say,
-    workspace::{Binaries, Profile},
-};
+use crate::{cluster::OPERATORS, process, say};
 
 /// What the project asks of itself: throughput of the mesh to that of the direct way, and what a commit may wait longer.
 const THROUGHPUT: f64 = 0.8;
@@ -79,11 +75,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         bail!("--runs is 1 or more, --transactions and --commits 100 or more");
     }
     say::heading("bench link");
-    let profile = Profile::Release;
-    let binaries = if arguments.no_build { Binaries::left_by_build(profile)? } else { Binaries::built(profile)? };
-    let fallback = || std::env::temp_dir().join(format!("steep-bench-{}", std::process::id()));
-    let dir = arguments.dir.clone().unwrap_or_else(fallback);
-    let arena = Arena::open(&dir, arguments.pg, 2, "auto", binaries)?;
+    let arena = Arena::of_its_own(arguments.dir.as_deref(), arguments.no_build, arguments.pg, 2)?;
     arena.fill(Set::Pgbench, arguments.scale)?;
     let mut all = [(Way::Mesh, Vec::new()), (Way::Direct, Vec::new())];
     for round in 1..=arguments.runs {

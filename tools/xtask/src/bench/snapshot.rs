@@ -10,11 +10,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use super::{arena::Arena, data::Set};
-use crate::{
-    cluster::OPERATORS,
-    process, say,
-    workspace::{Binaries, Profile},
-};
+use crate::{cluster::OPERATORS, process, say};
 
 /// What the project asks of itself: our speed to that of PostgreSQL's own programs.
 const GENERATE: f64 = 0.9;
@@ -61,11 +57,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         bail!("--runs is 1 or more, --set is one of the sets");
     }
     say::heading("bench snapshot");
-    let profile = Profile::Release;
-    let binaries = if arguments.no_build { Binaries::left_by_build(profile)? } else { Binaries::built(profile)? };
-    let fallback = || std::env::temp_dir().join(format!("steep-bench-{}", std::process::id()));
-    let dir = arguments.dir.clone().unwrap_or_else(fallback);
-    let arena = Arena::open(&dir, arguments.pg, arguments.workers, "auto", binaries)?;
+    let arena = Arena::of_its_own(arguments.dir.as_deref(), arguments.no_build, arguments.pg, arguments.workers)?;
     let size = arena.fill(arguments.set, arguments.scale)?;
     let mut all = Vec::new();
     for round in 1..=arguments.runs {
@@ -128,6 +120,9 @@ fn measure(arena: &Arena, arguments: &Arguments) -> Result<Measured> {
     })?;
     arena.is_complete()?;
     let bytes = [folder_bytes(&snapshot)?, folder_bytes(&dump)?];
+    for folder in [snapshot, dump] {
+        fs::remove_dir_all(folder)?;
+    }
     Ok(Measured { written, loaded: [ours, theirs], bytes })
 }
 
