@@ -132,7 +132,12 @@ impl Node {
 
     /// The rows of a query.
     pub async fn rows(&self, query: &str) -> Vec<Row> {
-        self.client().await.query(query, &[]).await.unwrap_or_else(|error| self.complain(query, &error))
+        self.try_rows(query).await.unwrap_or_else(|error| self.complain(query, &error))
+    }
+
+    /// The rows of a query, or why there are none.
+    pub async fn try_rows(&self, query: &str) -> Result<Vec<Row>, Error> {
+        self.client().await.query(query, &[]).await
     }
 
     /// The one value of a query with one row and one column.

@@ -453,6 +453,11 @@ async fn a_snapshot_is_gone_on_with_after_its_agent_has_died_and_no_file_is_writ
     for table in [LEFT, "steep_repl.operation_notes"] {
         assert_eq!(a.count(table).await, 0, "{table}");
     }
+    until("node_b hears of node_a's last run", PATIENCE, async || {
+        let outcome = b.steepctl(&format!("snapshot show {id}")).outcome();
+        if outcome.status == 0 { Ok(()) } else { Err(outcome.to_string()) }
+    })
+    .await;
     // It is of one moment: whoever begins from it misses nothing and has nothing twice.
     b.steepctl(&format!("snapshot apply node_b --input peer:{id}")).succeeds();
     on_a.write(20).await;

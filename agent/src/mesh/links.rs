@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::NodeId,
+    v1,
     wire::{
         connection::Connection,
         rpc::{self, PeerChannel},
@@ -42,11 +43,15 @@ pub(super) struct Link {
     made: Instant,
     /// Which run of which agent is at the other end.
     pub(super) instance_id: String,
+    /// What it called itself then: higher than any earlier run did.
+    generation: u64,
 }
 
 impl Link {
-    fn candidate(&self) -> Candidate {
-        Candidate { transport: self.connection.transport(), dialled: self.dialled, made: self.made }
+    fn candidate(&self) -> Candidate<'_> {
+        let Self { instance_id, generation, dialled, made, .. } = self;
+        let transport = self.connection.transport();
+        Candidate { instance_id, generation: *generation, transport, dialled: *dialled, made: *made }
     }
 }
 
@@ -90,10 +95,9 @@ impl Peers {
     fn use_one_of(&self, node: &NodeId, new: Link) -> Link {
         // The peer may still speak on one that we do not use.
         self.listen(node.clone(), new.connection.clone());
-        // Another run of the agent, or a newer certificate of ours: the old one has had its day.
+        // With a newer certificate of ours the old one has had its day.
         let stays = |old: &Link| {
-            old.instance_id == new.instance_id
-                && old.connection.generation() >= new.connection.generation()
+            old.connection.generation() >= new.connection.generation()
                 && transport::old_stays(old.candidate(), new.candidate(), &self.me, node)
         };
         let (used, loser) = match self.live_link(node) {
@@ -141,7 +145,8 @@ impl Peers {
             Ok((channel, reply)) => {
                 self.revocations.heard(node, &reply.revocations);
                 self.gossip(|gossip, now| gossip.outgrow(reply.your_generation, latest(), now));
-                Ok(Link { connection, channel, dialled, made: Instant::now(), instance_id: reply.instance_id })
+                let v1::HelloReply { instance_id, generation, .. } = reply;
+                Ok(Link { connection, channel, dialled, made: Instant::now(), instance_id, generation })
             }
             Err(failure) => {
                 connection.close("we do not take part in one mesh");

@@ -305,7 +305,11 @@ impl Peers {
             Ok(Ok(reply)) if reply.instance_id == other.instance_id => {
                 Err(taken(node, &format!("an agent at {}", reply.address), "you"))
             }
-            _ => Ok(()),
+            _ => {
+                // What still waits for an answer over it need not wait until it is known to be dead.
+                other.connection.close("another run of this agent has come");
+                Ok(())
+            }
         }
     }
 

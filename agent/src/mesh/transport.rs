@@ -28,7 +28,11 @@ const LAST_RETRY: Duration = Duration::from_secs(300);
 
 /// A connection that could be used.
 #[derive(Debug, Clone, Copy)]
-pub struct Candidate {
+pub struct Candidate<'a> {
+    /// To which run of the peer's agent.
+    pub instance_id: &'a str,
+    /// Higher than any earlier run's.
+    pub generation: u64,
     /// What carries it.
     pub transport: Transport,
     /// This agent has dialled it.
@@ -38,7 +42,11 @@ pub struct Candidate {
 }
 
 /// Whether `old` stays in use although `new` has just been made; `me` speaks to `peer`.
-pub fn old_stays(old: Candidate, new: Candidate, me: &NodeId, peer: &NodeId) -> bool {
+pub fn old_stays(old: Candidate<'_>, new: Candidate<'_>, me: &NodeId, peer: &NodeId) -> bool {
+    if old.instance_id != new.instance_id {
+        // Of runs that follow each other quickly, the last is not always the last one that is heard.
+        return old.generation > new.generation;
+    }
     let are_twins = new.made.saturating_duration_since(old.made) < TOGETHER;
     match (old.transport.carrier, new.transport.carrier) {
         (Carrier::Tcp, Carrier::Quic) => false,
@@ -127,12 +135,17 @@ mod tests {
             let (first, carried, second, then_carried, seconds, stays) = case;
             for (me, peer) in [(&a, &b), (&b, &a)] {
                 let candidate = |by: &str, carrier, after| Candidate {
+                    instance_id: "one",
+                    generation: 7,
                     transport: Transport { carrier, why: Why::First },
                     dialled: me.as_str().ends_with(by),
                     made: now + Duration::from_secs(after),
                 };
                 let (old, new) = (candidate(first, carried, 0), candidate(second, then_carried, seconds));
                 assert_eq!(old_stays(old, new, me, peer), stays == "first", "{me}: {case:?}");
+                let later = |candidate| Candidate { instance_id: "two", generation: 8, ..candidate };
+                assert!(!old_stays(old, later(new), me, peer), "{me}: {case:?}, started anew");
+                assert!(old_stays(later(old), new, me, peer), "{me}: {case:?}, heard late");
             }
         }
     }
