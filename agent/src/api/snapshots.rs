@@ -23,7 +23,7 @@ use super::{
 use crate::{
     initialize::two_phase::{apply, generate, shelf},
     rooms::Rooms,
-    snapshot::files::{manifest::snapshot_id, verify},
+    snapshot::files::{manifest::snapshot_id, read::Depth, verify},
     store::audit,
 };
 
@@ -215,7 +215,7 @@ impl Service {
         };
         let rows_counted = match request.manifest_only {
             true => None,
-            false => Some(verify::verify(&opened, LOOKING, |_| {}).await?),
+            false => Some(verify::verify(&opened, Depth::Rows, LOOKING, |_| {}).await?),
         };
         let mut snapshot = shelf::of_manifest(&opened.manifest, true);
         snapshot.location = input;

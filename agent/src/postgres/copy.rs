@@ -14,7 +14,7 @@ use tokio_postgres::{CopyInSink, CopyOutStream};
 use super::{
     connect::{Database, Purpose, Session},
     ddl::Statement,
-    error::{Doing, Error},
+    error::{Doing, Error, doing},
     gather::{Block, Gathering},
     replication::dial,
 };
@@ -107,6 +107,11 @@ pub async fn copy_in(session: &Session, statement: &Statement) -> Result<CopyIn,
     let doing = statement.doing();
     let sink = session.client().copy_in(statement.as_str()).await.map_err(|error| doing.clone().failed(error))?;
     Ok(CopyIn { sink: Box::pin(sink), doing })
+}
+
+/// Makes PostgreSQL's walwriter write and flush what waits; `session` commits asynchronously.
+pub async fn wake_walwriter(session: &Session) -> Result<(), Error> {
+    session.execute(doing("wake the walwriter"), sql!("copies/wake_walwriter.sql"), &[]).await.map(drop)
 }
 
 /// Takes rows in PostgreSQL's COPY form. Dropped before [`CopyIn::finish`], the COPY fails and keeps nothing.

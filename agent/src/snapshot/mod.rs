@@ -4,3 +4,4 @@ pub mod files;
 pub mod indexes;
 pub mod receive;
 pub mod send;
+pub mod walwriter;

@@ -27,6 +27,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     breakpoint::crash_point,
@@ -42,7 +43,10 @@ use crate::{
     store::ledger::{self, CopiedPart},
 };
 
-use super::files::read::{Opened, PartBlocks};
+use super::{
+    files::read::{Opened, PartBlocks},
+    walwriter::Waker,
+};
 
 /// One table to receive.
 #[derive(Debug, Clone)]
@@ -160,6 +164,7 @@ struct Shared {
     left: Vec<AtomicUsize>,
     began: Vec<OnceLock<Instant>>,
     pace: Pace,
+    walwriter: Waker,
     finished: mpsc::UnboundedSender<u32>,
 }
 
@@ -181,6 +186,7 @@ pub async fn copy_tables(job: CopyJob, context: &Context, finished: mpsc::Unboun
         left: missing.iter().map(|parts| AtomicUsize::new(parts.len())).collect(),
         began: job.tables.iter().map(|_| OnceLock::new()).collect(),
         pace: Pace::new(job.max_rate),
+        walwriter: Waker::default(),
         queue: Mutex::new(queue),
         context: context.clone(),
         finished,
@@ -189,6 +195,10 @@ pub async fn copy_tables(job: CopyJob, context: &Context, finished: mpsc::Unboun
     for (table, _) in missing.iter().enumerate().filter(|(_, parts)| parts.is_empty()) {
         table_done(&shared, table).await;
     }
+    let waking = Arc::clone(&shared);
+    let _waking = AbortOnDropHandle::new(tokio::spawn(async move {
+        waking.walwriter.run(&waking.job.database, waking.job.op).await;
+    }));
     let mut workers = JoinSet::new();
     for worker in 0..shared.job.workers {
         workers.spawn(work(Arc::clone(&shared), worker));
@@ -315,8 +325,10 @@ async fn receive_part(
     let mut bytes = 0;
     while let Some(block) = blocks.next().await? {
         shared.pace.wait(block.len() as u64).await;
-        bytes += block.len() as u64;
+        let length = block.len() as u64;
+        bytes += length;
         sink.send(block).await.map_err(explain)?;
+        shared.walwriter.loaded(length);
         crash_point!("amid a part");
         feed.progress(|progress| progress.part_moved(worker, bytes));
     }

@@ -18,7 +18,10 @@ use crate::{
     operations::Context,
     parts::{PAGE_BYTES, TablePlan},
     snapshot::{
-        files::{read::Opened, verify},
+        files::{
+            read::{Depth, Opened},
+            verify,
+        },
         receive::{Rows, TableJob},
     },
     storage::{SCHEMA, SEQUENCES},
@@ -55,7 +58,7 @@ impl Direct {
             self.rooms.cleanup.make(context.op, "verify snapshot", &effect, async { Ok(()) }).await?;
         }
         self.open_files().await?;
-        verify::verify(&self.opened(), self.plan.wanted.parallel as usize, |_| {}).await.map(drop)
+        verify::verify(&self.opened(), Depth::Hash, self.plan.wanted.parallel as usize, |_| {}).await.map(drop)
     }
 
     /// Looks again, now that the operation is the only one.

@@ -129,8 +129,8 @@ impl Opened {
             // Whoever does not listen any more does not ask how it ended.
             let take = |block: &[u8]| blocks.blocking_send(Bytes::copy_from_slice(block)).is_ok();
             match file {
-                None => this.through(&entry, has_header, take),
-                Some(file) => this.through_arriving(file, &entry, has_header, take),
+                None => this.through(&entry, Depth::Rows, has_header, take),
+                Some(file) => this.through_arriving(file, &entry, Depth::Rows, has_header, take),
             }
         });
         Ok(PartBlocks { blocks: arriving, reading, seen: None, _fetching: fetching })
@@ -141,22 +141,25 @@ impl Opened {
         &self,
         mut file: Arriving,
         part: &PartEntry,
+        depth: Depth,
         has_header: bool,
         take: impl FnMut(&[u8]) -> bool,
     ) -> Result<Seen, Failure> {
         // One byte more, so that what is longer shows.
         let bytes = file.by_ref().take(part.file.bytes.saturating_add(1));
-        let read = self.hold_against(bytes, part, has_header, take);
+        let read = self.hold_against(bytes, part, depth, has_header, take);
         file.failure.map_or(read, Err)
     }
 
-    /// Reads a part's file to its end, and gives each expanded block to `take` as long as that wants more.
+    /// Reads a part's file to its end, as far as `depth` says, and gives each expanded block to `take` as long as that wants
+    /// more.
     ///
     /// Fails with [`Code::SnapshotDamaged`], naming file, expected and actual, where it is not what the manifest says; no more
     /// is expanded than that says.
     pub(super) fn through(
         &self,
         part: &PartEntry,
+        depth: Depth,
         has_header: bool,
         take: impl FnMut(&[u8]) -> bool,
     ) -> Result<Seen, Failure> {
@@ -165,7 +168,7 @@ impl Opened {
             Place::Directory(directory) => directory,
             Place::Away(holder) => {
                 let (file, _fetching) = holder.begin(&entry.name);
-                return self.through_arriving(file, part, has_header, take);
+                return self.through_arriving(file, part, depth, has_header, take);
             }
         };
         let file = directory.open(&entry.name).map_err(|error| error.explain())?;
@@ -173,7 +176,7 @@ impl Opened {
         if size != entry.bytes {
             return Err(damaged(&entry.name, format!("{} bytes", entry.bytes), size.to_string()));
         }
-        self.hold_against(file.take(size), part, has_header, take)
+        self.hold_against(file.take(size), part, depth, has_header, take)
     }
 
     /// Reads what a part's file is to be, and holds it against the manifest.
@@ -181,6 +184,7 @@ impl Opened {
         &self,
         from: impl Read + Send,
         part: &PartEntry,
+        depth: Depth,
         has_header: bool,
         mut take: impl FnMut(&[u8]) -> bool,
     ) -> Result<Seen, Failure> {
@@ -194,7 +198,10 @@ impl Opened {
             is_wanted
         };
         let mut hashed = Hashed { from, sha256: Sha256::new() };
-        let expanded = expand(&mut hashed, self, part, &mut take);
+        let expanded = match depth {
+            Depth::Hash => None,
+            Depth::Rows => Some(expand(&mut hashed, self, part, &mut take)),
+        };
         if !is_wanted {
             return Err(Failure::new(Code::Cancelled, format!("nobody wants the rest of {}", entry.name)));
         }
@@ -204,6 +211,8 @@ impl Opened {
         if hex(&sha256) != entry.sha256 {
             return Err(damaged(&entry.name, format!("SHA-256 {}", entry.sha256), hex(&sha256)));
         }
+        let hash = sha256.first_chunk().copied().map_or(0, u64::from_be_bytes);
+        let Some(expanded) = expanded else { return Ok(Seen { rows: part.rows, hash }) };
         let (bytes, count) = expanded.map_err(|error| {
             Failure::new(Code::SnapshotDamaged, format!("{} cannot be expanded", entry.name)).caused_by(&error)
         })?;
@@ -216,7 +225,6 @@ impl Opened {
             let found = rows.map_or_else(|| "an end amid a row".to_owned(), |rows| rows.to_string());
             return Err(damaged(&entry.name, format!("{} rows", part.rows), found));
         }
-        let hash = sha256.first_chunk().copied().map_or(0, u64::from_be_bytes);
         Ok(Seen { rows: part.rows, hash })
     }
 }
@@ -264,6 +272,15 @@ fn expand(
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, "nobody wants the rest"));
         }
     }
+}
+
+/// How closely a part's file is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// It is the file that was written: its length and its hash.
+    Hash,
+    /// It is expanded too, and its rows are counted.
+    Rows,
 }
 
 /// What was found at the end of a part's file.

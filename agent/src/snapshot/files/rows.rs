@@ -1,5 +1,7 @@
 //! Counts the rows of CSV as PostgreSQL writes it: lines, but for those within quotes.
 
+use memchr::memchr2_iter;
+
 /// Counts as blocks come; they may be cut anywhere.
 #[derive(Debug, Clone, Default)]
 pub struct RowCount {
@@ -10,11 +12,11 @@ pub struct RowCount {
 impl RowCount {
     /// One more block.
     pub fn add(&mut self, block: &[u8]) {
-        for byte in block {
-            match byte {
+        for at in memchr2_iter(b'"', b'\n', block) {
+            match block[at] {
                 // A quote within quotes stands there twice.
                 b'"' => self.is_quoted = !self.is_quoted,
-                b'\n' if !self.is_quoted => self.lines += 1,
+                _ if !self.is_quoted => self.lines += 1,
                 _ => {}
             }
         }

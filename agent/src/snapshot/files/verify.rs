@@ -14,16 +14,18 @@ use tokio::runtime::Handle;
 
 use super::{
     manifest::{Manifest, PartEntry, TableEntry},
-    read::{Opened, Place, blocking},
+    read::{Depth, Opened, Place, blocking},
 };
 use crate::storage::{MANIFEST, SCHEMA, SEQUENCES, SOURCE};
 
-/// Reads every file, `workers` at once, and returns the rows counted; `told` hears the bytes of each that is good.
+/// Reads every file to `depth`, `workers` at once, and returns the rows there are; `told` hears the bytes of each that is good.
 ///
+/// Whoever loads the rows afterwards expands and counts them then, and commits none of a part that is not as it should be.
 /// Of one that lies with another agent the files of the rows are read once, while they are loaded; here it is the others.
 /// Fails on the first that is not what the manifest says, naming it, what was expected and what was found.
 pub async fn verify(
     opened: &Arc<Opened>,
+    depth: Depth,
     workers: usize,
     told: impl Fn(u64) + Send + Sync + 'static,
 ) -> Result<u64, Failure> {
@@ -41,7 +43,7 @@ pub async fn verify(
     blocking(move || {
         let tables = opened.manifest.tables.iter();
         let parts: Vec<_> = tables.flat_map(|table| table.parts.iter().map(move |part| (table, part))).collect();
-        look_at(&opened, &parts, workers, &told, &runtime)?;
+        look_at(&opened, &parts, depth, workers, &told, &runtime)?;
         add_up(&opened.manifest.tables)
     })
     .await
@@ -92,6 +94,7 @@ pub async fn glance(opened: &Arc<Opened>) -> Result<(), Failure> {
 fn look_at(
     opened: &Opened,
     parts: &[(&TableEntry, &PartEntry)],
+    depth: Depth,
     workers: usize,
     told: &(impl Fn(u64) + Sync),
     runtime: &Handle,
@@ -103,7 +106,7 @@ fn look_at(
         let _within = runtime.enter();
         while !failed.load(Ordering::Relaxed) {
             let Some((table, part)) = parts.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-            match opened.through(part, !table.columns.is_empty(), |_| !failed.load(Ordering::Relaxed)) {
+            match opened.through(part, depth, !table.columns.is_empty(), |_| !failed.load(Ordering::Relaxed)) {
                 Ok(_) => told(part.file.bytes),
                 Err(failure) => {
                     // What stopped because another had failed is not what failed.

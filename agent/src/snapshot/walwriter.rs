@@ -1,0 +1,51 @@
+//! Has PostgreSQL's walwriter write and flush WAL while rows are loaded.
+//!
+//! The walwriter sleeps for 200 ms at a time. COPY fills the WAL buffers many times in these, and then writes and flushes WAL
+//! itself while every other session waits. An asynchronous commit wakes the walwriter where a megabyte or more waits
+//! (`wal_writer_flush_after`), so a session of its own makes one whenever as much was loaded.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use steep_protocol::ids::OperationId;
+use tokio::sync::Notify;
+use tracing::debug;
+
+use crate::postgres::{Database, Error, Purpose, copy, ddl};
+
+/// So much is loaded between two wakings: what makes the walwriter flush, by default.
+const EVERY: u64 = 1 << 20;
+
+/// Counts what is loaded, by all sessions.
+#[derive(Debug, Default)]
+pub struct Waker {
+    loaded: AtomicU64,
+    due: Notify,
+}
+
+impl Waker {
+    /// So much more was handed to COPY.
+    pub fn loaded(&self, bytes: u64) {
+        let before = self.loaded.fetch_add(bytes, Ordering::Relaxed);
+        if before / EVERY != (before + bytes) / EVERY {
+            self.due.notify_one();
+        }
+    }
+
+    /// Wakes the walwriter as often as that is due, until it is dropped. Where it cannot, loading is slower and no worse.
+    pub async fn run(&self, database: &Database, op: OperationId) {
+        if let Err(error) = self.wake(database, op).await {
+            debug!(op_id = %op, reason = %error, "the walwriter is not woken any more");
+        }
+    }
+
+    async fn wake(&self, database: &Database, op: OperationId) -> Result<(), Error> {
+        // What is small is loaded without another session.
+        self.due.notified().await;
+        let session = database.session(Purpose::CopyIn(op)).await?;
+        session.run(&ddl::set_session("synchronous_commit", "off")).await?;
+        loop {
+            copy::wake_walwriter(&session).await?;
+            self.due.notified().await;
+        }
+    }
+}
