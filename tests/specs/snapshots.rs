@@ -339,6 +339,16 @@ async fn a_snapshot_that_is_cut_off_leaves_no_manifest_no_slot_and_no_files() {
     a.steepctl("snapshot generate node_a --dir snap").fails_with("STP-3401");
     a.steepctl("snapshot generate node_a --dir /tmp/../tmp/snap").fails_with("STP-3401");
     assert_eq!(folder.files(), ["precious"]);
+    // Nor is one inside the server's own, whichever way it is named.
+    let server: String = a.value("show data_directory").await;
+    let link = Folder::new("link");
+    symlink(&server, &link.0).expect("it can be made");
+    for inside in [format!("{server}/snap"), format!("{server}/base/snap"), format!("{}/pg_wal/snap", link.path())] {
+        let refused = a.steepctl(&format!("snapshot generate node_a --dir {inside}")).fails_with("STP-3401");
+        assert!(refused.stderr.contains("PostgreSQL keeps its own files") && refused.stderr.contains(&server), "{refused}");
+        assert!(!Path::new(&inside).exists(), "{inside}");
+    }
+    fs::remove_file(&link.0).expect("it is a link");
     let folder = Folder::new("otto");
     let line = format!("snapshot generate node_a --dir {}", folder.path());
     a.steepctl(&line).as_operator("vera").fails_with("STP-5003");
