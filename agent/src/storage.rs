@@ -186,7 +186,8 @@ impl Directory {
         let above = self.0.parent().map(fs::canonicalize);
         let real = fs::canonicalize(&self.0).ok().or_else(|| Some(above?.ok()?.join(self.0.file_name()?)));
         let real = real.unwrap_or_else(|| self.0.clone());
-        let around = servers.iter().find(|server| fs::canonicalize(server).is_ok_and(|server| real.starts_with(server)));
+        let around =
+            servers.iter().find(|server| fs::canonicalize(server).is_ok_and(|server| real.starts_with(server)));
         around.map_or(Ok(()), |server| Err(Error::Servers { path: self.0.clone(), server: server.clone() }))
     }
 
