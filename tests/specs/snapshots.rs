@@ -347,19 +347,7 @@ async fn a_snapshot_that_is_cut_off_leaves_no_manifest_no_slot_and_no_files() {
     a.steepctl("snapshot generate node_a --dir snap").fails_with("STP-3401");
     a.steepctl("snapshot generate node_a --dir /tmp/../tmp/snap").fails_with("STP-3401");
     assert_eq!(folder.files(), ["precious"]);
-    // Nor is one inside the server's own, whichever way it is named.
-    let server: String = a.value("show data_directory").await;
-    let link = Folder::new("link");
-    symlink(&server, &link.0).expect("it can be made");
-    for inside in [format!("{server}/snap"), format!("{server}/base/snap"), format!("{}/pg_wal/snap", link.path())] {
-        let refused = a.steepctl(&format!("snapshot generate node_a --dir {inside}")).fails_with("STP-3401");
-        assert!(
-            refused.stderr.contains("PostgreSQL keeps its own files") && refused.stderr.contains(&server),
-            "{refused}"
-        );
-        assert!(!Path::new(&inside).exists(), "{inside}");
-    }
-    fs::remove_file(&link.0).expect("it is a link");
+    is_refused_inside_the_server(&a).await;
     let folder = Folder::new("otto");
     let line = format!("snapshot generate node_a --dir {}", folder.path());
     a.steepctl(&line).as_operator("vera").fails_with("STP-5003");
@@ -374,6 +362,22 @@ async fn a_snapshot_that_is_cut_off_leaves_no_manifest_no_slot_and_no_files() {
     a.steepctl(&format!("snapshot verify {id}")).as_operator("vera").succeeds();
     a.steepctl(&format!("snapshot delete {id} --confirm {id}")).as_operator("otto").fails_with("STP-5003");
     assert_eq!(a.slots().await, [format!("steep_{id}")]);
+}
+
+/// No directory inside the server's own takes a snapshot, whichever way it is named.
+async fn is_refused_inside_the_server(a: &Node) {
+    let server: String = a.value("show data_directory").await;
+    let link = Folder::new("link");
+    symlink(&server, &link.0).expect("it can be made");
+    for inside in [format!("{server}/snap"), format!("{server}/base/snap"), format!("{}/pg_wal/snap", link.path())] {
+        let refused = a.steepctl(&format!("snapshot generate node_a --dir {inside}")).fails_with("STP-3401");
+        assert!(
+            refused.stderr.contains("PostgreSQL keeps its own files") && refused.stderr.contains(&server),
+            "{refused}"
+        );
+        assert!(!Path::new(&inside).exists(), "{inside}");
+    }
+    fs::remove_file(&link.0).expect("it is a link");
 }
 
 /// The first file of rows with so many in it, and its entry in the manifest.
