@@ -427,13 +427,13 @@ impl Cleanup {
         added: &[Member],
     ) -> Result<(), Failure> {
         let explain = |error: postgres::Error| error.explain();
-        let shared =
-            intents::used_by_others(&self.store, op, "publication", name).await.map_err(|error| error.explain())?;
-        if shared || !publications::exists(session, name).await.map_err(explain)? {
+        let others = intents::others_with_publication(&self.store, op, name).await.map_err(|error| error.explain())?;
+        if others.is_read || !publications::exists(session, name).await.map_err(explain)? {
             return Ok(());
         }
-        if created {
-            return session.run(&ddl::drop_publication(name)).await.map_err(explain);
+        if created || others.was_kept {
+            session.run(&ddl::drop_publication(name)).await.map_err(explain)?;
+            return intents::settle(&self.store, "publication", name).await.map_err(|error| error.explain());
         }
         let held = publications::tables(session, name).await.map_err(explain)?;
         let members: Vec<_> =

@@ -52,6 +52,14 @@ pub enum Error {
         /// Why.
         why: &'static str,
     },
+    /// PostgreSQL keeps its own files there.
+    #[error("{} is inside {}, where PostgreSQL keeps its own files", .path.display(), .server.display())]
+    Servers {
+        /// The directory.
+        path: PathBuf,
+        /// PostgreSQL's, around it.
+        server: PathBuf,
+    },
     /// Something in it is no file of a snapshot.
     #[error("{}: {why}", .path.display())]
     Unsafe {
@@ -96,13 +104,23 @@ pub enum Error {
 impl Explain for Error {
     fn code(&self) -> Code {
         match self {
-            Self::Unusable { .. } => Code::SnapshotDirectory,
+            Self::Unusable { .. } | Self::Servers { .. } => Code::SnapshotDirectory,
             Self::Unsafe { .. } => Code::SnapshotUnsafe,
             Self::Missing(_) => Code::SnapshotDamaged,
             Self::Io { .. } => Code::SnapshotStorage,
             Self::Store { trouble: Trouble::Refused, .. } | Self::StoreUnset { .. } => Code::StoreRefused,
             Self::Store { trouble: Trouble::NoBucket, .. } => Code::BucketMissing,
             Self::Store { trouble: Trouble::Away, .. } => Code::StoreUnreachable,
+        }
+    }
+
+    fn better_hint(&self) -> Option<String> {
+        match self {
+            Self::Servers { server, .. } => Some(format!(
+                "name a directory outside {}: whatever copies or cleans the server takes all in there for its own",
+                server.display()
+            )),
+            _ => None,
         }
     }
 }
@@ -161,6 +179,16 @@ impl Directory {
             },
             Err(source) => Err(Error::Io { doing: "look at", path: self.0.clone(), source }),
         }
+    }
+
+    /// Whether it is outside of all `servers`, wherever links lead. Of those, what cannot be seen from here is left out.
+    pub fn check_outside(&self, servers: &[PathBuf]) -> Result<(), Error> {
+        let above = self.0.parent().map(fs::canonicalize);
+        let real = fs::canonicalize(&self.0).ok().or_else(|| Some(above?.ok()?.join(self.0.file_name()?)));
+        let real = real.unwrap_or_else(|| self.0.clone());
+        let around =
+            servers.iter().find(|server| fs::canonicalize(server).is_ok_and(|server| real.starts_with(server)));
+        around.map_or(Ok(()), |server| Err(Error::Servers { path: self.0.clone(), server: server.clone() }))
     }
 
     /// Makes it, and the folder of the rows, for the agent's user alone.
@@ -458,5 +486,35 @@ mod tests {
             assert!(Directory::named(path).is_err(), "{path:?}");
         }
         assert!(Directory::named("/srv/steep/snap").is_ok());
+    }
+
+    #[test]
+    fn a_directory_is_inside_a_servers_whichever_link_leads_there() {
+        let root = std::env::temp_dir().join(format!("steep-outside-{}", std::process::id()));
+        drop(fs::remove_dir_all(&root));
+        let at = |name: &str| root.join(name);
+        for folder in ["server", "server/base", "elsewhere", "server-2"] {
+            fs::create_dir_all(at(folder)).expect("it can be made");
+        }
+        #[cfg(unix)]
+        for (from, to) in [("server/base", "elsewhere/link"), ("elsewhere", "server/wal"), ("server", "main")] {
+            std::os::unix::fs::symlink(at(from), at(to)).expect("it can be made");
+        }
+        let is_outside = |path: &str, server: &str| {
+            let directory = Directory::named(&at(path).to_string_lossy()).expect("it is absolute");
+            directory.check_outside(&[at("absent"), at(server)]).is_ok()
+        };
+        let mut inside = vec![("server", "server"), ("server/snap", "server"), ("server/base/snap", "server")];
+        #[cfg(unix)]
+        inside.extend([("elsewhere/link", "server"), ("elsewhere/link/snap", "server"), ("server/snap", "main")]);
+        for (path, server) in inside {
+            assert!(!is_outside(path, server), "{path} in {server}");
+        }
+        for path in ["server-2", "server-2/snap", "elsewhere/snap", "no/such/snap"] {
+            assert!(is_outside(path, "server"), "{path}");
+        }
+        #[cfg(unix)]
+        assert!(is_outside("server/wal/snap", "server") && !is_outside("server/wal/snap", "server/wal"));
+        drop(fs::remove_dir_all(&root));
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use steep_protocol::{
     failure::{Code, Explain as _},
     ids::NodeId,
+    names::readable_identifier,
     node::NodeState,
     time, v1,
 };
@@ -12,7 +13,10 @@ use steep_protocol::{
 use crate::{
     drift::watch::DIGITS,
     identity,
-    postgres::{Purpose, Session, detours, slots, subscriptions},
+    postgres::{
+        Purpose, Session, detours, slots,
+        subscriptions::{self, Subscription},
+    },
     rooms::Rooms,
     store::nodes,
     troubles::Found,
@@ -65,6 +69,22 @@ pub fn bare(node_id: &str, address: &str) -> v1::NodeHeadline {
     }
 }
 
+/// What can be said of a subscription without a worker, and where more stands: PostgreSQL keeps the reason in its log alone.
+fn does_not_run(me: &NodeId, subscription: &Subscription) -> String {
+    let code = Code::SubscriptionFailing;
+    let (name, errors) = (&subscription.name, subscription.apply_errors);
+    if !subscription.is_enabled {
+        let name = readable_identifier(name);
+        return format!(
+            "{code} subscription {name} is disabled: see why, then on {me}: alter subscription {name} enable"
+        );
+    }
+    format!(
+        "{code} subscription {name} does not run ({errors} errors of it were counted): see PostgreSQL's log on {me}, which names the row, and \
+         steepctl mesh matrix, whether its source is reached"
+    )
+}
+
 async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadline) -> Result<(), String> {
     let own = nodes::own(&rooms.store).await.map_err(|error| error.explain().to_string())?;
     headline.state = own.init_state.to_string();
@@ -81,8 +101,7 @@ async fn measure(rooms: &Rooms, session: &Session, headline: &mut v1::NodeHeadli
     headline.lag_bytes = ours.iter().filter_map(|found| rooms.lag_of(found)).reduce(|sum, lag| sum + lag);
     let at_rest = headline.op_id.is_empty();
     if let Some(waiting) = ours.iter().find(|found| at_rest && found.worker_pid.is_none()) {
-        let reason = format!("STP-4201 subscription {} does not run: see PostgreSQL's log", waiting.name);
-        (headline.health, headline.health_reason) = ("warn".into(), reason);
+        (headline.health, headline.health_reason) = ("warn".into(), does_not_run(&rooms.me, waiting));
     }
     let slots = slots::list(session).await.map_err(|error| error.to_string())?;
     headline.followers = followers(rooms, &slots);

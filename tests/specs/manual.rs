@@ -344,6 +344,23 @@ async fn a_preparation_that_makes_no_sense_makes_nothing_and_touches_nobodys_slo
     nothing_is_left([&a, &b]).await;
     a.sql("insert into t values (1)").await;
     b.holds_the_same_as(&a, "t").await;
+    // A node that replicates is to be taken out first; and with what was prepared for it the last of it goes.
+    for purpose in ["pg_dump", "pg_basebackup"] {
+        let said = a.steepctl(&format!("node prepare node_a --for {purpose} --target node_b --expires 1h")).succeeds();
+        assert!(said.stdout.contains("steepctl node remove node_b"), "{said}");
+        assert!(said.stdout.contains("(then dropped)"), "{said}");
+        let own: String = a.value("show data_directory").await;
+        assert!(!said.stdout.lines().any(|line| line.starts_with("     ") && line.contains(&own)), "{said}");
+    }
+    b.steepctl("node remove node_b --confirm node_b").succeeds();
+    assert_eq!(a.count("pg_publication where pubname = 'steep'").await, 1, "what was prepared is read through it");
+    let listed = a.steepctl("node prepare node_a --list -o json").succeeds().json();
+    for prepared in listed["preparations"].as_array().expect("a list") {
+        let id = prepared["prepare_id"].as_str().expect("an id");
+        a.steepctl(&format!("node prepare node_a --cancel {id}")).succeeds();
+    }
+    assert_eq!(a.count("pg_publication").await, 0, "a publication outlives all that could be read through it");
+    assert_eq!(a.slots().await, ["steep_others"]);
 }
 
 #[tokio::test]

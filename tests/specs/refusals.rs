@@ -539,7 +539,7 @@ async fn an_agent_of_another_node_is_kept_out_of_a_database() {
     let status = stray.ends().await;
     assert_eq!(status.code(), Some(9), "{}", stray.log());
     let log = stray.log();
-    for word in ["STP-4101", "node_a", "node_b", "Hint:"] {
+    for word in ["STP-4101", "node_a", "node_b", "Hint:", "steep-agent adopt-copy", "--prepare-id ID"] {
         assert!(log.contains(word), "{word:?} is not said: {log}");
     }
 }

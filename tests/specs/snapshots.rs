@@ -301,6 +301,14 @@ async fn a_snapshot_that_is_cut_off_leaves_no_manifest_no_slot_and_no_files() {
         a.hold_after(step);
         let op = a.steepctl(&format!("snapshot generate node_a --dir {}", folder.path())).operation();
         a.is_held().await;
+        if step == "write tables" {
+            // All is written, compressed; what is told counts the rows' own bytes, as everywhere.
+            let told = a.steepctl("node progress node_a -o json").succeeds().json()["operation"]["progress"].clone();
+            let number = |name: &str| told[name].as_u64().or_else(|| told[name].as_str()?.parse().ok());
+            let files = folder.files().into_iter().filter(|name| name.starts_with("data/"));
+            let size: u64 = files.map(|name| fs::metadata(folder.0.join(name)).expect("it is there").len()).sum();
+            assert!(number("bytes_copied") > Some(2 * size), "{size} bytes in files: {told}");
+        }
         a.steepctl("node cancel node_a").succeeds();
         assert_eq!(op.ends().await, "cancelled", "after {step}");
         is_clean(step, &folder).await;
@@ -339,15 +347,37 @@ async fn a_snapshot_that_is_cut_off_leaves_no_manifest_no_slot_and_no_files() {
     a.steepctl("snapshot generate node_a --dir snap").fails_with("STP-3401");
     a.steepctl("snapshot generate node_a --dir /tmp/../tmp/snap").fails_with("STP-3401");
     assert_eq!(folder.files(), ["precious"]);
+    is_refused_inside_the_server(&a).await;
     let folder = Folder::new("otto");
     let line = format!("snapshot generate node_a --dir {}", folder.path());
     a.steepctl(&line).as_operator("vera").fails_with("STP-5003");
-    a.steepctl(&line).as_operator("otto").succeeds();
+    let written = a.steepctl(&line).as_operator("otto").succeeds();
+    for words in
+        ["step=\"write tables\"", "Kept      until ", "then deleted: slot steep_snap_", "snapshot apply TARGET"]
+    {
+        assert!(format!("{written}").contains(words), "{words}: {written}");
+    }
     let listed = a.steepctl("snapshot list -o json").as_operator("vera").succeeds().json();
     let id = listed["snapshots"][0]["snapshot_id"].as_str().expect("an id").to_owned();
     a.steepctl(&format!("snapshot verify {id}")).as_operator("vera").succeeds();
     a.steepctl(&format!("snapshot delete {id} --confirm {id}")).as_operator("otto").fails_with("STP-5003");
     assert_eq!(a.slots().await, [format!("steep_{id}")]);
+}
+
+/// No directory inside the server's own takes a snapshot, whichever way it is named.
+async fn is_refused_inside_the_server(a: &Node) {
+    let server: String = a.value("show data_directory").await;
+    let link = Folder::new("link");
+    symlink(&server, &link.0).expect("it can be made");
+    for inside in [format!("{server}/snap"), format!("{server}/base/snap"), format!("{}/pg_wal/snap", link.path())] {
+        let refused = a.steepctl(&format!("snapshot generate node_a --dir {inside}")).fails_with("STP-3401");
+        assert!(
+            refused.stderr.contains("PostgreSQL keeps its own files") && refused.stderr.contains(&server),
+            "{refused}"
+        );
+        assert!(!Path::new(&inside).exists(), "{inside}");
+    }
+    fs::remove_file(&link.0).expect("it is a link");
 }
 
 /// The first file of rows with so many in it, and its entry in the manifest.
@@ -499,6 +529,9 @@ async fn a_snapshot_that_begins_nothing_any_more_is_refused_before_anything_is_w
     a.sql(&format!("select pg_drop_replication_slot('steep_{id}')")).await;
     refused(&folder, "STP-3407", "the slot is gone").await;
     a.steepctl(&format!("snapshot delete {id} --confirm {id}")).succeeds();
+    // Once is enough, and nobody is asked again.
+    let again = b.steepctl(&format!("snapshot delete {id}")).succeeds();
+    assert!(again.stdout.contains("is deleted already"), "{again}");
     // Somebody has read on from it.
     let folder = Folder::new("passed");
     let id = generated(&a, &folder, "").await;

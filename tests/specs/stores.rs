@@ -68,6 +68,14 @@ async fn a_snapshot_in_an_object_store_begins_two_nodes_while_all_are_written_to
     assert_eq!(listed["snapshots"][0]["location"], place.as_str(), "{listed}");
     let verified = a.steepctl(&format!("snapshot verify {id} -o json")).succeeds().json();
     assert_eq!(verified["rows_counted"], verified["snapshot"]["rows"], "{verified}");
+    // Asked of another node, which does not have it.
+    let shown = b.steepctl(&format!("snapshot show {id}")).succeeds();
+    for words in [place.as_str(), "complete", "public.orders", "public.wide", &format!("steep_{id}")] {
+        assert!(shown.stdout.contains(words), "{words}: {shown}");
+    }
+    let shown = b.steepctl(&format!("snapshot show {id} -o json")).succeeds().json()["snapshots"][0].clone();
+    assert_eq!(shown["rows"], verified["snapshot"]["rows"], "{shown}");
+    assert_eq!(shown["file_count"], objects.len() as u64 - 1, "all but the manifest itself: {shown}");
     b.steepctl(&format!("snapshot verify {place} --node node_c")).succeeds();
     // Where it lies nobody has to send it.
     let refused = b.steepctl(&format!("snapshot apply node_b --input peer:{id}")).fails_with("STP-3414");
@@ -91,6 +99,8 @@ async fn a_snapshot_in_an_object_store_begins_two_nodes_while_all_are_written_to
     fs::write(store.folder("shop/monday-notes.txt"), "precious").expect("it can be written");
     a.steepctl(&format!("snapshot delete {id} --confirm {id}")).succeeds();
     assert!(store.objects("shop/monday").is_empty(), "{:?}", store.objects("shop/monday"));
+    let shown = b.steepctl(&format!("snapshot show {id} -o json")).succeeds().json();
+    assert_eq!(shown["snapshots"][0]["status"], "deleted", "{shown}");
     assert_eq!(store.objects("shop").len(), 1, "{:?}", store.objects("shop"));
     assert!(!a.slots().await.contains(&format!("steep_{id}")));
     assert!(store.unfinished().is_empty());

@@ -10,7 +10,7 @@ use steep_protocol::{
     intent,
     wire::{
         identity::PeerId,
-        rpc::{PeerChannel, failure_of, status_of},
+        rpc::{PeerChannel, failure_of, is_unanswered, status_of, unanswered},
     },
 };
 use tokio::time::timeout;
@@ -71,10 +71,13 @@ pub async fn answer<T>(
 ) -> Result<Response<T>, Status> {
     match timeout(LIMIT, asked).await {
         // Passed on as the owner gave it; what the transport says becomes a failure of ours.
-        Ok(answered) => answered.map_err(|status| status_of(&failure_of(&status))),
+        Ok(answered) => answered.map_err(|status| match is_unanswered(&status) {
+            true => unanswered(&failure_of(&status)),
+            false => status_of(&failure_of(&status)),
+        }),
         Err(_) => {
             let text = format!("{node} did not answer in {} s", LIMIT.as_secs());
-            Err(status_of(&Failure::new(Code::PeerSilent, text)))
+            Err(unanswered(&Failure::new(Code::PeerSilent, text)))
         }
     }
 }

@@ -7,7 +7,11 @@ use steep_protocol::{
 };
 
 use super::findings::Findings;
-use crate::postgres::{Session, catalog, disk::free_bytes};
+use crate::{
+    postgres::{Purpose, Session, catalog, disk::free_bytes},
+    rooms::Rooms,
+    storage::Place,
+};
 
 /// What the target needs free, in tenths of the source's size: rows, indexes, and room to sort.
 pub(super) const ONCE: u64 = 13;
@@ -33,6 +37,14 @@ pub(super) async fn check(
         format!("{free} bytes are free, {needed} are needed ({size} on the source x {}.{})", tenths / 10, tenths % 10)
     });
     Ok(())
+}
+
+/// Whether `place` may take a snapshot as far as the server's own directories go. Where the role may not know of them, nothing
+/// is said.
+pub(super) async fn check_outside(rooms: &Rooms, place: &Place) -> Result<(), Failure> {
+    let session = rooms.database.session(Purpose::Watch).await.map_err(|error| error.explain())?;
+    let paths = catalog::disk_paths(&session).await.map_err(|error| error.explain())?;
+    place.check_outside(paths.all()).await.map_err(|error| error.explain())
 }
 
 /// `failure`, which ends an operation on `target`; where a disk was full, with `next` to do once it is not. PostgreSQL's own

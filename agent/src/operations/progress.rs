@@ -173,13 +173,18 @@ impl Progress {
     /// `worker`'s part has come to `bytes` of COPY data. Rows are not counted on the way: they are guessed from
     /// what the table has shown so far, and exact when the part is done.
     pub fn part_moved(&mut self, worker: usize, bytes: u64) {
+        let part_heap = self.workers[worker].part_heap as f64;
         let table = self.workers[worker].table.and_then(|oid| self.tables.get(&oid));
-        let rows_per_byte = table.map_or(0.0, |table| match (table.rows, table.bytes) {
-            (rows, bytes) if rows > 0 && bytes > 0 => rows as f64 / bytes as f64,
-            _ => table.rows_estimate as f64 / (table.heap_bytes as f64 * self.ratio(table)),
+        let rows = table.map_or(0.0, |table| match (table.rows, table.bytes) {
+            (rows, counted) if rows > 0 && counted > 0 => bytes as f64 * rows as f64 / counted as f64,
+            // Wide rows give far more COPY bytes than heap bytes: never more rows than this share of the heap holds.
+            _ => {
+                let heap = (bytes as f64 / self.ratio(table)).min(part_heap);
+                table.rows_estimate as f64 * heap / table.heap_bytes as f64
+            }
         });
         let worker = &mut self.workers[worker];
-        (worker.part_rows, worker.part_bytes) = ((bytes as f64 * rows_per_byte) as u64, bytes);
+        (worker.part_rows, worker.part_bytes) = (rows as u64, bytes);
     }
 
     /// `worker`'s part is committed.
@@ -361,6 +366,23 @@ mod tests {
         assert!((73.9..=74.0).contains(&progress.view(SECOND * 300).overall_percent));
         progress.indexes_made(1);
         assert!((91.9..=92.0).contains(&progress.view(SECOND * 301).overall_percent));
+    }
+
+    #[test]
+    fn rows_that_are_guessed_are_never_more_than_the_table_is_said_to_hold() {
+        let mut progress = Progress::new(2);
+        progress.plan_table(1, "public.wide".into(), 1000, 200);
+        progress.plan_table(2, "public.of_no_known_size".into(), 0, 7);
+        progress.part_began(0, 1, 500);
+        progress.part_began(1, 2, 0);
+        for worker in [0, 1] {
+            progress.part_moved(worker, 90_000);
+        }
+        assert_eq!(progress.rows(), 100, "half of the heap holds half of the rows");
+        progress.part_done(0, 90, 90_000);
+        progress.part_began(0, 1, 500);
+        progress.part_moved(0, 50_000);
+        assert_eq!(progress.rows(), 140, "as many rows a byte as the first half had");
     }
 
     #[test]

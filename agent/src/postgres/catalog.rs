@@ -271,6 +271,14 @@ pub struct DiskPaths {
     pub tablespaces: Vec<PathBuf>,
 }
 
+impl DiskPaths {
+    /// Every directory the server keeps files in, as far as it is known; `pg_wal` by itself, as it may lead elsewhere.
+    pub fn all(self) -> Vec<PathBuf> {
+        let wal = self.data_directory.as_ref().map(|directory| directory.join("pg_wal"));
+        self.data_directory.into_iter().chain(wal).chain(self.tablespaces).filter(|path| path.is_absolute()).collect()
+    }
+}
+
 /// Reads where the database's files are, as the server sees them.
 pub async fn disk_paths(session: &Session) -> Result<DiskPaths, Error> {
     let row = session.one(doing("read where the files are"), sql!("catalog/list_disk_paths.sql"), &[]).await?;

@@ -251,8 +251,8 @@ impl Explain for Error {
             Self::StillInUse { pid, .. } if *pid != 0 => Some(format!("select pg_terminate_backend({pid})")),
             Self::SlotBlocked { blockers, .. } => blockers.first().map(Blocker::hint),
             Self::Denied { source, .. } if source.sqlstate.starts_with("08") => Some(
-                "let this node's PostgreSQL reach the other node's: replication.conninfo in the other node's agent.toml, \
-                 and its pg_hba.conf"
+                "see that the other node's agent and PostgreSQL run and are reached: steepctl mesh matrix; where its agent.toml has \
+                 replication.link = \"direct\", see its replication.conninfo and pg_hba.conf"
                     .to_owned(),
             ),
             _ => None,
@@ -319,7 +319,9 @@ impl Refusal {
         ]
         .into_iter()
         .flatten()
-        .map(|line| escape_controls(&line))
+        // Where the other end of a connection has gone without a word, PostgreSQL's own sentence ends with a colon.
+        .map(|line| escape_controls(line.trim_end().trim_end_matches(':')))
+        .filter(|line| !line.is_empty())
     }
 }
 
@@ -460,6 +462,22 @@ mod tests {
             ["permission denied for table t", "a detail", "COPY t, line 3", "PostgreSQL's hint: a hint"]
         );
         assert!(!failure.retryable);
+    }
+
+    #[test]
+    fn a_publisher_that_goes_without_a_word_leaves_no_empty_cause_and_the_hint_looks_for_its_agent() {
+        let refusal = Refusal {
+            sqlstate: "08006".to_owned(),
+            message: "could not receive list of publications from the publisher: \n".to_owned(),
+            detail: Some(String::new()),
+            hint: None,
+            context: None,
+            is_fatal: false,
+        };
+        let doing = "create subscription s".to_owned();
+        let failure = Error::Denied { doing, code: Code::PostgresUnreachable, source: Box::new(refusal) }.explain();
+        assert_eq!(failure.causes, ["could not receive list of publications from the publisher"]);
+        assert!(failure.hint.contains("agent") && failure.hint.contains("steepctl mesh matrix"), "{}", failure.hint);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, Write},
+    path::PathBuf,
 };
 
 use tokio::task::spawn_blocking;
@@ -58,6 +59,14 @@ impl Place {
         match self {
             Self::Directory(directory) => off(directory, Directory::check_free).await,
             Self::Bucket(bucket) => bucket.check_free().await,
+        }
+    }
+
+    /// Whether it is outside of all `servers`, directories on this host; a bucket is.
+    pub async fn check_outside(&self, servers: Vec<PathBuf>) -> Result<(), Error> {
+        match self {
+            Self::Directory(directory) => off(directory, move |directory| directory.check_outside(&servers)).await,
+            Self::Bucket(_) => Ok(()),
         }
     }
 

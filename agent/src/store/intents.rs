@@ -114,11 +114,24 @@ pub async fn pending(store: &Store, op: OperationId) -> Result<Vec<Intent>, Erro
     rows.iter().map(read).collect()
 }
 
-/// Whether an operation other than `op` has something of this kind and name too, pending or kept.
-pub async fn used_by_others(store: &Store, op: OperationId, kind: &str, name: &str) -> Result<bool, Error> {
-    let sql = sql!("store/find_intent_of_others.sql");
-    let row = store.one("read what others made", sql, &[&op.uuid(), &kind, &name]).await?;
-    Ok(field(&row, "is_used")?)
+/// What other operations have to do with a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OthersWithPublication {
+    /// One of them is under way with it, or has a slot that is read through it.
+    pub is_read: bool,
+    /// One of them kept it, for a slot that may be gone by now.
+    pub was_kept: bool,
+}
+
+/// What operations other than `op` have to do with publication `name`.
+pub async fn others_with_publication(
+    store: &Store,
+    op: OperationId,
+    name: &str,
+) -> Result<OthersWithPublication, Error> {
+    let sql = sql!("store/find_publication_of_others.sql");
+    let row = store.one("read what others made", sql, &[&op.uuid(), &name]).await?;
+    Ok(OthersWithPublication { is_read: field(&row, "is_read")?, was_kept: field(&row, "was_kept")? })
 }
 
 /// Operations that have pending intents here, oldest first.

@@ -11,6 +11,7 @@ use prost::Message as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code as GrpcCode, Status,
+    metadata::MetadataValue,
     service::Routes,
     transport::{Channel, Endpoint as Target, Server, Uri},
 };
@@ -188,6 +189,21 @@ pub fn failure_of(status: &Status) -> Failure {
     }
 }
 
+/// Says in a status that the agent it comes from has passed the request on, and heard nothing of what became of it.
+const UNANSWERED: &str = "steep-unanswered";
+
+/// What is told of a request that was passed on and not answered.
+pub fn unanswered(failure: &Failure) -> Status {
+    let mut status = status_of(failure);
+    status.metadata_mut().insert(UNANSWERED, MetadataValue::from_static("1"));
+    status
+}
+
+/// Whether the request of which `status` tells may have been heard by whoever it was for, though nobody said what came of it.
+pub fn is_unanswered(status: &Status) -> bool {
+    status.details().is_empty() || status.metadata().contains_key(UNANSWERED)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,5 +214,14 @@ mod tests {
             let failure = Failure::new(*code, "tried and failed").cause("because").hint("do this");
             assert_eq!(failure_of(&status_of(&failure)), failure);
         }
+    }
+
+    #[test]
+    fn whoever_says_no_has_answered_and_a_connection_that_breaks_has_not() {
+        let failure = Failure::new(Code::PeerUnreachable, "cannot reach node_a");
+        assert!(!is_unanswered(&status_of(&failure)));
+        assert!(is_unanswered(&unanswered(&failure)));
+        assert_eq!(failure_of(&unanswered(&failure)), failure);
+        assert!(is_unanswered(&Status::unavailable("the stream broke")));
     }
 }

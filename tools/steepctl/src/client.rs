@@ -63,6 +63,8 @@ pub struct Client<'a> {
     deadline: Option<Instant>,
     out: &'a Output,
     current: Option<(usize, PeerChannel)>,
+    /// The last request may have come to the agent it was for, though no answer came back.
+    may_have_arrived: bool,
 }
 
 /// What one attempt at one agent came to.
@@ -78,12 +80,14 @@ struct Missed {
     failure: Failure,
     /// The agent said so itself, about its own way to somebody else.
     is_agents_word: bool,
+    /// The agent that was meant may have been asked all the same.
+    may_have_arrived: bool,
 }
 
 impl From<Failure> for Missed {
-    /// A failure of our own way to the agent.
+    /// A failure of our own way to the agent, before it was asked.
     fn from(failure: Failure) -> Self {
-        Self { failure, is_agents_word: false }
+        Self { failure, is_agents_word: false, may_have_arrived: false }
     }
 }
 
@@ -102,6 +106,7 @@ impl<'a> Client<'a> {
             deadline: limit.map(|limit| Instant::now() + limit),
             out,
             current: None,
+            may_have_arrived: false,
         })
     }
 
@@ -264,6 +269,17 @@ impl<'a> Client<'a> {
         self.ask(ANSWER_LIMIT, async |channel| agents(channel).events(request.clone()).await).await.map(AgentEvents)
     }
 
+    /// `failure` of a request to start operation `op_id`; where nobody said no, and perhaps only the answer was lost, with how
+    /// to find out.
+    pub fn perhaps_started(&self, failure: Failure, op_id: &str) -> Failure {
+        let is_unanswered = matches!(failure.code.family(), Family::Timeout | Family::Connection);
+        if !(is_unanswered && self.may_have_arrived) {
+            return failure;
+        }
+        let hint = format!("{}; it may have started all the same: steepctl op show {op_id}", failure.hint);
+        failure.hint(hint)
+    }
+
     /// Forgets the connection, so that the next request makes a new one.
     pub fn hang_up(&mut self) {
         self.current = None;
@@ -300,7 +316,8 @@ impl<'a> Client<'a> {
                     return Ok(reply);
                 }
                 Ok(Err(attempt)) => attempt,
-                Err(_) => Attempt::Elsewhere(self.silence(at, limit).into()),
+                // It is not known how far it came.
+                Err(_) => Attempt::Elsewhere(Missed { may_have_arrived: true, ..self.silence(at, limit).into() }),
             };
             self.current = None;
             match attempt {
@@ -314,6 +331,7 @@ impl<'a> Client<'a> {
                 break;
             }
         }
+        self.may_have_arrived = missed.iter().any(|(_, why)| why.may_have_arrived);
         Err(self.nobody_answered(missed))
     }
 
@@ -344,7 +362,8 @@ impl<'a> Client<'a> {
                     Family::Permission => !is_agents_word,
                     _ => false,
                 };
-                let missed = Missed { failure, is_agents_word };
+                let may_have_arrived = rpc::is_unanswered(&status);
+                let missed = Missed { failure, is_agents_word, may_have_arrived };
                 Err(if elsewhere { Attempt::Elsewhere(missed) } else { Attempt::Refused(missed.failure) })
             }
         }

@@ -232,6 +232,39 @@ fn a_dry_run_shows_checks_and_plan_and_fails_with_the_first_failed_check() {
 }
 
 #[test]
+fn a_dry_run_that_fails_its_checks_speaks_of_no_rows_that_go() {
+    let mesh = Mesh::new();
+    let check = |severity: &str| v1::Check {
+        code: "STP-2002".into(),
+        severity: severity.into(),
+        message: "looked at".into(),
+        ..v1::Check::default()
+    };
+    for (severity, code) in [("ok", 0), ("error", 8)] {
+        let script =
+            Script { planned: planned(7), checks: vec![check(severity)], ..Script::initialization(1, "completed") };
+        let agent = ScriptedAgent::start(&mesh, script);
+        for what in ["--tables orders", "--full"] {
+            let ended = mesh.run(&format!("node reinit node_b {what} --dry-run --peer {}", agent.address)).exits(code);
+            assert_eq!(ended.stdout.contains("DELETES"), code == 0, "{what}: {}", ended.stdout);
+        }
+    }
+}
+
+#[test]
+fn what_nobody_was_asked_has_not_started_all_the_same() {
+    let mesh = Mesh::new();
+    let unreachable = Failure::new(Code::PeerUnreachable, "cannot reach node_b");
+    let agent =
+        ScriptedAgent::start(&mesh, Script { refusal: Some(unreachable), ..Script::initialization(1, "completed") });
+    // Nobody listens; or an agent answers that it does not reach the one that is meant.
+    for peer in ["127.0.0.1:1", &agent.address] {
+        let ended = mesh.run(&format!("node start node_b --from node_a --peer {peer}")).exits(6);
+        assert!(!ended.stderr.contains("all the same"), "{}", ended.stderr);
+    }
+}
+
+#[test]
 fn nothing_is_destroyed_without_a_confirmation_and_never_before_the_counts_are_shown() {
     let mesh = Mesh::new();
     let script = Script { planned: planned(1_512_003), ..Script::initialization(1, "completed") };

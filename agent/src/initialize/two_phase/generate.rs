@@ -28,6 +28,7 @@ use crate::{
     breakpoint::crash_point,
     cleanup::Effect,
     initialize::{
+        disk,
         findings::verdict,
         messages::table_name,
         preflight::{self, Wanted},
@@ -165,6 +166,7 @@ pub async fn start(
     let settings = rooms.config.snapshots.within(START_PATIENCE);
     let looked_at = Place::named(&request.output, &settings).map_err(|error| error.explain())?;
     looked_at.check_free().await.map_err(|error| error.explain())?;
+    disk::check_outside(rooms, &looked_at).await?;
     let facts = preflight::examine_source(rooms, &rooms.me, &plan.wanted, "").await?;
     verdict(&format!("cannot write a snapshot of {}", rooms.me), &facts.checks)?;
     let new = NewOperation {

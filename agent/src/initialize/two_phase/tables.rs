@@ -110,7 +110,7 @@ fn show_written(context: &Context, jobs: &[(Table, TablePlan)], written: &BTreeM
     context.feed.progress(|progress| {
         for ((table, part), entry) in written {
             let (job, plan) = &jobs[*table];
-            progress.part_was_done(job.oid, plan.bytes(*part), entry.rows, entry.file.bytes);
+            progress.part_was_done(job.oid, plan.bytes(*part), entry.rows, entry.expanded_bytes);
             if written.range((*table, 0)..(*table + 1, 0)).count() == plan.starts.len() {
                 progress.table_done(job.oid);
             }
@@ -151,7 +151,8 @@ async fn work(shared: Arc<Shared>, worker: usize) -> Result<(), Failure> {
         let entry = write_part(&shared, worker, job, plan, part, number).await?;
         again::note_part(&shared.store, shared.context.op, job.oid, part, &entry).await?;
         crash_point!("a file noted");
-        shared.context.feed.progress(|progress| progress.part_done(worker, entry.rows, entry.file.bytes));
+        // What the file is compressed to says nothing of how far the next one is.
+        shared.context.feed.progress(|progress| progress.part_done(worker, entry.rows, entry.expanded_bytes));
         let is_last = {
             let mut written = locked(&shared.written);
             written.insert((table, part), entry);

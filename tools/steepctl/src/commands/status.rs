@@ -117,7 +117,12 @@ fn problem(node: &v1::NodeHeadline, failure: Option<v1::Failure>) -> String {
         Some(failure) if failed => (format!("{} {}", safe(&failure.code), safe(&failure.message)), safe(&failure.hint)),
         _ => {
             let reason = if node.health_reason.is_empty() { &node.state } else { &node.health_reason };
-            (safe(reason), format!("steepctl node show {}", safe(&node.node_id)))
+            // Where the reason says itself what comes next, there is no more to be shown.
+            let next = [": steepctl ", ": see "].iter().find_map(|word| reason.find(word));
+            match next {
+                Some(at) => (safe(&reason[..at]), safe(&reason[at + 2..])),
+                None => (safe(reason), format!("steepctl node show {}", safe(&node.node_id))),
+            }
         }
     };
     let tone = if failed || node.health == "error" { Tone::Bad } else { Tone::Warn };
@@ -153,6 +158,26 @@ mod tests {
         };
         let line = strip_str(&problem(&node("failed", "error"), Some(failure))).to_string();
         assert_eq!(line, "! node_b: STP-4203 replication slot lost\n  next: start the node again with --force");
+    }
+
+    #[test]
+    fn a_reason_that_says_what_comes_next_is_not_answered_with_itself() {
+        let told = |reason: &str| {
+            let warned = v1::NodeHeadline { health_reason: reason.into(), ..node("synchronized", "warn") };
+            strip_str(&problem(&warned, None)).to_string()
+        };
+        assert_eq!(
+            told("STP-4201 subscription s does not run: see PostgreSQL's log on node_b"),
+            "! node_b: STP-4201 subscription s does not run\n  next: see PostgreSQL's log on node_b"
+        );
+        assert_eq!(
+            told("STP-2202 t differs from node_a's: steepctl schema compare node_b node_a"),
+            "! node_b: STP-2202 t differs from node_a's\n  next: steepctl schema compare node_b node_a"
+        );
+        assert_eq!(
+            told("PostgreSQL was not reached yet"),
+            "! node_b: PostgreSQL was not reached yet\n  next: steepctl node show node_b"
+        );
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl Output {
 /// ```
 pub fn text(failure: &Failure) -> String {
     let mut lines = vec![format!("{} {} [{}]", Tone::Bad.paint("Error:"), indented(&failure.message), failure.code)];
-    for cause in &failure.causes {
+    for cause in failure.causes.iter().filter(|cause| !cause.trim().is_empty()) {
         lines.push(format!("  {} {}", Tone::Faint.paint("Caused by:"), indented(cause)));
     }
     if !failure.hint.is_empty() {

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use steep_protocol::{
-    failure::{Code, Failure, Family},
+    failure::{Code, Failure},
     ids::{NodeId, OperationId},
     v1,
 };
@@ -65,14 +65,8 @@ pub async fn run(args: &CompleteArgs, global: &Global, out: &Output) -> Result<E
         selection: Some(prepared.selection.unwrap_or_default()),
         one_way: args.one_way,
     };
-    let reply = client.complete_node(&request).await.map_err(|failure| match failure.code.family() {
-        // Nobody said no: perhaps only the answer was lost.
-        Family::Timeout | Family::Connection => {
-            let hint = format!("{}; it may have started all the same: steepctl op show {op_id}", failure.hint);
-            failure.hint(hint)
-        }
-        _ => failure,
-    })?;
+    let reply = client.complete_node(&request).await;
+    let reply = reply.map_err(|failure| client.perhaps_started(failure, &op_id))?;
     let op_id = if reply.op_id.is_empty() { op_id } else { reply.op_id.clone() };
     if args.detach {
         if out.is_json() {

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
-use steep_protocol::{failure::Failure, ids::NodeId, names::TableName, v1};
+use steep_protocol::{failure::Failure, ids::NodeId, names::TableName, node::NodeState, v1};
 
 use super::physical;
 use crate::{
@@ -37,6 +37,9 @@ Examples:
   steepctl node prepare node_a --release 0192f3ac7d21     its dump is made
   steepctl node prepare node_a --cancel 0192f3ac7d21";
 
+/// So long before its end the log tells of a preparation.
+const NOTICE: Duration = Duration::from_secs(24 * 3600);
+
 /// Arguments of `node prepare`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -46,7 +49,7 @@ pub struct PrepareArgs {
     /// What the backup is made with
     #[arg(long = "for", value_name = "TOOL", value_parser = ["pg_dump", "pg_basebackup", "storage-snapshot"], required_unless_present_any = ["list", "cancel", "release"])]
     pub purpose: Option<String>,
-    /// Where a physical copy is to have its data [default: where the source has it]
+    /// Where a physical copy is to have its data, on its own host [default: DATADIR, for you to fill in]
     #[arg(long, value_name = "DIR")]
     pub into: Option<PathBuf>,
     /// The name of the slot; it begins with steep_
@@ -98,10 +101,12 @@ pub async fn run(args: &PrepareArgs, global: &Global, out: &Output) -> Result<Ex
         target: args.target.as_ref().map(ToString::to_string).unwrap_or_default(),
         selection: Some(selection::of(&args.tables, &args.schemas, &args.exclude)),
     };
-    // Asked before anything is kept: what cannot be told how to restore is not prepared.
+    // Asked before anything is kept: what cannot be told how to restore is not prepared. A physical copy needs no server that is
+    // there already.
     let target = match &args.target {
         Some(target) if request.purpose == "pg_dump" => Some(client.get_node(target.as_str()).await?),
-        _ => None,
+        Some(target) => client.get_node(target.as_str()).await.ok(),
+        None => None,
     };
     let reply = client.prepare(&request).await?;
     if out.is_json() {
@@ -110,9 +115,11 @@ pub async fn run(args: &PrepareArgs, global: &Global, out: &Output) -> Result<Ex
     }
     let prepared = reply.preparation.unwrap_or_default();
     out.data(&told(&prepared))?;
+    if let Some(first) = target.as_ref().and_then(first_out) {
+        out.data(&first)?;
+    }
     let next = match prepared.purpose.as_str() {
         "pg_dump" => next(&prepared, target.as_ref()),
-        // A physical copy needs no server that is there already.
         _ => physical::next(&prepared, args.into.as_deref()),
     };
     out.data(&next)?;
@@ -180,12 +187,32 @@ async fn change(node: &NodeId, id: &str, what: &str, client: &mut Client<'_>, ou
     Ok(Exit::Success)
 }
 
+/// What has to be done first where the target replicates still, or is somebody's source: as it is it cannot be completed.
+fn first_out(target: &v1::GetNodeReply) -> Option<String> {
+    let headline = target.headline.as_ref()?;
+    let state: NodeState = headline.state.parse().ok()?;
+    let is_out = matches!(state, NodeState::Uninitialized | NodeState::Failed)
+        && target.subscriptions.iter().all(|found| found.source_node.is_empty());
+    if is_out {
+        return None;
+    }
+    let name = safe(&headline.node_id);
+    Some(format!(
+        "First     {name} is {}: before what follows, while it still runs, take it out of replication:\n          \
+         steepctl node remove {name}          (its rows stay: they have to go before the restore)",
+        state.as_str().to_uppercase()
+    ))
+}
+
 /// What is kept, until when, and what that costs.
 fn told(prepared: &v1::Preparation) -> String {
     let node = safe(&prepared.node_id);
-    let expires = units::moment(prepared.expires_at.as_ref()).map(units::date_time).unwrap_or_default();
+    let (made, ends) = (units::moment(prepared.prepared_at.as_ref()), units::moment(prepared.expires_at.as_ref()));
+    let expires = ends.map(units::date_time).unwrap_or_default();
+    let is_long = made.zip(ends).is_some_and(|(made, ends)| units::since(made, ends) > NOTICE);
+    let warning = if is_long { ", with a warning a day ahead" } else { "" };
     let mut lines = vec![format!(
-        "Prepared  id {}   slot {}   LSN {}   expires {expires} (then dropped, with a warning a day ahead)",
+        "Prepared  id {}   slot {}   LSN {}   expires {expires} (then dropped{warning})",
         safe(&prepared.prepare_id),
         safe(&prepared.slot),
         safe(&prepared.lsn)
@@ -305,6 +332,39 @@ fn connection(prepared: &v1::Preparation, target: Option<&v1::GetNodeReply>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_warning_is_promised_only_where_there_is_time_for_one() {
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let told_of = |seconds| {
+            told(&v1::Preparation { prepared_at: at(0), expires_at: at(seconds), ..v1::Preparation::default() })
+        };
+        assert!(told_of(72 * 3600).contains("(then dropped, with a warning a day ahead)"));
+        for short in [3, 24 * 3600] {
+            assert!(told_of(short).contains("(then dropped)"), "{}", told_of(short));
+        }
+    }
+
+    #[test]
+    fn a_target_that_replicates_is_to_be_taken_out_first() {
+        let first = |state: &str, source: &str| {
+            let subscription = v1::SubscriptionView { source_node: source.into(), ..v1::SubscriptionView::default() };
+            let headline =
+                v1::NodeHeadline { node_id: "node_b".into(), state: state.into(), ..v1::NodeHeadline::default() };
+            first_out(&v1::GetNodeReply {
+                headline: Some(headline),
+                subscriptions: vec![subscription],
+                ..v1::GetNodeReply::default()
+            })
+        };
+        for (state, source) in [("synchronized", "node_a"), ("diverged", ""), ("failed", "node_a")] {
+            let told = first(state, source).expect("it has to be taken out");
+            assert!(told.contains("steepctl node remove node_b"), "{told}");
+        }
+        for state in ["uninitialized", "failed"] {
+            assert_eq!(first(state, ""), None);
+        }
+    }
 
     #[test]
     fn the_commands_to_come_are_whole() {

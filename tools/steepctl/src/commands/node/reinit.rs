@@ -5,9 +5,9 @@ mod full;
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use steep_protocol::{
-    failure::{Code, Failure, Family},
+    failure::{Code, Failure},
     ids::{NodeId, OperationId},
     names::TableName,
     node::NodeState,
@@ -52,11 +52,12 @@ Examples:
 /// Arguments of `node reinit`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
+#[command(group = ArgGroup::new("what").args(["tables", "schema", "full"]).required(true).multiple(true))]
 pub struct ReinitArgs {
     /// The node whose tables are copied again
     pub node: NodeId,
     /// These tables, as schema.table; commas between them
-    #[arg(long, value_name = "TABLES", value_parser = tables, required_unless_present_any = ["schema", "full"])]
+    #[arg(long, value_name = "TABLES", value_parser = tables)]
     pub tables: Vec<Tables>,
     /// All tables of these schemas; commas between them
     #[arg(long, value_name = "SCHEMA", visible_alias = "schemas", value_parser = schemas)]
@@ -117,16 +118,20 @@ pub async fn run(args: &ReinitArgs, global: &Global, out: &Output) -> Result<Exi
     }
     let asked = request(args, &chosen, OperationId::generate().to_string(), true);
     let plan = client.reinit_node(&asked, false, PLAN_LIMIT).await?;
+    let failed = plan::failed(&plan.checks, &format!("cannot copy tables of {} again", args.node));
     if args.dry_run && out.is_json() {
         out.json(&json::message("ReinitNodeReply", &plan))?;
     } else if args.dry_run {
         out.data(&source_line(args, &chosen))?;
         out.data(&plan::checks(&plan.checks, true, out.glyphs()))?;
-        out.data(&format!("\n{}", replaced(&plan, args, &chosen)))?;
+        // What cannot begin deletes nothing.
+        if failed.is_none() {
+            out.data(&format!("\n{}", replaced(&plan, args, &chosen)))?;
+        }
         out.talk("nothing was changed");
         out.via(&plan.served_by);
     }
-    if let Some(failure) = plan::failed(&plan.checks, &format!("cannot copy tables of {} again", args.node)) {
+    if let Some(failure) = failed {
         if !args.dry_run {
             out.talk(&plan::checks(&plan.checks, false, out.glyphs()));
         }
@@ -149,14 +154,7 @@ async fn start(
     let op_id = OperationId::generate().to_string();
     let request = request(args, chosen, op_id.clone(), false);
     let started = client.reinit_node(&request, true, PLAN_LIMIT).await;
-    let reply = started.map_err(|failure| match failure.code.family() {
-        // Nobody said no: perhaps only the answer was lost.
-        Family::Timeout | Family::Connection => {
-            let hint = format!("{}; it may have started all the same: steepctl op show {op_id}", failure.hint);
-            failure.hint(hint)
-        }
-        _ => failure,
-    })?;
+    let reply = started.map_err(|failure| client.perhaps_started(failure, &op_id))?;
     if args.detach {
         if out.is_json() {
             out.json(&json::message("ReinitNodeReply", &reply))?;
@@ -353,6 +351,10 @@ mod tests {
 
     #[test]
     fn tables_or_a_schema_have_to_be_named() {
+        let told = parse("node_b").expect_err("nothing is named").to_string();
+        for option in ["--tables", "--schema", "--full"] {
+            assert!(told.contains(option), "{option} is not in:\n{told}");
+        }
         for bad in ["node_b", "node_b --source node_a", "node_b --tables a,,b", "node_b --full --tables a"] {
             assert!(parse(bad).is_err(), "{bad}");
         }

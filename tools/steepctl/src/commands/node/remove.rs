@@ -2,7 +2,7 @@
 
 use clap::Args;
 use steep_protocol::{
-    failure::{Code, Failure, Family},
+    failure::{Code, Failure},
     ids::{NodeId, OperationId},
     v1,
 };
@@ -52,15 +52,8 @@ pub async fn run(args: &RemoveArgs, global: &Global, out: &Output) -> Result<Exi
     let node_id = args.node.to_string();
     let request = v1::RemoveNodeRequest { node_id, op_id: op_id.clone(), drop_slots: args.drop_slots };
     // The agent asked may first have to find out that the node's own agent does not answer.
-    let reply =
-        client.remove_node(&request, ANSWER_LIMIT * 3).await.map_err(|failure| match failure.code.family() {
-            // Nobody said no: perhaps only the answer was lost.
-            Family::Timeout | Family::Connection => {
-                let hint = format!("{}; it may have started all the same: steepctl op show {op_id}", failure.hint);
-                failure.hint(hint)
-            }
-            _ => failure,
-        })?;
+    let reply = client.remove_node(&request, ANSWER_LIMIT * 3).await;
+    let reply = reply.map_err(|failure| client.perhaps_started(failure, &op_id))?;
     if args.detach {
         if out.is_json() {
             out.json(&json::message("RemoveNodeReply", &reply))?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, builder::PossibleValuesParser};
 use steep_protocol::{
-    failure::{Code, Failure, Family},
+    failure::{Code, Failure},
     ids::{NodeId, OperationId},
     operation::InitMethod,
     v1,
@@ -141,16 +141,8 @@ async fn start(
     out: &Output,
 ) -> Result<Exit, Failure> {
     let op_id = request.op_id.clone();
-    let reply = client.start_node(&request, request.force, START_LIMIT).await.map_err(|failure| {
-        match failure.code.family() {
-            // Nobody said no: perhaps only the answer was lost.
-            Family::Timeout | Family::Connection => {
-                let hint = format!("{}; it may have started all the same: steepctl op show {op_id}", failure.hint);
-                failure.hint(hint)
-            }
-            _ => failure,
-        }
-    })?;
+    let reply = client.start_node(&request, request.force, START_LIMIT).await;
+    let reply = reply.map_err(|failure| client.perhaps_started(failure, &op_id))?;
     if let Some(failure) = plan::failed(&reply.checks, &cannot(&request)) {
         out.talk(&plan::checks(&reply.checks, false, out.glyphs()));
         return Err(failure);

@@ -10,7 +10,6 @@ use steep_protocol::{
     v1,
 };
 
-use super::generate::perhaps;
 use crate::{
     cli::Global,
     client::Client,
@@ -100,7 +99,7 @@ pub async fn run(args: &ApplyArgs, global: &Global, out: &Output) -> Result<Exit
         parallel: args.parallel.unwrap_or(0),
     };
     let reply = client.apply_snapshot(&request, args.force, START_LIMIT).await;
-    let reply = reply.map_err(|failure| perhaps(failure, &op_id))?;
+    let reply = reply.map_err(|failure| client.perhaps_started(failure, &op_id))?;
     if args.detach {
         if out.is_json() {
             out.json(&json::message("ApplySnapshotReply", &reply))?;

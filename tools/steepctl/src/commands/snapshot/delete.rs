@@ -35,7 +35,10 @@ pub struct DeleteArgs {
 /// Shows the snapshot, and deletes it where that is confirmed.
 pub async fn run(args: &DeleteArgs, global: &Global, out: &Output) -> Result<Exit, Failure> {
     let mut client = global.client(out)?;
-    let (found, _) = super::find(&mut client, &args.id).await?;
+    let (found, listed) = super::find(&mut client, &args.id).await?;
+    if found.status == "deleted" {
+        return is_deleted_already(args, found, listed.served_by, out);
+    }
     confirm(args, &found, global, out)?;
     let request = v1::DeleteSnapshotRequest { node_id: found.node_id.clone(), snapshot_id: args.id.clone() };
     let reply = client.delete_snapshot(&request).await?;
@@ -47,6 +50,23 @@ pub async fn run(args: &DeleteArgs, global: &Global, out: &Output) -> Result<Exi
     let kept = units::bytes(found.retained_bytes);
     out.data(&format!("{id} of {node} is deleted; its slot kept back {kept} of WAL"))?;
     out.via(&reply.served_by);
+    Ok(Exit::Success)
+}
+
+/// There is nothing to confirm, nor to do: what could not be taken away yet, its agent tries again by itself.
+fn is_deleted_already(
+    args: &DeleteArgs,
+    found: v1::Snapshot,
+    served_by: String,
+    out: &Output,
+) -> Result<Exit, Failure> {
+    if out.is_json() {
+        let reply = v1::DeleteSnapshotReply { served_by, snapshot: Some(found) };
+        out.json(&json::message("DeleteSnapshotReply", &reply))?;
+        return Ok(Exit::Success);
+    }
+    out.data(&format!("{} of {} is deleted already", safe(&args.id), safe(&found.node_id)))?;
+    out.via(&served_by);
     Ok(Exit::Success)
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use steep_protocol::{
-    failure::{Failure, Family},
+    failure::Failure,
     ids::{NodeId, OperationId},
     v1,
 };
@@ -13,7 +13,7 @@ use crate::{
     cli::Global,
     commands::selection::{self, Schemas, Tables, schemas, tables},
     follow::{self, FollowArgs, ending},
-    output::{Output, exit_code::Exit, json, progress::Subject, safe},
+    output::{Output, exit_code::Exit, json, progress::Subject, safe, shell_word},
     units,
 };
 
@@ -80,7 +80,8 @@ pub async fn run(args: &GenerateArgs, global: &Global, out: &Output) -> Result<E
         parallel: args.parallel.unwrap_or(0),
         expires_seconds: args.expires.as_secs().max(1),
     };
-    let reply = client.generate_snapshot(&request, START_LIMIT).await.map_err(|failure| perhaps(failure, &op_id))?;
+    let reply = client.generate_snapshot(&request, START_LIMIT).await;
+    let reply = reply.map_err(|failure| client.perhaps_started(failure, &op_id))?;
     if args.detach {
         if out.is_json() {
             out.json(&json::message("GenerateSnapshotReply", &reply))?;
@@ -96,18 +97,57 @@ pub async fn run(args: &GenerateArgs, global: &Global, out: &Output) -> Result<E
     let followed = follow::until_ended(&client, out, &subject, args.follow, !global.no_input).await?;
     let done = ending::conclude(out, followed, ending::Wanted::Completion)?;
     if matches!(done, Exit::Success) {
+        // It is written; whether somebody can say more of it changes nothing.
+        if let Ok((written, _)) = super::find(&mut client, &reply.snapshot_id).await {
+            out.talk(&kept(&written));
+        }
         out.talk(&format!("next: steepctl snapshot verify {}", safe(&reply.snapshot_id)));
     }
     Ok(done)
 }
 
-/// Where nobody said no, perhaps only the answer was lost.
-pub(super) fn perhaps(failure: Failure, op_id: &str) -> Failure {
-    match failure.code.family() {
-        Family::Timeout | Family::Connection => {
-            let hint = format!("{}; it may have started all the same: steepctl op show {op_id}", failure.hint);
-            failure.hint(hint)
+/// What there is now, what it costs and until when, and what can be done with it.
+fn kept(written: &v1::Snapshot) -> String {
+    let (id, node) = (safe(&written.snapshot_id), safe(&written.node_id));
+    let expires = super::moment(written.expires_at.as_ref());
+    let files = format!("{} in {}", units::counted(written.file_count.into(), "file"), safe(&written.location));
+    [
+        format!("Written   {}, {}, {files}", units::counted(written.rows, "row"), units::bytes(written.bytes)),
+        format!(
+            "Kept      until {expires}, then deleted: slot {} on {node} keeps all WAL written since, {} now",
+            safe(&written.slot),
+            units::bytes(written.retained_bytes)
+        ),
+        format!("Apply     steepctl snapshot apply TARGET --input {}", shell_word(&safe(&written.location))),
+        format!("Delete    steepctl snapshot delete {id}"),
+    ]
+    .join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_told_with_its_end_and_the_next_commands() {
+        let written = v1::Snapshot {
+            snapshot_id: "snap_0192f3ac7d21".into(),
+            node_id: "node_a".into(),
+            slot: "steep_snap_0192f3ac7d21".into(),
+            location: "/srv/my snap".into(),
+            expires_at: Some(prost_types::Timestamp { seconds: 1_763_000_000, nanos: 0 }),
+            file_count: 12,
+            rows: 1,
+            ..v1::Snapshot::default()
+        };
+        let told = kept(&written);
+        for words in [
+            "1 row, 0 B, 12 files in /srv/my snap",
+            "Kept      until 2025-11-13 02:13:20Z, then deleted: slot steep_snap_0192f3ac7d21 on node_a keeps all WAL",
+            "steepctl snapshot apply TARGET --input '/srv/my snap'",
+            "steepctl snapshot delete snap_0192f3ac7d21",
+        ] {
+            assert!(told.contains(words), "{words} is not in:\n{told}");
         }
-        _ => failure,
     }
 }

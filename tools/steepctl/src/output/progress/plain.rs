@@ -59,6 +59,9 @@ impl Plain {
         let mut line = self.begin(at, &milestone.event);
         line.text("phase", &milestone.phase);
         line.text("table", &milestone.table);
+        if milestone.event.ends_with(".step") {
+            line.text("step", &milestone.message);
+        }
         line.number("rows_copied", milestone.rows_copied);
         line.number("bytes_copied", milestone.bytes_copied);
         line.number("duration_ms", milestone.duration_ms);
@@ -74,7 +77,7 @@ impl Plain {
             line.text("code", &failure.code);
             line.text("error", &failure.message);
         } else if [".started", ".interrupted", ".restarted"].iter().any(|end| milestone.event.ends_with(end))
-            || milestone.event.starts_with("remove.")
+            || (milestone.event.starts_with("remove.") && !milestone.event.ends_with(".step"))
         {
             line.text("message", &milestone.message);
         }
@@ -187,6 +190,20 @@ mod tests {
                 "2025-11-13T02:13:20Z init.table_complete op=0192f3ac-7d21 node=node_b phase=copy \
                  table=public.customers rows_copied=1204332 duration_ms=58211 overall=9.8"
             )
+        );
+    }
+
+    #[test]
+    fn a_step_is_named() {
+        let milestone = v1::Milestone {
+            event: "snapshot.step".into(),
+            message: "write tables".into(),
+            overall_percent: 4.0,
+            ..Default::default()
+        };
+        assert_eq!(
+            plain().line(&event(0, What::Milestone(milestone))).as_deref(),
+            Some("2025-11-13T02:13:20Z snapshot.step op=0192f3ac-7d21 node=node_b step=\"write tables\"")
         );
     }
 

@@ -39,7 +39,10 @@ pub(super) async fn run(
     } else if args.dry_run {
         out.data(&source_line(args, chosen))?;
         out.data(&plan::checks(&checks, true, out.glyphs()))?;
-        out.data(&format!("\n{shown}"))?;
+        // What cannot begin deletes nothing.
+        if failed.is_none() {
+            out.data(&format!("\n{shown}"))?;
+        }
         out.talk("nothing was changed");
     }
     match failed {
