@@ -82,6 +82,23 @@ pub enum Role {
     },
 }
 
+/// What a snapshot of this node shows: what was committed before these places, and nothing later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moment {
+    /// In this node's WAL.
+    pub lsn: Lsn,
+    /// In the WAL of every node whose changes are applied here.
+    pub positions: Vec<(NodeId, Lsn)>,
+}
+
+impl Moment {
+    /// Whether `later` shows all that this shows.
+    pub(super) fn is_in(&self, later: &Self) -> bool {
+        let has = |(node, at): &(NodeId, Lsn)| later.positions.iter().any(|(other, now)| other == node && now >= at);
+        later.lsn >= self.lsn && self.positions.iter().all(has)
+    }
+}
+
 /// A session about to be open.
 pub(super) struct NewHeld {
     pub(super) id: SessionId,
@@ -97,7 +114,7 @@ pub(super) struct NewHeld {
     pub(super) role: Role,
     pub(super) one_way: bool,
     pub(super) parallel: u32,
-    pub(super) gate: Option<Lsn>,
+    pub(super) gate: Option<Moment>,
     pub(super) lacks_readers: bool,
     pub(super) database: Database,
     pub(super) keeper: Option<Keeper>,
@@ -131,8 +148,8 @@ pub struct Held {
     pub role: Role,
     /// Nothing is sent back.
     pub one_way: bool,
-    /// Where the snapshot stands, if that is later than where the slot begins: an earlier one was lost.
-    pub gate: Option<Lsn>,
+    /// What the snapshot shows, if that is later than where the slot begins: an earlier one was lost.
+    pub gate: Option<Moment>,
     /// As many streams read at once.
     pub(super) parallel: u32,
     /// Its readers ended with the run before; they have to be ready before any DDL waits.

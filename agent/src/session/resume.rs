@@ -46,6 +46,8 @@ impl Sessions {
         let opening = self.serve(op)?;
         // Of an agent that was killed some may still be at it.
         activity::terminate_readers(look, op).await.map_err(explain)?;
+        // It may have died amid a pause for a later snapshot.
+        self.cleanup.undo_kind(op, "pause").await?;
         let (keeper, lost) = match self.keeper_of(op, record).await {
             Ok(keeper) => (keeper, None),
             Err(failure) => (None, Some(failure)),
@@ -64,7 +66,7 @@ impl Sessions {
             role: record.role(),
             one_way: record.one_way,
             parallel: record.parallel,
-            gate: record.gate,
+            gate: record.gate(),
             database: self.database.clone(),
             lacks_readers: keeper.is_some() && self.settings.on_blocked_ddl == OnBlockedDdl::Wait,
             keeper,
