@@ -286,3 +286,27 @@ impl Held {
         self.release().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_snapshot_shows_what_an_earlier_one_showed_of_every_node() {
+        let [c, d]: [NodeId; 2] = ["node_c", "node_d"].map(|name| name.parse().expect("a node"));
+        let moment = |lsn, positions: &[(&NodeId, u64)]| Moment {
+            lsn: Lsn(lsn),
+            positions: positions.iter().map(|(node, at)| ((*node).clone(), Lsn(*at))).collect(),
+        };
+        let first = moment(5, &[(&c, 70), (&d, 0)]);
+        for (later, is_later) in [
+            (first.clone(), true),
+            (moment(6, &[(&d, 3), (&c, 71)]), true),
+            (moment(4, &[(&c, 70), (&d, 0)]), false),
+            (moment(6, &[(&c, 69), (&d, 0)]), false),
+            (moment(6, &[(&c, 70)]), false),
+        ] {
+            assert_eq!(first.is_in(&later), is_later, "{later:?}");
+        }
+    }
+}
