@@ -12,7 +12,7 @@ use steep_protocol::{
     v1,
 };
 
-use super::{direct::Direct, gates::Gates};
+use super::{direct::Direct, gates::Gates, steps::table_jobs};
 use crate::{
     breakpoint::crash_point,
     operations::Context,
@@ -57,6 +57,11 @@ impl Direct {
         }
         crash_point!("copy taken back");
         let reply = self.reopen(context, false).await?;
+        // One that was opened for tables to be kept, by a try before: then the slot begins earlier than the snapshot.
+        if !reply.gate_lsn.is_empty() {
+            let all = table_jobs(&self.facts.tables, &reply.tables)?;
+            self.gate(context, &all.into_iter().map(|job| job.name).collect::<Vec<_>>(), &reply).await?;
+        }
         // Only now there is a session that is not lost: should this agent die before, all this is done once more.
         self.note_session(context, &reply).await?;
         Ok(again.to_vec())

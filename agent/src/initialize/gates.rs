@@ -4,14 +4,27 @@
 //! in a later one; while the subscription does not run yet, it is told where each of them stands, and then leaves out what
 //! their rows hold already. PostgreSQL's own copying of a table leaves the same word behind for the same purpose, in a
 //! catalog that only a superuser may write: where the agent's role is none, all is copied anew.
+//!
+//! In a mesh every change comes from the node that wrote it, and from no other (`origin = none`), so each subscription is told
+//! for itself, in the WAL of its own publisher. Let a later snapshot stand at X in the source's WAL and, for a member M, at P:
+//! the end of the last commit of M's that the source had applied when the snapshot was made. Nothing was being applied then, and
+//! every table had come equally far ([`crate::session`] sees to both), so the snapshot holds exactly
+//! - what the source wrote itself and committed before X, which its slot sends if and only if it was not committed before X;
+//! - what M wrote in transactions whose commits end at P or before. A later commit of M's begins at P or after it, for the
+//!   records of one WAL do not overlap; and where a commit begins is what a worker compares a table's gate with.
+//!
+//! So for a table copied in that snapshot each commit is either in its rows or comes past its gates, never both and never
+//! neither. The subscriptions themselves begin where the *first* snapshot stands, for the tables that were kept; both X and P only
+//! grow, so that nothing is missing in between. Each table is judged by itself: a transaction over several tables may be in
+//! one's rows and come to another by the stream, and is whole once all gates are passed, which `catch up` waits for.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
-    ids::OperationId,
-    lsn::Lsn,
+    ids::{NodeId, OperationId},
+    lsn::{BadLsn, Lsn},
     names::TableName,
     v1,
 };
@@ -29,6 +42,7 @@ use crate::{
     operations::Context,
     postgres::{self, Purpose, catalog, subscriptions},
     rooms::Rooms,
+    session::Moment,
     store::{
         self, ledger, notes,
         steps::{self, StepStatus},
@@ -38,21 +52,58 @@ use crate::{
 
 /// Where tables stand that were copied in a later snapshot than the first, as it is noted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Gates(Vec<(TableName, Lsn)>);
+pub(super) struct Gates(Vec<Gate>);
+
+/// Where one table stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Gate {
+    table: TableName,
+    /// In the source's WAL.
+    at: Lsn,
+    /// In the WAL of each member.
+    members: Vec<(NodeId, Lsn)>,
+}
 
 impl Gates {
-    /// For a subscription.
-    pub(super) fn as_slice(&self) -> &[(TableName, Lsn)] {
-        &self.0
+    /// What was noted; nothing: no table has a gate.
+    pub(super) fn noted(body: Option<&[u8]>) -> Result<Self, Failure> {
+        let read = body.map(serde_json::from_slice).transpose();
+        read.map(Option::unwrap_or_default).map_err(|error| {
+            // Without them rows would come twice.
+            let text = "where the tables of this operation stand was noted by another version of the agent";
+            Failure::new(Code::Interrupted, text).caused_by(&error)
+        })
     }
 
-    fn set(&mut self, tables: &[TableName], at: Option<Lsn>) {
-        self.0.retain(|(table, _)| !tables.contains(table));
-        self.0.extend(at.into_iter().flat_map(|at| tables.iter().map(move |table| (table.clone(), at))));
+    /// For the subscription to the source.
+    pub(super) fn of_source(&self) -> Vec<(TableName, Lsn)> {
+        self.0.iter().map(|gate| (gate.table.clone(), gate.at)).collect()
+    }
+
+    /// For the subscription to a member.
+    pub(super) fn of_member(&self, node: &NodeId) -> Result<Vec<(TableName, Lsn)>, Failure> {
+        let of_one = |gate: &Gate| {
+            let at = gate.members.iter().find(|(member, _)| member == node).map(|(_, at)| *at);
+            let unknown = || {
+                let text = format!("nobody knows which changes of {node} are in the rows of {}", gate.table);
+                Failure::new(Code::PositionLost, text)
+            };
+            at.map(|at| (gate.table.clone(), at)).ok_or_else(unknown)
+        };
+        self.0.iter().map(of_one).collect()
+    }
+
+    fn set(&mut self, tables: &[TableName], shown: Option<&Moment>) {
+        self.0.retain(|gate| !tables.contains(&gate.table));
+        let gate = |shown: &Moment, table: &TableName| {
+            let Moment { lsn: at, positions: members } = shown.clone();
+            Gate { table: table.clone(), at, members }
+        };
+        self.0.extend(shown.into_iter().flat_map(|shown| tables.iter().map(move |table| gate(shown, table))));
     }
 
     fn of(&self, table: &TableName) -> Option<Lsn> {
-        self.0.iter().find(|(gated, _)| gated == table).map(|(_, at)| *at)
+        self.0.iter().find(|gate| gate.table == *table).map(|gate| gate.at)
     }
 }
 
@@ -106,8 +157,7 @@ impl Direct {
         // A finished table keeps the parts it was copied in.
         reply.tables.retain(|table| !finished.contains(&table.oid));
         reply.tables.extend(before.tables.into_iter().filter(|table| finished.contains(&table.oid)));
-        self.gates.set(&rest, reply.gate_lsn.parse().ok());
-        self.note_gates(context, &self.gates).await?;
+        self.gate(context, &rest, &reply).await?;
         crash_point!("gates noted");
         // Only now there is a session that is not lost: should this agent die before, all this is done once more.
         self.note_session(context, &reply).await?;
@@ -115,14 +165,41 @@ impl Direct {
     }
 
     async fn may_keep_tables(&self, context: &Context) -> Result<bool, Failure> {
-        // What members wrote would have to be gated too, each by its own WAL.
-        if !self.plan.members.is_empty() {
-            return Ok(false);
-        }
         let known = steps::list(&self.rooms.store, context.op).await.map_err(remember)?;
         let are_made = known.iter().any(|step| step.name == "create tables" && step.status == StepStatus::Done);
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
         Ok(are_made && catalog::role_facts(&look).await.map_err(explain)?.is_superuser)
+    }
+
+    /// Notes for `tables`, which are copied in the snapshot of `reply`, where that stands if it is later than the slot.
+    pub(super) async fn gate(
+        &mut self,
+        context: &Context,
+        tables: &[TableName],
+        reply: &v1::OpenSessionReply,
+    ) -> Result<(), Failure> {
+        let shown = self.shown_later(reply)?;
+        self.gates.set(tables, shown.as_ref());
+        self.note_gates(context, &self.gates).await
+    }
+
+    /// What the snapshot of `reply` shows, if that is later than where its slot begins.
+    fn shown_later(&self, reply: &v1::OpenSessionReply) -> Result<Option<Moment>, Failure> {
+        if reply.gate_lsn.is_empty() {
+            return Ok(None);
+        }
+        let source = &self.plan.source;
+        let read = |text: &str| {
+            let bad = |error: BadLsn| Failure::new(Code::BadRequest, format!("{source}: {error}"));
+            text.parse::<Lsn>().map_err(bad)
+        };
+        let mut positions = Vec::new();
+        for node in self.members.iter().map(|member| member.node.node()) {
+            let told = reply.gate_positions.iter().find(|position| position.node == node.as_str());
+            let missing = || Failure::new(Code::PositionLost, format!("{source} does not say how far it has {node}"));
+            positions.push((node.clone(), read(&told.ok_or_else(missing)?.lsn)?));
+        }
+        Ok(Some(Moment { lsn: read(&reply.gate_lsn)?, positions }))
     }
 
     /// The tables all of whose parts have landed, by their oids; and the names of the others.
@@ -167,12 +244,12 @@ impl Direct {
         counts
     }
 
-    /// Waits until the subscription has come past every gate; from then on its tables are like all others.
-    pub(super) async fn pass_gates(&self) -> Result<(), Failure> {
-        if self.gates.as_slice().is_empty() {
+    /// Waits until subscription `name` has come past every gate; from then on its tables are like all others.
+    pub(super) async fn pass_gates(&self, name: &str) -> Result<(), Failure> {
+        if self.gates.0.is_empty() {
             return Ok(());
         }
-        let (name, me) = (&self.subscription, &self.rooms.me);
+        let me = &self.rooms.me;
         let look = self.rooms.database.session(Purpose::Watch).await.map_err(explain)?;
         let mut waiting = Waiting::new(self.rooms.config.copy.catch_up_timeout);
         loop {
@@ -195,11 +272,23 @@ mod tests {
     #[test]
     fn a_table_stands_where_it_was_copied_last() {
         let [one, two] = ["one", "two"].map(|name| TableName::new("public", name));
+        let [c, d]: [NodeId; 2] = ["node_c", "node_d"].map(|name| name.parse().expect("a node"));
+        let shown = |lsn, of_c| Moment { lsn: Lsn(lsn), positions: vec![(c.clone(), Lsn(of_c))] };
         let mut gates = Gates::default();
-        gates.set(&[one.clone(), two.clone()], Some(Lsn(5)));
-        gates.set(std::slice::from_ref(&two), Some(Lsn(9)));
+        gates.set(&[one.clone(), two.clone()], Some(&shown(5, 70)));
+        gates.set(std::slice::from_ref(&two), Some(&shown(9, 80)));
         assert_eq!((gates.of(&one), gates.of(&two)), (Some(Lsn(5)), Some(Lsn(9))));
+        assert_eq!(gates.of_member(&c), Ok(vec![(one.clone(), Lsn(70)), (two.clone(), Lsn(80))]), "in its own WAL");
+        assert_eq!(gates.of_member(&d).expect_err("it was not told").code, Code::PositionLost);
+        let body = serde_json::to_vec(&gates).expect("plain data");
+        assert_eq!(Gates::noted(Some(&body)), Ok(gates.clone()));
         gates.set(std::slice::from_ref(&one), None);
-        assert_eq!(gates.as_slice(), [(two, Lsn(9))], "the first snapshot needs no gate");
+        assert_eq!(gates.of_source(), [(two, Lsn(9))], "the first snapshot needs no gate");
+    }
+
+    #[test]
+    fn gates_that_cannot_be_read_are_not_taken_for_none() {
+        assert_eq!(Gates::noted(None), Ok(Gates::default()));
+        assert_eq!(Gates::noted(Some(b"[[\"another\", \"0/5\"]]")).expect_err("unknown").code, Code::Interrupted);
     }
 }

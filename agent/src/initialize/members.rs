@@ -137,6 +137,7 @@ impl Direct {
         for member in &mut self.members {
             let reply = &member.reply;
             let source = member.node.node();
+            let gates = &self.gates.of_member(source)?;
             let inflow = Inflow {
                 source,
                 slot: &reply.slot,
@@ -144,7 +145,7 @@ impl Direct {
                 reach: &Reach::told(source, &reply.link, &reply.database, &reply.conninfo)?,
                 origin: OriginFilter::None,
                 begin: member.begin.expect("the source told it when its session was opened"),
-                gates: &[],
+                gates,
             };
             member.subscription = subscribe::subscribe(&self.rooms, context.op, &inflow).await?;
         }

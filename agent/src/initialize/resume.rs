@@ -341,7 +341,7 @@ impl Direct {
         let found = tables::find(&look, &names).await.map_err(|error: postgres::Error| error.explain())?;
         let existing = found.into_iter().map(|table| (table.name.clone(), table)).collect();
         self.here = TargetTables { existing, ..TargetTables::default() };
-        self.gates = known.get(GATES).and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default();
+        self.gates = Gates::noted(known.get(GATES).map(Vec::as_slice))?;
         if let Some(counts) = read::<v1::CountRowsReply>(known, COUNTS) {
             self.counts = counts.tables;
         }

@@ -63,7 +63,8 @@ pub fn opened(rooms: &Rooms, held: &Held) -> Result<v1::OpenSessionReply, Failur
         link: reach.link,
         database: reach.database,
         positions: positions.iter().map(position).collect(),
-        gate_lsn: held.gate.map(|gate| gate.to_string()).unwrap_or_default(),
+        gate_lsn: held.gate.as_ref().map(|gate| gate.lsn.to_string()).unwrap_or_default(),
+        gate_positions: held.gate.iter().flat_map(|gate| gate.positions.iter().map(position)).collect(),
     })
 }
 

@@ -250,7 +250,7 @@ impl Direct {
         // A physical copy ends later than the slot begins.
         let begin = self.adopted().await?.map(|adopted| adopted.branch.lsn).unwrap_or_default();
         let (slot, publication) = (&reply.slot, &reply.publication);
-        let gates = self.gates.as_slice();
+        let gates = &self.gates.of_source();
         let inflow = Inflow { source, slot, publication, reach, origin, begin, gates };
         crash_point!("before subscribe");
         self.subscription = subscribe::subscribe(&self.rooms, context.op, &inflow).await?;
@@ -283,9 +283,10 @@ impl Direct {
         unless_lost(lost, async {
             crash_point!("catching up");
             self.catch_up_with(&self.source, self.session().id, &self.subscription).await?;
-            self.pass_gates().await?;
+            self.pass_gates(&self.subscription).await?;
             for member in &self.members {
                 self.catch_up_with(&member.node, member.session, &member.subscription).await?;
+                self.pass_gates(&member.subscription).await?;
             }
             Ok(())
         })

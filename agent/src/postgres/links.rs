@@ -11,7 +11,7 @@ use super::{
     connect::{Database, Purpose, Session, field},
     ddl,
     error::{Error, doing},
-    origins,
+    origins, subscriptions,
 };
 
 /// How often we look whether the workers of a subscription have ended.
@@ -67,6 +67,7 @@ pub async fn list(session: &Session) -> Result<Vec<Link>, Error> {
 #[derive(Debug)]
 pub struct Still {
     session: Session,
+    name: String,
     /// Up to there its publisher's WAL is applied, and on disk, here.
     pub applied: Lsn,
 }
@@ -75,6 +76,12 @@ impl Still {
     /// Whether nothing was applied since it was taken, and nothing can be: asks the server once more.
     pub async fn holds(&self) -> Result<bool, Error> {
         Ok(origins::session_progress(&self.session).await? == self.applied)
+    }
+
+    /// Whether all of its tables have come exactly so far: none is copied by itself, or waits for what the others have.
+    pub async fn is_whole(&self) -> Result<bool, Error> {
+        let found = subscriptions::find(&self.session, &self.name).await?;
+        Ok(found.is_some_and(|found| found.tables == found.tables_ready))
     }
 
     /// Lets workers use the origin again. After an error they can once the server has noticed that we are gone.
@@ -109,7 +116,7 @@ pub async fn hold_still(database: &Database, watch: &Session, link: &Link, deadl
         }
     }
     let applied = origins::session_progress(&session).await?;
-    Ok(Still { session, applied })
+    Ok(Still { session, name: link.name.clone(), applied })
 }
 
 async fn workers(session: &Session, name: &str) -> Result<Vec<i32>, Error> {

@@ -82,6 +82,23 @@ pub enum Role {
     },
 }
 
+/// What a snapshot of this node shows: what was committed before these places, and nothing later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moment {
+    /// In this node's WAL.
+    pub lsn: Lsn,
+    /// In the WAL of every node whose changes are applied here.
+    pub positions: Vec<(NodeId, Lsn)>,
+}
+
+impl Moment {
+    /// Whether `later` shows all that this shows.
+    pub(super) fn is_in(&self, later: &Self) -> bool {
+        let has = |(node, at): &(NodeId, Lsn)| later.positions.iter().any(|(other, now)| other == node && now >= at);
+        later.lsn >= self.lsn && self.positions.iter().all(has)
+    }
+}
+
 /// A session about to be open.
 pub(super) struct NewHeld {
     pub(super) id: SessionId,
@@ -97,7 +114,7 @@ pub(super) struct NewHeld {
     pub(super) role: Role,
     pub(super) one_way: bool,
     pub(super) parallel: u32,
-    pub(super) gate: Option<Lsn>,
+    pub(super) gate: Option<Moment>,
     pub(super) lacks_readers: bool,
     pub(super) database: Database,
     pub(super) keeper: Option<Keeper>,
@@ -131,8 +148,8 @@ pub struct Held {
     pub role: Role,
     /// Nothing is sent back.
     pub one_way: bool,
-    /// Where the snapshot stands, if that is later than where the slot begins: an earlier one was lost.
-    pub gate: Option<Lsn>,
+    /// What the snapshot shows, if that is later than where the slot begins: an earlier one was lost.
+    pub gate: Option<Moment>,
     /// As many streams read at once.
     pub(super) parallel: u32,
     /// Its readers ended with the run before; they have to be ready before any DDL waits.
@@ -267,5 +284,29 @@ impl Held {
         let _ = self.failure.set(failure);
         self.ended.cancel();
         self.release().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_snapshot_shows_what_an_earlier_one_showed_of_every_node() {
+        let [c, d]: [NodeId; 2] = ["node_c", "node_d"].map(|name| name.parse().expect("a node"));
+        let moment = |lsn, positions: &[(&NodeId, u64)]| Moment {
+            lsn: Lsn(lsn),
+            positions: positions.iter().map(|(node, at)| ((*node).clone(), Lsn(*at))).collect(),
+        };
+        let first = moment(5, &[(&c, 70), (&d, 0)]);
+        for (later, is_later) in [
+            (first.clone(), true),
+            (moment(6, &[(&d, 3), (&c, 71)]), true),
+            (moment(4, &[(&c, 70), (&d, 0)]), false),
+            (moment(6, &[(&c, 69), (&d, 0)]), false),
+            (moment(6, &[(&c, 70)]), false),
+        ] {
+            assert_eq!(first.is_in(&later), is_later, "{later:?}");
+        }
     }
 }

@@ -20,7 +20,6 @@ use jiff::Timestamp;
 use steep_protocol::{
     failure::{Code, Explain as _, Failure},
     ids::{NodeId, OperationId, SessionId},
-    lsn::Lsn,
     names::TableName,
 };
 use tokio::sync::Mutex as AsyncMutex;
@@ -56,7 +55,7 @@ mod watch;
 
 pub use adopt::{AdoptRequest, FileNames};
 use held::NewHeld;
-pub use held::{DumpChoice, Held, Role, Scope};
+pub use held::{DumpChoice, Held, Moment, Role, Scope};
 pub use join::JoinRequest;
 pub use pause::Neighbour;
 pub use prepared::{Snapshots, TakeRequest};
@@ -84,7 +83,7 @@ pub struct OpenRequest {
     /// Both ways: all nodes this one replicates with both ways already.
     pub neighbours: Vec<Neighbour>,
     /// Tables that were copied in a snapshot that is lost stay: the slot made with it, which begins here, is kept.
-    pub kept_slot: Option<Lsn>,
+    pub kept_slot: Option<Moment>,
     /// For a snapshot in files, whose slot and publication are for whoever applies it: their names.
     pub for_files: Option<FileNames>,
 }
@@ -212,18 +211,9 @@ impl Sessions {
                 format!("table {} changed while the session opened", then.name),
             ));
         }
-        let reader = request.for_files.is_none().then_some(target);
-        let (exported, positions) = match &request.neighbours[..] {
-            _ if request.kept_slot.is_some() => (self.snapshot_alone(op).await?, Vec::new()),
-            neighbours if !request.one_way && !neighbours.is_empty() => {
-                self.slot_while_still(op, target, &slot, neighbours).await?
-            }
-            _ => (self.slot_at_once(op, reader, &slot).await?, Vec::new()),
-        };
+        let (exported, Moment { lsn, positions }, gate) = self.export(target, &slot, &request).await?;
         crash_point!("slot made");
         let snapshot = keeper.hold(&exported.snapshot, &slot).await?;
-        let lsn = request.kept_slot.unwrap_or(exported.lsn);
-        let gate = request.kept_slot.map(|_| exported.lsn);
         exported.release();
         let idle = match self.settings.on_blocked_ddl {
             OnBlockedDdl::Fail => Vec::new(),
@@ -297,6 +287,38 @@ impl Sessions {
         }
     }
 
+    /// The snapshot that `request` asks for; where its `slot` begins, and what the snapshot shows if that is later.
+    async fn export(
+        &self,
+        target: &NodeId,
+        slot: &str,
+        request: &OpenRequest,
+    ) -> Result<(ExportedSlot, Moment, Option<Moment>), Failure> {
+        let (op, is_kept) = (request.op, request.kept_slot.is_some());
+        let (exported, positions) = match &request.neighbours[..] {
+            neighbours if !request.one_way && !neighbours.is_empty() => {
+                self.slot_while_still(op, target, (slot, is_kept), neighbours).await?
+            }
+            _ if is_kept => {
+                let never = CancellationToken::new();
+                (self.snapshot_alone(op, self.settings.slot_timeout, &never).await?, Vec::new())
+            }
+            _ => {
+                let reader = request.for_files.is_none().then_some(target);
+                (self.slot_at_once(op, reader, slot).await?, Vec::new())
+            }
+        };
+        let shown = Moment { lsn: exported.lsn, positions };
+        match &request.kept_slot {
+            None => Ok((exported, shown, None)),
+            Some(kept) if kept.is_in(&shown) => Ok((exported, kept.clone(), Some(shown))),
+            Some(_) => {
+                let text = format!("a later snapshot shows less than the one that slot {slot} was made with");
+                Err(Failure::new(Code::SlotLost, text))
+            }
+        }
+    }
+
     /// `reader`: the node that is to read the slot; none yet for a snapshot in files.
     async fn slot_at_once(
         &self,
@@ -317,11 +339,15 @@ impl Sessions {
     }
 
     /// A snapshot of now, for a slot that is there already.
-    async fn snapshot_alone(&self, op: OperationId) -> Result<ExportedSlot, Failure> {
+    async fn snapshot_alone(
+        &self,
+        op: OperationId,
+        patience: Duration,
+        cancelled: &CancellationToken,
+    ) -> Result<ExportedSlot, Failure> {
         // One that was being made may still be on its way out.
         let name = format!("steep_gate_{}", SessionId::generate().to_string().replace('-', ""));
-        let (never, patience) = (CancellationToken::new(), self.settings.slot_timeout);
-        let made = replication::export_snapshot(&self.database, op, &name, patience, &never).await;
+        let made = replication::export_snapshot(&self.database, op, &name, patience, cancelled).await;
         made.map_err(|error| error.explain())
     }
 

@@ -57,7 +57,8 @@ fn explain(error: postgres::Error) -> Failure {
 }
 
 impl Sessions {
-    /// Makes `slot` and its snapshot while nothing of what `neighbours` wrote is being applied.
+    /// Makes `slot` and its snapshot while nothing of what `neighbours` wrote is being applied; a snapshot alone where the slot is
+    /// there already, and kept.
     ///
     /// Runs to its end, and lets everything run again, also when the future is dropped; [`Sessions::end`] cuts it short
     /// and waits for it.
@@ -65,7 +66,7 @@ impl Sessions {
         &self,
         op: OperationId,
         target: &NodeId,
-        slot: &str,
+        (slot, is_kept): (&str, bool),
         neighbours: &[Neighbour],
     ) -> Result<Fixed, Failure> {
         let (cancelled, at_work) = self.pauses.entry(op).or_default().clone();
@@ -81,6 +82,7 @@ impl Sessions {
             step: format!("session for {target}"),
             target: target.clone(),
             slot: slot.to_owned(),
+            is_kept,
             neighbours: neighbours.to_vec(),
             cancelled,
         };
@@ -118,6 +120,8 @@ struct Pause {
     step: String,
     target: NodeId,
     slot: String,
+    /// The slot is there already, and stays whatever happens here.
+    is_kept: bool,
     neighbours: Vec<Neighbour>,
     cancelled: CancellationToken,
 }
@@ -147,8 +151,10 @@ impl Pause {
                 }
                 (Err(failure), _) => failure,
             };
-            // Its row goes too: the next try writes its own.
-            self.sessions.cleanup.undo_kind(self.op, "slot").await?;
+            if !self.is_kept {
+                // Its row goes too: the next try writes its own.
+                self.sessions.cleanup.undo_kind(self.op, "slot").await?;
+            }
             let again = matches!(failure.code, Code::LongTransaction | Code::StillInUse | Code::PositionLost);
             if !again || Instant::now() + LONGEST >= deadline || self.cancelled.is_cancelled() {
                 let text = format!("the snapshot could not be taken: {}", failure.message);
@@ -234,14 +240,15 @@ impl Pause {
         let stopping = self.sessions.breakpoints.after("pause replication");
         self.cancelled.run_until_cancelled(stopping).await.transpose()?;
         self.unless_cancelled(async {}).await?;
-        let effect = Effect::Slot { name: self.slot.clone(), peer: Some(self.target.clone()) };
-        let patience = deadline.saturating_duration_since(Instant::now()).max(OLD);
-        let (database, op) = (&self.sessions.database, self.op);
-        let making = async {
-            let made = replication::create_slot_exporting(database, op, &self.slot, patience, &self.cancelled);
-            made.await.map_err(explain)
-        };
-        let exported = self.sessions.cleanup.make(op, &self.step, &effect, making).await?;
+        for (node, still) in stills {
+            if !still.is_whole().await.map_err(explain)? {
+                let text = format!(
+                    "a table that {node} sends changes of is being copied, and stands elsewhere than the others"
+                );
+                return Err(Failure::new(Code::PositionLost, text));
+            }
+        }
+        let exported = self.export(deadline.saturating_duration_since(Instant::now()).max(OLD)).await?;
         let mut positions = Vec::new();
         for (node, still) in stills {
             if !still.holds().await.map_err(explain)? {
@@ -251,6 +258,20 @@ impl Pause {
             positions.push((node.clone(), still.applied));
         }
         Ok((exported, positions))
+    }
+
+    async fn export(&self, patience: Duration) -> Result<ExportedSlot, Failure> {
+        let (sessions, op) = (&self.sessions, self.op);
+        if self.is_kept {
+            return sessions.snapshot_alone(op, patience, &self.cancelled).await;
+        }
+        let effect = Effect::Slot { name: self.slot.clone(), peer: Some(self.target.clone()) };
+        let making = async {
+            let made =
+                replication::create_slot_exporting(&sessions.database, op, &self.slot, patience, &self.cancelled);
+            made.await.map_err(explain)
+        };
+        sessions.cleanup.make(op, &self.step, &effect, making).await
     }
 
     /// Enables what was disabled. What cannot be enabled now stays written down, for the janitor.

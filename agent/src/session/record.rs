@@ -9,7 +9,7 @@ use steep_protocol::{
     names::TableName,
 };
 
-use super::{Held, Role, Scope};
+use super::{Held, Moment, Role, Scope};
 use crate::{parts::TablePlan, postgres::selection::Selection};
 
 /// Of the record below. One with another number is not understood, and its session ends.
@@ -32,7 +32,9 @@ pub(super) struct Record {
     pub(super) one_way: bool,
     pub(super) parallel: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) gate: Option<Lsn>,
+    gate: Option<Lsn>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    gate_positions: Vec<(NodeId, Lsn)>,
     /// Its last row was read: there is no snapshot any more, and no keeper.
     pub(super) is_released: bool,
 }
@@ -92,7 +94,8 @@ impl Record {
             },
             one_way: held.one_way,
             parallel: held.parallel,
-            gate: held.gate,
+            gate: held.gate.as_ref().map(|gate| gate.lsn),
+            gate_positions: held.gate.as_ref().map(|gate| gate.positions.clone()).unwrap_or_default(),
             is_released,
         }
     }
@@ -118,6 +121,11 @@ impl Record {
             KeptRole::Prepared => Role::Prepared,
             KeptRole::Files { snapshot } => Role::Files { snapshot },
         }
+    }
+
+    /// What the snapshot shows, if that is later than where the slot begins.
+    pub(super) fn gate(&self) -> Option<Moment> {
+        self.gate.map(|lsn| Moment { lsn, positions: self.gate_positions.clone() })
     }
 
     /// It has, or should have, a keeper. That of a prepared session is the preparation's.
@@ -147,6 +155,7 @@ mod tests {
             one_way: true,
             parallel: 4,
             gate: Some(Lsn(99)),
+            gate_positions: vec![("node_c".parse().expect("a node"), Lsn(7))],
             is_released: false,
         }
     }

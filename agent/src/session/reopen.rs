@@ -1,5 +1,6 @@
 //! A session whose snapshot was lost, since its keeper or PostgreSQL has died, opened anew for the same target: with a slot
-//! of its own, or on the one it had, where the target keeps the tables that it had copied.
+//! of its own, or on the one it had, where the target keeps the tables that it had copied. What others wrote is held still for
+//! it as it was for the first.
 //!
 //! What an operator has signed for it holds on: the target asks for nothing that it was not given before.
 
@@ -10,7 +11,7 @@ use steep_protocol::{
     ids::{NodeId, OperationId},
 };
 
-use super::{Held, Neighbour, OpenRequest, Opening, Role, Sessions, WHOLE_DATABASE};
+use super::{Held, Moment, Neighbour, OpenRequest, Opening, Role, Sessions, WHOLE_DATABASE};
 use crate::postgres::{self, Purpose, slots};
 
 /// What becomes of the slot that was made with the lost snapshot.
@@ -26,7 +27,8 @@ impl Sessions {
     /// The session of `op` with a snapshot that is held: the one that is open if it has not lost its own, else a new one.
     /// `neighbour` tells by which subscription the changes of a node come.
     ///
-    /// Fails with [`Code::SlotLost`] where the slot that is to be kept is not what it was. After an error the lost session is still there, and this may be tried again.
+    /// Fails with [`Code::SlotLost`] where the slot that is to be kept is not what it was. After an error the lost session is still
+    /// there, and this may be tried again.
     pub async fn reopen(
         &self,
         target: &NodeId,
@@ -44,7 +46,7 @@ impl Sessions {
         }
         let is_kept = slot == OldSlot::Kept;
         if is_kept {
-            self.check_kept_slot(&lost, positions.is_empty()).await?;
+            self.check_kept_slot(&lost).await?;
         }
         let request = OpenRequest {
             op,
@@ -55,12 +57,15 @@ impl Sessions {
             parallel: lost.parallel,
             one_way: lost.one_way,
             neighbours: positions.iter().map(|(node, _)| neighbour(node.clone())).collect(),
-            kept_slot: is_kept.then_some(lost.lsn),
+            kept_slot: is_kept.then(|| Moment { lsn: lost.lsn, positions: positions.clone() }),
             for_files: None,
         };
         // What is written down of the lost session stays until the new one is: should this agent end in between, its next run
         // finds a session that is lost, not none. Of a try before there may be a keeper, or a slot.
         self.keepers.let_go(op).await;
+        // Nor does it stay paused: while the session is there, the janitor leaves that to us.
+        self.end_pause(op).await;
+        self.cleanup.undo_kind(op, "pause").await?;
         if !is_kept {
             self.cleanup.undo_kind(op, "slot").await?;
         }
@@ -71,13 +76,13 @@ impl Sessions {
         Ok(opened)
     }
 
-    /// The slot still sends all since the first snapshot, and nobody else's changes have to fit to it.
-    async fn check_kept_slot(&self, lost: &Held, is_pair: bool) -> Result<(), Failure> {
+    /// The slot still sends all since the first snapshot.
+    async fn check_kept_slot(&self, lost: &Held) -> Result<(), Failure> {
         let explain = |error: postgres::Error| error.explain();
         let look = self.database.session(Purpose::Watch).await.map_err(explain)?;
         let slot = slots::progress(&look, &lost.slot).await.map_err(explain)?;
         let begins = slot.filter(|slot| !slot.is_lost()).and_then(|slot| slot.confirmed_flush);
-        if is_pair && begins.is_some_and(|begins| begins <= lost.lsn) {
+        if begins.is_some_and(|begins| begins <= lost.lsn) {
             return Ok(());
         }
         Err(Failure::new(Code::SlotLost, format!("slot {} cannot serve a later snapshot", lost.slot)))

@@ -18,6 +18,7 @@ use crate::{
         self, Purpose, Session as Connection, activity,
         tables::{self, Table},
     },
+    telemetry,
 };
 
 fn explain(error: postgres::Error) -> Failure {
@@ -46,6 +47,11 @@ impl Sessions {
         let opening = self.serve(op)?;
         // Of an agent that was killed some may still be at it.
         activity::terminate_readers(look, op).await.map_err(explain)?;
+        // It may have died amid a pause for a later snapshot.
+        if let Err(failure) = self.cleanup.undo_kind(op, "pause").await {
+            // The next try for a snapshot does it first, or whoever cleans up after the session.
+            warn!(op_id = %op, error = telemetry::failure(&failure), "what was paused could not be enabled again");
+        }
         let (keeper, lost) = match self.keeper_of(op, record).await {
             Ok(keeper) => (keeper, None),
             Err(failure) => (None, Some(failure)),
@@ -64,7 +70,7 @@ impl Sessions {
             role: record.role(),
             one_way: record.one_way,
             parallel: record.parallel,
-            gate: record.gate,
+            gate: record.gate(),
             database: self.database.clone(),
             lacks_readers: keeper.is_some() && self.settings.on_blocked_ddl == OnBlockedDdl::Wait,
             keeper,
