@@ -13,7 +13,6 @@ use steep_protocol::{
     ids::{NodeId, OperationId},
     names::TableName,
 };
-use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::{
@@ -29,7 +28,6 @@ use crate::{
         slots::{self, SyncSlots},
         staging, subscriptions, tables,
     },
-    storage::Place,
     store::{
         Store,
         intents::{self, Intent},
@@ -38,6 +36,7 @@ use crate::{
 };
 
 mod detour;
+mod files;
 mod sessions;
 
 use sessions::SESSION;
@@ -48,10 +47,6 @@ pub use detour::{Contents, Detour, Stage, held_tables};
 const DETOUR_PATIENCE: Duration = Duration::from_secs(60);
 /// How long taking a fence away may wait for whoever uses its table, until it is tried again.
 const FENCE_PATIENCE: Duration = Duration::from_secs(5);
-
-/// How often the files of a snapshot are looked for until none is found, and how long between.
-const REMOVAL_LOOKS: u32 = 20;
-const REMOVAL_PAUSE: Duration = Duration::from_millis(50);
 
 /// A table in a publication.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -396,17 +391,6 @@ impl Cleanup {
                 source.close_session(false, "the operation was undone").await
             }
         }
-    }
-
-    async fn remove_files(&self, address: &str, keeps_itself: bool) -> Result<(), Failure> {
-        let place = Place::named(address, &self.places).map_err(|error| error.explain())?;
-        for _ in 0..REMOVAL_LOOKS {
-            if !place.remove(keeps_itself).await.map_err(|error| error.explain())? {
-                break;
-            }
-            sleep(REMOVAL_PAUSE).await;
-        }
-        Ok(())
     }
 
     async fn take_fence_away(&self, op: OperationId, name: &str) -> Result<(), Failure> {

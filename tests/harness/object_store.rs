@@ -53,6 +53,21 @@ struct Gate {
     is_frozen: watch::Sender<bool>,
 }
 
+/// What a store does that means nobody well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Malice {
+    /// A list goes on for ever, with names that could be a snapshot's.
+    ListsForever,
+    /// A list goes on for ever and names nothing.
+    ListsNothingForever,
+    /// A page of a list is larger than any.
+    ListsAtOnce,
+    /// A list names what lies above the prefix.
+    Climbs,
+    /// Whoever asks is sent elsewhere.
+    Redirects,
+}
+
 /// A store that runs. Ended, and its files taken away, when it drops.
 #[derive(Debug)]
 pub struct ObjectStore {
@@ -62,7 +77,16 @@ pub struct ObjectStore {
     gate: Arc<Gate>,
     uploads: Uploads,
     refuses: Arc<Mutex<Option<&'static str>>>,
+    habits: Arc<Habits>,
     accepting: Vec<tokio::task::JoinHandle<()>>,
+}
+
+/// What this store does otherwise than most.
+#[derive(Debug, Default)]
+struct Habits {
+    names_no_versions: AtomicBool,
+    loses_an_answer: AtomicBool,
+    malice: Mutex<Option<Malice>>,
 }
 
 type Uploads = Arc<Mutex<BTreeMap<String, String>>>;
@@ -92,6 +116,7 @@ impl ObjectStore {
             files: FileSystem::new(root.join("store")).expect("the directory is there"),
             uploads: Uploads::default(),
             refuses: Arc::default(),
+            habits: Arc::default(),
         };
         let gate = Arc::new(Gate {
             until_cut: [AtomicI64::new(-1), AtomicI64::new(-1)],
@@ -105,6 +130,7 @@ impl ObjectStore {
             write_private(&root.join("ca.pem"), &certified.cert.pem());
         }
         let (uploads, refuses) = (Arc::clone(&store.uploads), Arc::clone(&store.refuses));
+        let habits = Arc::clone(&store.habits);
         let (address, accepting) = {
             let gate = Arc::clone(&gate);
             let begun = background::runtime().spawn(async move {
@@ -117,7 +143,7 @@ impl ObjectStore {
         let key = format!("[default]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n");
         write_private(&root.join("credentials"), &key);
         write_private(&root.join("wrong"), &key.replace(SECRET, "another"));
-        Self { root, address, has_tls, gate, uploads, refuses, accepting }
+        Self { root, address, has_tls, gate, uploads, refuses, habits, accepting }
     }
 
     /// What an agent's configuration says of it.
@@ -213,6 +239,26 @@ impl ObjectStore {
     /// Requests that write are refused with this code of S3; none: as before.
     pub fn refuses(&self, code: Option<&'static str>) {
         *locked(&self.refuses) = code;
+    }
+
+    /// Objects have no entity tags, so that nobody can tell whether the rest of one is of the same object.
+    pub fn names_no_versions(&self) {
+        self.habits.names_no_versions.store(true, Ordering::Release);
+    }
+
+    /// The next upload that is finished is there, and whoever has finished it hears of an error.
+    pub fn loses_an_answer(&self) {
+        self.habits.loses_an_answer.store(true, Ordering::Release);
+    }
+
+    /// Whether that answer is still to be lost.
+    pub fn has_lost_it(&self) -> bool {
+        !self.habits.loses_an_answer.load(Ordering::Acquire)
+    }
+
+    /// From now on it means nobody well, in this way; none: as before.
+    pub fn is_malicious(&self, malice: Option<Malice>) {
+        *locked(&self.habits.malice) = malice;
     }
 }
 
@@ -321,9 +367,44 @@ struct Store {
     files: FileSystem,
     uploads: Uploads,
     refuses: Arc<Mutex<Option<&'static str>>>,
+    habits: Arc<Habits>,
 }
 
+/// So many names are in a page that is too large, or one of very many.
+const NAMES: [usize; 2] = [100_000, 20_000];
+
 impl Store {
+    /// A page of a list as a malicious store makes it; none: as it is.
+    fn page(&self, input: &ListObjectsV2Input) -> S3Result<Option<ListObjectsV2Output>> {
+        let prefix = input.prefix.clone().unwrap_or_default();
+        let token = input.continuation_token.as_deref().and_then(|token| token.parse::<usize>().ok()).unwrap_or(0);
+        let parts = |names: usize| {
+            let numbers = token * names..(token + 1) * names;
+            numbers.map(|number| format!("{prefix}data/{number:06}.csv")).collect()
+        };
+        let names: Vec<String> = match *locked(&self.habits.malice) {
+            Some(Malice::ListsForever) => parts(NAMES[1]),
+            Some(Malice::ListsAtOnce) => parts(NAMES[0]),
+            Some(Malice::ListsNothingForever) => Vec::new(),
+            Some(Malice::Climbs) => vec![format!("{prefix}manifest.json"), format!("{prefix}../precious")],
+            Some(Malice::Redirects) => return Err(elsewhere()),
+            None => return Ok(None),
+        };
+        let object = |name| Object {
+            key: Some(name),
+            size: Some(7),
+            last_modified: Some(std::time::SystemTime::UNIX_EPOCH.into()),
+            ..Object::default()
+        };
+        let goes_on = !matches!(*locked(&self.habits.malice), Some(Malice::Climbs));
+        Ok(Some(ListObjectsV2Output {
+            contents: Some(names.into_iter().map(object).collect()),
+            is_truncated: Some(goes_on),
+            next_continuation_token: goes_on.then(|| (token + 1).to_string()),
+            ..ListObjectsV2Output::default()
+        }))
+    }
+
     fn check(&self) -> S3Result<()> {
         match *locked(&self.refuses) {
             None => Ok(()),
@@ -334,12 +415,27 @@ impl Store {
     }
 }
 
+/// Where an attacker would like to be asked.
+fn elsewhere() -> s3s::S3Error {
+    let mut error = s3_error!(TemporaryRedirect, "ask there");
+    let there = "http://127.0.0.1:9/".parse().expect("a header's value");
+    error.set_headers([(s3s::header::LOCATION, there)].into_iter().collect());
+    error
+}
+
 type Answer<T> = S3Result<S3Response<T>>;
 
 #[tonic::async_trait]
 impl S3 for Store {
     async fn get_object(&self, req: S3Request<GetObjectInput>) -> Answer<GetObjectOutput> {
-        self.files.get_object(req).await
+        let mut found = self.files.get_object(req).await?;
+        if self.habits.names_no_versions.load(Ordering::Acquire) {
+            found.output.e_tag = None;
+        }
+        if *locked(&self.habits.malice) == Some(Malice::Redirects) {
+            return Err(elsewhere());
+        }
+        Ok(found)
     }
 
     async fn head_object(&self, req: S3Request<HeadObjectInput>) -> Answer<HeadObjectOutput> {
@@ -347,7 +443,10 @@ impl S3 for Store {
     }
 
     async fn list_objects_v2(&self, req: S3Request<ListObjectsV2Input>) -> Answer<ListObjectsV2Output> {
-        self.files.list_objects_v2(req).await
+        match self.page(&req.input)? {
+            Some(page) => Ok(S3Response::new(page)),
+            None => self.files.list_objects_v2(req).await,
+        }
     }
 
     async fn put_object(&self, req: S3Request<PutObjectInput>) -> Answer<PutObjectOutput> {
@@ -385,7 +484,10 @@ impl S3 for Store {
         }
         let done = self.files.complete_multipart_upload(req).await?;
         locked(&self.uploads).remove(&id);
-        Ok(done)
+        match self.habits.loses_an_answer.swap(false, Ordering::AcqRel) {
+            true => Err(s3_error!(InternalError, "nobody knows")),
+            false => Ok(done),
+        }
     }
 
     async fn abort_multipart_upload(

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use steep_tests::{Cluster, Inventory, Node, NodeState, Operation, PATIENCE, shop, until};
 
+use crate::snapshots::{Folder, generated, manifest};
+
 const START: &str = "node start node_b --from node_a";
 
 /// The steps of an initialization both ways, in their order.
@@ -211,4 +213,77 @@ async fn a_cancel_after_the_targets_agent_has_died_and_gone_on_undoes_all_of_it(
     }
     b.steepctl(START).succeeds();
     b.holds_the_same_as(&a, "orders").await;
+}
+
+/// So often something is cancelled; the last time when as much time has gone by as it takes.
+const ROUNDS: usize = 5;
+const LAST: u32 = 4;
+
+/// Cancels what `order` begins on `node`, at moments all along the way to its end; what has ended otherwise is told to
+/// `has_completed`, what was cancelled to `is_gone`.
+async fn cancelled_all_along(node: &Node, order: impl Fn(usize) -> String, ended: impl AsyncFn(usize, bool)) {
+    let begun = async |round: usize| {
+        let started = node.steepctl(&order(round)).arg("--detach").arg("-o").arg("json").succeeds();
+        Operation::known(node, &started)
+    };
+    let began = Instant::now();
+    begun(0).await.completes().await;
+    let long = began.elapsed();
+    ended(0, true).await;
+    for round in 1..=ROUNDS {
+        let op = begun(round).await;
+        // The last ones come when it ends, or has.
+        tokio::time::sleep(long * u32::try_from(round - 1).expect("it is small") / LAST).await;
+        let cancelled = node.steepctl(&format!("op cancel {}", op.id())).outcome();
+        let became = op.ends().await;
+        eprintln!("{round}: {became} ({})", cancelled.code().unwrap_or_default());
+        match became.as_str() {
+            "completed" => ended(round, true).await,
+            "cancelled" => ended(round, false).await,
+            other => panic!("{round}: {other} {:?}", op.shown().await),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_is_cancelled_at_any_moment_is_whole_or_there_is_none() {
+    let [a, b] = Cluster::of(2).agent_toml("[copy]\npart_size = \"1MiB\"").start().await;
+    a.sql(&shop::orders(4_000)).await;
+    let before = a.inventory().await;
+    let folders: Vec<_> = (0..=ROUNDS).map(|round| Folder::new(&format!("race{round}"))).collect();
+    let generate = |round: usize| format!("snapshot generate node_a --dir {}", folders[round].path());
+    cancelled_all_along(&a, generate, async |round, is_whole| {
+        if is_whole {
+            let manifest = manifest(&folders[round]);
+            let id = manifest["manifest"]["snapshot_id"].as_str().expect("an id");
+            a.steepctl(&format!("snapshot verify {id}")).succeeds();
+            a.steepctl(&format!("snapshot delete {id} --confirm {id}")).succeeds();
+        }
+        let left = a.inventory().await.since(&before);
+        assert!(left.is_empty() && !folders[round].0.exists(), "{round}: {left:?} {:?}", folders[round].files());
+        assert_eq!(a.slots().await, Vec::<String>::new(), "{round}");
+    })
+    .await;
+
+    // And when it is applied.
+    let folder = Folder::new("race");
+    let id = generated(&a, &folder, "").await;
+    let empty = b.inventory().await;
+    let apply = |_| format!("snapshot apply node_b --one-way --input {}", folder.path());
+    cancelled_all_along(&b, apply, async |round, is_whole| {
+        if is_whole {
+            b.holds_the_same_as(&a, "orders").await;
+            b.steepctl("node remove node_b --confirm node_b").succeeds();
+            b.sql("drop table orders, customers").await;
+        }
+        let left = b.inventory().await.since(&empty);
+        assert!(left.is_empty(), "{round}: {left:?}");
+        assert_eq!(b.state().await, Ok(NodeState::Uninitialized), "{round}");
+        until(&format!("{round}: only the snapshot's own slot is there"), PATIENCE, async || {
+            let slots = a.slots().await;
+            if slots == [format!("steep_{id}")] { Ok(()) } else { Err(format!("{slots:?}")) }
+        })
+        .await;
+    })
+    .await;
 }

@@ -16,6 +16,8 @@ use crate::{
 /// Nothing of an operation is left on `node` but the `slots` that replication needs.
 async fn only_replication_is_left(node: &Node, slots: usize) {
     has_no_traces(node).await;
+    let copied = "steep_repl.intents where kind = 'sync_slots' and state <> 'undone'";
+    assert_eq!(node.count(copied).await, 0, "{} takes no slot for one that still copies", node.id());
     until(&format!("{} keeps {slots} slots and no notes", node.id()), PATIENCE, async || {
         let (kept, notes) = (node.slots().await, node.count("steep_repl.operation_notes").await);
         if kept.len() == slots && notes == 0 { Ok(()) } else { Err(format!("{kept:?}, {notes} notes")) }

@@ -3,7 +3,7 @@
 
 use steep_tests::{Cluster, Ledger, Node, NodeState::*, Operation, PATIENCE, Stop, Writers, until};
 
-use crate::snapshots::Small;
+use crate::{reinit::has_no_traces, snapshots::Small};
 
 const START: &str = "node start node_b --from node_a";
 
@@ -67,6 +67,46 @@ async fn a_full_disk_of_the_targets_tables_ends_the_copy_clean_and_it_is_started
     on_a.write(20).await;
     ledger.agrees(&[&a, &b], &[on_a.stop().await]).await;
     b.sql("drop table wide").await;
+    b.sql("drop tablespace small").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_is_full_while_tables_are_copied_again_leaves_their_rows_and_they_are_copied_when_there_is_room() {
+    let ([a, b], ledger) = with_rows_to_copy().await;
+    b.steepctl(START).arg("--one-way").operation().completes().await;
+    let small = Small::mounted("stage", 3_000);
+    let inside = small.path().join("inside");
+    b.sql(&format!("copy (select 1) to program 'mkdir {}'", inside.display())).await;
+    b.sql(&format!("create tablespace small location '{}'", inside.display())).await;
+    // Whatever is made from now on lies there.
+    let lies = |where_to: &str| {
+        let alter = format!("alter database %I {where_to} default_tablespace");
+        format!("do $$ begin execute format('{alter}', current_database()); end $$")
+    };
+    b.sql(&lies("set").replace("default_tablespace'", "default_tablespace = small'")).await;
+    b.sql("delete from wide where id % 3 = 0").await;
+    let (slots, on_a) = (a.slots().await, ledger.writers(2, &a));
+    let again = "node reinit node_b --tables wide --confirm node_b";
+
+    let op = b.steepctl(again).operation();
+    op.fails_with("STP-2401").await;
+    let failure = op.shown().await.expect("it is known")["operation"]["failure"].clone();
+    assert!(failure.to_string().contains("No space left on device"), "{failure}");
+    assert!(failure["hint"].as_str().is_some_and(|hint| hint.contains("steepctl node reinit node_b")), "{failure}");
+    b.becomes(Synchronized).await;
+    assert_eq!(b.count("wide").await, 16_000, "what was there is there, as it was");
+    has_no_traces(&b).await;
+    assert_eq!(a.slots().await, slots);
+    on_a.write(20).await;
+
+    small.grows_to(100_000);
+    b.steepctl(again).operation().completes().await;
+    b.becomes(Synchronized).await;
+    b.holds_the_same_as(&a, "wide").await;
+    on_a.write(20).await;
+    ledger.agrees(&[&a, &b], &[on_a.stop().await]).await;
+    has_no_traces(&b).await;
+    b.sql(&lies("reset")).await;
     b.sql("drop tablespace small").await;
 }
 

@@ -41,6 +41,8 @@ mod schema_plan;
 mod shapes;
 mod slots;
 mod snapshots;
+mod snapshots_applied;
+mod snapshots_touched;
 mod state;
 mod stores;
 mod transport;

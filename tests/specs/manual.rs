@@ -174,6 +174,27 @@ async fn a_restored_node_is_completed_though_its_sources_agent_dies_at_any_crash
 }
 
 #[tokio::test]
+async fn a_session_on_a_prepared_slot_is_taken_up_by_the_next_run_of_the_sources_agent() {
+    let [a, b] = Cluster::of(2).start().await;
+    let ledger = Ledger::on(&a, 500).await;
+    let on_a = ledger.writers(2, &a);
+    let next = prepare(&a, "");
+    dump_and_restore(&a, &next);
+    // The target knows of the session, and does not ask for another one.
+    b.hold_after("take slot");
+    let op = b.steepctl(&next.complete()).arg("--one-way").operation();
+    b.is_held().await;
+    a.kill_agent();
+    on_a.write(20).await;
+    a.start_agent();
+    b.let_go();
+    op.completes().await;
+    on_a.write(20).await;
+    ledger.agrees(&[&a, &b], &[on_a.stop().await]).await;
+    nothing_is_left([&a, &b]).await;
+}
+
+#[tokio::test]
 async fn some_tables_are_restored_by_hand_one_way() {
     let [a, b] = Cluster::of(2).start().await;
     a.sql("create schema \"It s\"; create table \"It s\".\"a b\" (id int primary key); create table other (id int primary key)")

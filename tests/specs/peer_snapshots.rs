@@ -261,6 +261,19 @@ async fn what_cannot_be_had_from_a_peer_is_told_and_leaves_nothing_behind() {
     apply(&format!("--input peer:{id}")).fails_with_later(&b, "STP-3404").await;
     is_clean("a file was touched").await;
     fs::write(folder.0.join(&file), whole).expect("it can be written");
+    // It is another snapshot's manifest, whole and signed.
+    let other = Folder::new("others");
+    generated(&a, &other, "--compress none").await;
+    let own = fs::read(folder.0.join("manifest.json")).expect("it is there");
+    fs::copy(other.0.join("manifest.json"), folder.0.join("manifest.json")).expect("it can be copied");
+    let refused = apply(&format!("--input peer:{id}")).fails_with("STP-3414");
+    assert!(refused.stderr.contains("the manifest there is of"), "{refused}");
+    fs::write(folder.0.join("manifest.json"), own).expect("it can be written");
+    let listed = a.steepctl("snapshot list -o json").succeeds().json();
+    let ids = listed["snapshots"].as_array().expect("snapshots").iter().filter_map(|it| it["snapshot_id"].as_str());
+    let other = ids.into_iter().find(|other| *other != id).expect("there are two").to_owned();
+    a.steepctl(&format!("snapshot delete {other} --confirm {other}")).succeeds();
+    is_clean("it is another's manifest").await;
     // Deleted while its rows are read.
     b.hold_after("create tables");
     let op = started(&b, &b, &format!("--no-subscribe --input peer:{id}")).await;
@@ -415,11 +428,13 @@ async fn a_snapshot_is_gone_on_with_after_its_agent_has_died_and_no_file_is_writ
     let folder = Folder::new("again");
     let points = [
         "snapshot slot made",
+        "schema written",
         "amid a file:3",
         "a file written:2",
         "a file noted:3",
         "before the manifest",
         "manifest written",
+        "all but its end",
     ];
     a.stop_agent();
     a.start_agent_to_die(points[0]);
@@ -477,9 +492,13 @@ async fn an_agent_that_is_told_to_end_leaves_its_snapshot_to_the_next_run() {
     a.is_held().await;
     let written = files_of_rows(&folder);
     a.stop_agent();
+    // Somebody takes one away: that one is written again.
+    fs::remove_file(folder.0.join(&written[1].0)).expect("it is there");
     a.start_agent();
     op.completes().await;
-    assert_eq!(written, files_of_rows(&folder));
+    let again = files_of_rows(&folder);
+    let differs = |index: &usize| written[*index] != again[*index];
+    assert_eq!((0..written.len()).filter(differs).collect::<Vec<_>>(), [1], "{written:?} then {again:?}");
     b.steepctl(&format!("snapshot apply node_b --one-way --input {}", folder.path())).succeeds();
     alike(&a, &b, &ODD_TABLES).await;
 }

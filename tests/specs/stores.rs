@@ -4,7 +4,8 @@ use std::fs;
 
 use serde_json::Value;
 use steep_tests::{
-    Cluster, Ledger, Node, NodeState::*, ObjectStore, Operation, PATIENCE, object_store::BUCKET, shop, until,
+    Cluster, Ledger, Node, NodeState::*, ObjectStore, Operation, PATIENCE, object_store::BUCKET, object_store::Malice,
+    shop, until,
 };
 
 use crate::snapshots::{Later as _, ODD, ODD_TABLES, alike};
@@ -96,12 +97,14 @@ async fn a_snapshot_in_an_object_store_begins_two_nodes_while_all_are_written_to
         assert_eq!(node.count(LEFT).await, 0, "{}", node.id());
     }
     // What is not the snapshot's stays where it is.
-    fs::write(store.folder("shop/monday-notes.txt"), "precious").expect("it can be written");
+    for name in ["shop/monday-notes.txt", "shop/monday/notes.txt"] {
+        fs::write(store.folder(name), "precious").expect("it can be written");
+    }
     a.steepctl(&format!("snapshot delete {id} --confirm {id}")).succeeds();
-    assert!(store.objects("shop/monday").is_empty(), "{:?}", store.objects("shop/monday"));
     let shown = b.steepctl(&format!("snapshot show {id} -o json")).succeeds().json();
     assert_eq!(shown["snapshots"][0]["status"], "deleted", "{shown}");
-    assert_eq!(store.objects("shop").len(), 1, "{:?}", store.objects("shop"));
+    let left: Vec<_> = store.objects("shop").into_keys().collect();
+    assert_eq!(left, ["monday-notes.txt", "monday/notes.txt"]);
     assert!(!a.slots().await.contains(&format!("steep_{id}")));
     assert!(store.unfinished().is_empty());
     is_discreet(&store, &[&a, &b, &c]);
@@ -138,27 +141,33 @@ async fn a_connection_that_breaks_amid_an_object_is_made_again_and_what_is_there
     let [a, b] = cluster(&store, 2, "64MiB").start().await;
     a.sql(LARGE).await;
     let place = store.place("cut");
-    // Amid the second piece of the one large object.
+    // Amid the second piece of the one large object; and that all of it has arrived is not heard.
     store.cut_after_received(9 << 20);
+    store.loses_an_answer();
     generated(&a, &place, "--compress none --parallel 1").await;
-    assert!(store.was_cut());
+    assert!(store.was_cut() && store.has_lost_it());
     let bytes: u64 = store.objects("cut").values().sum();
     assert!(bytes > 20 << 20, "{bytes}");
     assert!(store.unfinished().is_empty(), "{:?}", store.unfinished());
-    // Once while it is checked, and once more while it is loaded.
-    for _ in 0..2 {
+    // Twice while it is checked, and once more while it is loaded. A request that finds the same object again goes on by itself;
+    // where nobody can tell whether it is the same, another one begins at the byte after the last.
+    for has_versions in [true, false] {
+        if !has_versions {
+            store.names_no_versions();
+        }
         let before = store.sent();
         store.cut_after_sent(i64::try_from(bytes / 2).expect("it is not so large"));
         b.steepctl(&format!("snapshot verify {place} --node node_b")).succeeds();
         assert!(store.was_cut());
         let sent = store.sent() - before;
         assert!(sent < bytes + (8 << 20), "{sent} bytes were sent of {bytes}");
+        assert_eq!(resumed(&b).iter().filter(|at| **at > 0).count(), usize::from(!has_versions), "{:?}", resumed(&b));
     }
     store.cut_after_sent(i64::try_from(bytes + bytes / 2).expect("it is not so large"));
     b.steepctl(&format!("snapshot apply node_b --one-way --input {place}")).succeeds();
     assert!(store.was_cut());
     alike(&a, &b, &["large"]).await;
-    eprintln!("went on at {:?}", resumed(&b));
+    assert_eq!(resumed(&b).iter().filter(|at| **at > 0).count(), 2, "{:?}", resumed(&b));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -414,4 +423,40 @@ async fn an_object_store_is_spoken_to_over_tls_when_its_certificate_is_believed(
     .await;
     b.steepctl(&format!("snapshot apply node_b --one-way --input {place}")).succeeds();
     alike(&a, &b, &ODD_TABLES).await;
+}
+
+/// What an agent may use while a store sends it whatever it likes.
+const MEMORY: u64 = 500 << 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_means_nobody_well_costs_an_agent_neither_memory_nor_its_answers() {
+    let store = ObjectStore::start().await;
+    // A list is waited for no longer than four times as long.
+    let impatient = store.toml().replace("timeout = \"2s\"", "timeout = \"10s\"").replace("\"5s\"", "\"2s\"");
+    let [a, b] = Cluster::of(2).agent_toml(&impatient).start().await;
+    a.sql(&shop::orders(500)).await;
+    let place = store.place("whole");
+    generated(&a, &place, "").await;
+    let whole = store.objects("whole");
+    let before = b.inventory().await;
+    for (malice, codes, words) in [
+        (Malice::Climbs, ["STP-3405"; 2], "no name of a snapshot's file"),
+        (Malice::Redirects, ["STP-3415"; 2], "TemporaryRedirect"),
+        (Malice::ListsAtOnce, ["STP-3415"; 2], "more than 8 MiB"),
+        // Whichever it comes to first.
+        (Malice::ListsForever, ["STP-3405", "STP-3416"], ""),
+        (Malice::ListsNothingForever, ["STP-3416"; 2], "has no end"),
+    ] {
+        store.is_malicious(Some(malice));
+        let refused = b.steepctl(&format!("snapshot verify {place} --node node_b")).outcome();
+        let code = refused.code().unwrap_or_default();
+        assert!(codes.contains(&code.as_str()) && refused.stderr.contains(words), "{malice:?}: {refused}");
+        let memory = b.agent_memory();
+        eprintln!("{malice:?}: {} MiB", memory >> 20);
+        assert!(memory < MEMORY, "{malice:?}: {} MiB", memory >> 20);
+    }
+    store.is_malicious(None);
+    assert_eq!(store.objects("whole"), whole);
+    b.inventory().await.is_as(&before);
+    b.steepctl(&format!("snapshot apply node_b --one-way --input {place}")).succeeds();
 }

@@ -4,12 +4,17 @@
 //! is asked is asked again while the store does not answer, for as long as the configuration says. Does not know what the
 //! objects hold.
 
-use std::{collections::BTreeMap, error::Error as StdError, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error as StdError,
+    path::PathBuf,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::BoxStream};
 use object_store::{
-    BackoffConfig, GetOptions, GetRange, ObjectStore as _, ObjectStoreExt as _, RetryConfig,
+    BackoffConfig, GetOptions, GetRange, ObjectMeta, ObjectStore as _, ObjectStoreExt as _, RetryConfig,
     aws::{AmazonS3, AmazonS3Builder},
     client::{HttpClient, HttpRequestBody},
     multipart::MultipartStore as _,
@@ -17,6 +22,7 @@ use object_store::{
     signer::{SignedUrlOptions, Signer as _},
 };
 use steep_protocol::wire::https::{self, Https};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -36,8 +42,8 @@ const MOST_FILES: usize = 250_000;
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A request that was signed is good for so long.
 const SIGNED_FOR: Duration = Duration::from_secs(300);
-/// Looks for unfinished uploads that find none any more end sooner.
-const MOST_LOOKS: usize = 1_000;
+/// Unfinished uploads that are given up at a time; nobody leaves so many.
+const MOST_UPLOADS: usize = 10_000;
 
 /// Why a store does not do what is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +63,28 @@ pub struct Bucket {
     prefix: Path,
     pub(super) store: AmazonS3,
     client: HttpClient,
+    /// A list that takes longer has no end.
+    longest_list: Duration,
+}
+
+/// What lies below a prefix, page by page.
+struct Listed<'a> {
+    bucket: &'a Bucket,
+    found: BoxStream<'static, object_store::Result<ObjectMeta>>,
+    until: Instant,
+}
+
+impl Listed<'_> {
+    /// The next object. A store may go on for ever, naming none or always more.
+    async fn next(&mut self) -> Result<Option<ObjectMeta>, Error> {
+        let what = &self.bucket.address;
+        let endless = |_| {
+            let source = "what it lists has no end".into();
+            Error::Store { doing: "list", what: what.clone(), trouble: Trouble::Away, source }
+        };
+        let found = timeout_at(self.until, self.found.next()).await.map_err(endless)?;
+        found.transpose().map_err(|error| told("list", what, error))
+    }
 }
 
 impl Bucket {
@@ -98,7 +126,8 @@ impl Bucket {
             builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
         }
         let store = builder.build().map_err(|error| told("use", address, error))?;
-        Ok(Self { address: address.to_owned(), prefix, store, client: HttpClient::new(web) })
+        let (address, client) = (address.to_owned(), HttpClient::new(web));
+        Ok(Self { address, prefix, store, client, longest_list: settings.patience * 4 })
     }
 
     /// `s3://BUCKET/PREFIX`.
@@ -116,11 +145,15 @@ impl Bucket {
 
     /// Whether a snapshot can be written there: nothing is below the prefix.
     pub async fn check_free(&self) -> Result<(), Error> {
-        match self.store.list(Some(&self.prefix)).next().await {
+        match self.listed().next().await? {
             None => Ok(()),
-            Some(Ok(_)) => Err(Error::Unusable { path: self.address.clone().into(), why: "is not empty" }),
-            Some(Err(error)) => Err(told("list", &self.address, error)),
+            Some(_) => Err(Error::Unusable { path: self.address.clone().into(), why: "is not empty" }),
         }
+    }
+
+    fn listed(&self) -> Listed<'_> {
+        let until = Instant::now() + self.longest_list;
+        Listed { bucket: self, found: self.store.list(Some(&self.prefix)), until }
     }
 
     /// Every object by its name and size, as far as a snapshot has such names.
@@ -128,14 +161,8 @@ impl Bucket {
     /// Fails with [`Error::Unsafe`] on names that no snapshot has.
     pub async fn files(&self) -> Result<BTreeMap<String, u64>, Error> {
         let strange = |path: String, why| Error::Unsafe { path: path.into(), why };
-        let (mut listed, mut files) = (self.store.list(Some(&self.prefix)), BTreeMap::new());
-        while let Some(found) = listed.next().await {
-            let found = match found {
-                Err(object_store::Error::Generic { source, .. }) if is_path_error(source.as_ref()) => {
-                    return Err(strange(self.address_of("…"), "is no name of a snapshot's file"));
-                }
-                found => found.map_err(|error| told("list", &self.address, error))?,
-            };
+        let (mut listed, mut files) = (self.listed(), BTreeMap::new());
+        while let Some(found) = listed.next().await? {
             let name =
                 found.location.as_ref().strip_prefix(self.prefix.as_ref()).map(|name| name.trim_start_matches('/'));
             let name = name.unwrap_or_default().to_owned();
@@ -181,9 +208,12 @@ impl Bucket {
     pub async fn remove(&self) -> Result<bool, Error> {
         let mut had_any = self.abort_uploads().await?;
         let mut names = Vec::new();
-        let mut listed = self.store.list(Some(&self.prefix));
-        while let Some(found) = listed.next().await {
-            let location = found.map_err(|error| told("list", &self.address, error))?.location;
+        let mut listed = self.listed();
+        // What is more than a snapshot has is looked at once more when these are gone.
+        while names.len() < MOST_FILES
+            && let Some(found) = listed.next().await?
+        {
+            let location = found.location;
             let name = location.as_ref().strip_prefix(self.prefix.as_ref()).unwrap_or_default().trim_start_matches('/');
             // Somebody else's objects are not ours to take away.
             if SINGLE.contains(&name) || is_part_name(name) {
@@ -215,19 +245,20 @@ impl Bucket {
 
     /// Ends every upload below the prefix that was not finished, and says whether there were any.
     pub async fn abort_uploads(&self) -> Result<bool, Error> {
-        let mut had_any = false;
-        for _ in 0..MOST_LOOKS {
-            let uploads = self.uploads().await?;
+        let mut given_up = BTreeSet::new();
+        while given_up.len() < MOST_UPLOADS {
+            let mut uploads = self.uploads().await?;
+            // One that is still listed was listed too late, or by a store that lies.
+            uploads.retain(|(_, id)| given_up.insert(id.clone()));
             if uploads.is_empty() {
                 break;
             }
-            had_any = true;
             for (key, id) in uploads {
                 let path = Path::from(key.as_str());
                 self.abort(&path, &id).await?;
             }
         }
-        Ok(had_any)
+        Ok(!given_up.is_empty())
     }
 
     /// Ends an upload; one that is gone already is no error.

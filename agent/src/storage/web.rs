@@ -6,7 +6,7 @@
 use std::fmt;
 
 use async_trait::async_trait;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Limited};
 use object_store::{
     ClientOptions,
     client::{
@@ -19,6 +19,8 @@ use tracing::warn;
 
 /// Of a refusal no more is read.
 const MOST_BYTES: usize = 16 << 10;
+/// What is no object is held whole: a page of a listing has a thousand names, each of a kilobyte at most.
+const MOST_ANSWERED: usize = 8 << 20;
 
 /// A store's refusal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +31,15 @@ pub(super) struct Answered {
     pub(super) code: String,
     /// What it says.
     pub(super) message: String,
+}
+
+impl Answered {
+    /// What no store says in earnest.
+    fn endless(error: &dyn std::error::Error) -> Self {
+        let message =
+            format!("more than {} MiB, where a list or a receipt was expected ({error})", MOST_ANSWERED >> 20);
+        Self { status: 200, code: String::new(), message }
+    }
 }
 
 impl fmt::Display for Answered {
@@ -54,6 +65,7 @@ impl HttpConnector for Web {
 #[async_trait]
 impl HttpService for Web {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let is_object = asks_for_object(&request);
         let response = self.0.send(request).await.map_err(|error| {
             away(&told_plainly(&error));
             told(error)
@@ -64,8 +76,11 @@ impl HttpService for Web {
         if passes {
             away(&format!("it answered {status}"));
         }
-        if status.is_success() || passes {
+        if status.is_success() && is_object {
             return Ok(response.map(|answer| HttpResponseBody::new(answer.map_err(told))));
+        }
+        if status.is_success() || passes {
+            return Ok(response.map(|answer| HttpResponseBody::new(Limited::new(answer, MOST_ANSWERED).map_err(cut))));
         }
         let text = beginning(response.into_body()).await;
         let refused = Answered { status: status.as_u16(), code: tag(&text, "Code"), message: tag(&text, "Message") };
@@ -93,6 +108,20 @@ fn told(error: https::Error) -> HttpError {
         https::Error::Silent(_) | https::Error::Broken(_) => HttpErrorKind::Request,
     };
     HttpError::new(kind, error)
+}
+
+/// Whether what comes is an object, which is taken as it comes; anything else that is asked with GET has a query.
+fn asks_for_object(request: &HttpRequest) -> bool {
+    request.method().as_str() == "GET" && request.uri().query().is_none()
+}
+
+/// Why an answer that is held whole did not come to its end.
+fn cut(error: Box<dyn std::error::Error + Send + Sync>) -> HttpError {
+    match error.downcast::<https::Error>() {
+        Ok(error) => told(*error),
+        // Asked again it would be no shorter.
+        Err(error) => HttpError::new(HttpErrorKind::Decode, Answered::endless(&*error)),
+    }
 }
 
 async fn beginning(mut answer: Answer) -> String {

@@ -313,6 +313,7 @@ impl Generate {
         self.rooms.cleanup.make(context.op, "write schema", &effect, made).await?;
         let held = self.held();
         let entry = while_held(&held, self.dump_schema(&held, &place)).await?;
+        crash_point!("schema written");
         self.note_file(context.op, &entry).await?;
         self.files = vec![entry];
         Ok(())
@@ -467,6 +468,7 @@ impl Work for Generate {
             false => self.tables.iter().map(|table| table.rows).sum(),
         };
         notes::forget(&self.rooms.store, context.op).await.map_err(remember)?;
+        crash_point!("all but its end");
         let told = format!("{} is complete in {}", snapshot_id(context.op), self.plan.place.address());
         context.announce(Milestone::new("snapshot.generated", told)).await;
         Ok(rows)
