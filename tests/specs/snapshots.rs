@@ -223,7 +223,7 @@ async fn a_snapshot_that_is_cut_off_leaves_no_manifest_no_slot_and_no_files() {
 async fn is_refused_inside_the_server(a: &Node) {
     let server: String = a.value("show data_directory").await;
     let link = Folder::new("link");
-    symlink(&server, &link.0).expect("it can be made");
+    std::os::unix::fs::symlink(&server, &link.0).expect("it can be made");
     for inside in [format!("{server}/snap"), format!("{server}/base/snap"), format!("{}/pg_wal/snap", link.path())] {
         let refused = a.steepctl(&format!("snapshot generate node_a --dir {inside}")).fails_with("STP-3401");
         assert!(
