@@ -198,8 +198,17 @@ async fn finished_tables_stay_in_a_mesh(versions: &[&str]) {
     a.hold_after("pause replication");
     c.start_agent_to_die("a gate set:5");
     a.is_held().await;
+    let interrupted = || c.log().matches("init.interrupted").count();
+    let before = interrupted();
     a.stop_postgres(Stop::Immediate);
     a.let_go();
+    until("the pause has ended without its server, and node_c waits", PATIENCE, async || {
+        match interrupted() > before {
+            true => Ok(()),
+            false => Err("it has not heard of it"),
+        }
+    })
+    .await;
     a.start_postgres();
     c.agent_dies("amid the gates for the member").await;
     assert!(!is_paused(&a).await, "what was paused runs again");

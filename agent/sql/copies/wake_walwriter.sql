@@ -1,2 +1,3 @@
 -- Commits a WAL record that says nothing. Committed asynchronously, it wakes the walwriter where a megabyte or more waits.
-select pg_catalog.pg_logical_emit_message(false, 'steep', '')
+-- PostgreSQL 15+.
+select pg_catalog.pg_logical_emit_message(false, 'steep', '');
