@@ -39,7 +39,11 @@ async fn tables_are_copied_again_under_writes_while_others_replicate_and_a_cance
     let [a, b] = Cluster::of(2).start().await;
     let ledger = Ledger::on(&a, 5_000).await;
     a.sql(&shop::orders(1_000)).await;
-    a.sql("create table beats (n bigint generated always as identity primary key, at timestamptz default now())").await;
+    let others: Vec<String> = (1..=20).map(|n| format!("beats_{n}")).collect();
+    for other in &others {
+        let columns = "n bigint generated always as identity primary key, at timestamptz default now()";
+        a.sql(&format!("create table {other} ({columns})")).await;
+    }
     b.steepctl("node start node_b --from node_a --one-way").operation().completes().await;
     let slots = a.slots().await;
     spoil(&b, WRONG_ENTRIES).await;
@@ -54,7 +58,7 @@ async fn tables_are_copied_again_under_writes_while_others_replicate_and_a_cance
     b.steepctl("node reinit node_b --tables ledger.entries --source node_b --confirm node_b").fails_with("STP-3301");
     b.steepctl("node reinit node_b --tables ledger.nothing --confirm node_b").fails_with("STP-2208");
     let shown = a.steepctl("node reinit node_b --tables customers --dry-run").succeeds();
-    for word in ["node_a (auto", "public.customers", "5 more of its tables", "public.orders orders_customer_id_fkey"] {
+    for word in ["node_a (auto", "public.customers", "24 more of its tables", "public.orders orders_customer_id_fkey"] {
         assert!(shown.stdout.contains(word), "{word}: {shown}");
     }
 
@@ -71,8 +75,12 @@ async fn tables_are_copied_again_under_writes_while_others_replicate_and_a_cance
     // While it runs, readers never see an empty table and others are not held up.
     let op = a.steepctl("node reinit node_b --tables ledger.entries --confirm node_b --max-rate 600KB").operation();
     op.reaches("copy tables").await;
-    a.sql("insert into beats default values").await;
-    b.holds_the_same_as(&a, "beats").await;
+    for other in &others {
+        a.sql(&format!("insert into {other} default values")).await;
+    }
+    for other in &others {
+        b.holds_the_same_as(&a, other).await;
+    }
     assert!(b.value::<i64>("select count(*) from ledger.entries").await > 4_000, "readers see the old rows");
     assert_eq!(b.state().await, Ok(Reinitializing));
     op.completes().await;
@@ -80,7 +88,8 @@ async fn tables_are_copied_again_under_writes_while_others_replicate_and_a_cance
     on_a.write(100).await;
     let account = on_a.stop().await;
     ledger.agrees(&[&a, &b], &[account]).await;
-    for table in ["ledger.entries", "ledger.places", "ledger.journal", "orders", "customers", "beats"] {
+    let all = ["ledger.entries", "ledger.places", "ledger.journal", "orders", "customers"];
+    for table in all.into_iter().chain(others.iter().map(String::as_str)) {
         b.holds_the_same_as(&a, table).await;
     }
     has_no_traces(&b).await;

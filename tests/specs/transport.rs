@@ -184,6 +184,38 @@ async fn a_one_way_partition_from_the_target_is_noticed_by_both_and_waited_out()
     partition_amid_a_copy(|line, a, b| line.cut_from(b, a), "auto").await;
 }
 
+/// A partition while the new node catches up with what was written meanwhile; nothing of that is lost or doubled.
+async fn partition_amid_catching_up(cut: Cut) {
+    let [a, b] = Cluster::of(2).start().await;
+    let ledger = Ledger::on(&a, 500).await;
+    let line = Line::between(&a, &b).await;
+    let on_a = ledger.writers(2, &a);
+    on_a.write(50).await;
+    b.hold_after("subscribe");
+    let op = b.steepctl(START).operation();
+    b.is_held().await;
+    cut(&line, &a, &b);
+    on_a.write(50).await;
+    health_becomes(&b, &a, |health| health == "unknown", Duration::from_secs(30)).await;
+    b.let_go();
+    says(&b, "init.interrupted", Duration::from_secs(30)).await;
+    on_a.write(50).await;
+    line.heal();
+    op.completes().await;
+    let accounts = [on_a.stop().await];
+    ledger.agrees(&[&a, &b], &accounts).await;
+}
+
+#[tokio::test]
+async fn a_full_partition_amid_catching_up_is_waited_out() {
+    partition_amid_catching_up(|line, _, _| line.cut()).await;
+}
+
+#[tokio::test]
+async fn a_one_way_partition_amid_catching_up_is_waited_out_as_well() {
+    partition_amid_catching_up(|line, a, b| line.cut_from(a, b)).await;
+}
+
 /// Takes something away from the line between two nodes.
 type Cut = fn(&Line, &Node, &Node);
 

@@ -49,3 +49,24 @@ impl Waker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_due_once_for_every_mebibyte_and_not_for_less() {
+        let waker = Waker::default();
+        let is_due = || waker.due.notified().now_or_never().is_some();
+        waker.loaded(EVERY - 1);
+        assert!(!is_due());
+        waker.loaded(1);
+        assert!(is_due() && !is_due());
+        // What is overdue is due once: one waking is for all that waits.
+        waker.loaded(EVERY * 3);
+        waker.loaded(EVERY * 3);
+        assert!(is_due() && !is_due());
+    }
+}
