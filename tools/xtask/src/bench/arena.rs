@@ -15,8 +15,26 @@ use crate::{
 pub(super) struct Arena {
     pub(super) cluster: Cluster,
     settings: Vec<(String, String)>,
-    pub(super) workers: u32,
+    pub(super) manner: Manner,
     _guard: Cleanup,
+}
+
+/// How Steep copies.
+#[derive(Debug, Clone)]
+pub(super) struct Manner {
+    /// Streams at once.
+    pub(super) workers: u32,
+    /// What carries the agents' connections.
+    pub(super) transport: String,
+    /// How rows are compressed on the way.
+    pub(super) compress: String,
+}
+
+impl Manner {
+    /// So many streams; all else as agents do it themselves.
+    fn usual(workers: u32) -> Self {
+        Self { workers, transport: "auto".to_owned(), compress: "auto".to_owned() }
+    }
 }
 
 /// The data to copy.
@@ -47,20 +65,20 @@ impl Arena {
         let binaries = if no_build { Binaries::left_by_build(profile)? } else { Binaries::built(profile)? };
         let fallback = || std::env::temp_dir().join(format!("steep-bench-{}", std::process::id()));
         let dir = dir.map_or_else(fallback, Path::to_owned);
-        Self::open(&dir, version, workers, "auto", binaries)
+        Self::open(&dir, version, Manner::usual(workers), binaries)
     }
 
-    /// Two servers of `version` with settings for bulk work, fsync on; their agents speak over `transport`.
-    pub(super) fn open(dir: &Path, version: u32, workers: u32, transport: &str, binaries: Binaries) -> Result<Self> {
+    /// Two servers of `version` with settings for bulk work, fsync on, and their agents.
+    pub(super) fn open(dir: &Path, version: u32, manner: Manner, binaries: Binaries) -> Result<Self> {
         let mut options = Options::new(dir, 2, &[version], binaries)
             .set("fsync", "on")
             .set("shared_buffers", "256MB")
             .set("maintenance_work_mem", "256MB")
             .set("max_wal_size", "4GB")
-            .set("max_sync_workers_per_subscription", &workers.to_string());
-        options.mesh_toml = format!("transport = {transport:?}\n");
+            .set("max_sync_workers_per_subscription", &manner.workers.to_string());
+        options.mesh_toml = format!("transport = {:?}\n", manner.transport);
         let (cluster, guard) = Cluster::guarded(&options)?;
-        let arena = Self { cluster, settings: options.settings, workers, _guard: guard };
+        let arena = Self { cluster, settings: options.settings, manner, _guard: guard };
         arena.stop_agents();
         Ok(arena)
     }

@@ -82,7 +82,8 @@ fn ours(arena: &Arena, one_way: bool) -> Result<Measured> {
     arena.start_agents()?;
     let [a, b] = arena.nodes();
     let mut start = arena.cluster.steepctl(b, OPERATORS[0].0);
-    start.args(["node", "start", &b.node_id, "--from", &a.node_id, "--parallel", &arena.workers.to_string()]);
+    start.args(["node", "start", &b.node_id, "--from", &a.node_id, "--parallel", &arena.manner.workers.to_string()]);
+    start.args(["--compress", &arena.manner.compress]);
     start.args(one_way.then_some("--one-way"));
     let (taken, watched) = watch::run(arena, start)?;
     Ok(Measured { taken, watched: Some(watched) })
@@ -152,7 +153,7 @@ fn pgcopydb(arena: &Arena, more: &[&str]) -> Result<()> {
     let conninfo = |server: &Server| format!("{} dbname=postgres", server.conninfo());
     let mut command = Command::new("pgcopydb");
     command.arg("clone").arg("--source").arg(conninfo(arena.source())).arg("--target").arg(conninfo(arena.target()));
-    command.args(["--table-jobs", &arena.workers.to_string(), "--index-jobs", "2"]).args(more);
+    command.args(["--table-jobs", &arena.manner.workers.to_string(), "--index-jobs", "2"]).args(more);
     command.arg("--dir").arg(&dir).current_dir(arena.cluster.dir());
     let done = process::output(&mut command);
     let _ = fs::remove_dir_all(&dir);

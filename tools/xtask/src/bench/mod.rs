@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 
 use self::{
-    arena::Arena,
+    arena::{Arena, Manner},
     contender::{Contender, Measured},
     data::Set,
 };
@@ -69,6 +69,9 @@ pub struct Arguments {
     /// How often each runs; the median counts
     #[arg(long, default_value_t = 1)]
     runs: usize,
+    /// How rows are compressed on the way: auto, none, lz4, zstd or zstd:LEVEL
+    #[arg(long, default_value = "auto")]
+    compress: String,
     /// What carries the agents' connections: quic or tcp
     #[arg(long, value_parser = ["auto", "quic", "tcp"], default_value = "auto")]
     transport: String,
@@ -81,6 +84,12 @@ pub struct Arguments {
     /// Release build (the default, and the only one that means anything)
     #[arg(long)]
     release: bool,
+}
+
+impl Arguments {
+    fn manner(&self) -> Manner {
+        Manner { workers: self.workers, transport: self.transport.clone(), compress: self.compress.clone() }
+    }
 }
 
 /// Debian's pgcopydb speaks to PostgreSQL 15 at most, so it meets ours on that.
@@ -128,7 +137,7 @@ fn copy(arguments: &Arguments) -> Result<()> {
 fn fight(arguments: &Arguments, binaries: &Binaries, set: Set, version: u32, contenders: &[Contender]) -> Result<()> {
     let fallback = || std::env::temp_dir().join(format!("steep-bench-{}", std::process::id()));
     let dir = arguments.dir.clone().unwrap_or_else(fallback);
-    let arena = Arena::open(&dir, version, arguments.workers, &arguments.transport, binaries.clone())?;
+    let arena = Arena::open(&dir, version, arguments.manner(), binaries.clone())?;
     let title = format!("{set} (scale {}) on PostgreSQL {}", arguments.scale, arena.source().version);
     say::heading(&title);
     let size = arena.fill(set, arguments.scale)?;
