@@ -182,7 +182,7 @@ async fn blocks_arrive(opener: &Connection, sender: &mut Arrivals) {
     let sending = tokio::spawn(async move {
         let mut sink = BlockSink::new(io, Compression::Auto, true);
         for number in 0..20u8 {
-            sink.send(&vec![number; 300_000]).await.expect("it is taken");
+            sink.send(vec![number; 300_000]).await.expect("it is taken");
         }
         sink.finish(20).await.expect("it ends");
     });
@@ -306,7 +306,7 @@ async fn a_connection_that_is_replaced_stays_until_what_was_sent_on_it_is_read()
         let sending = tokio::spawn(async move {
             let (_, io) = BlockSink::accept(io, SOON).await.expect("with its request");
             let mut sink = BlockSink::new(io, Compression::Fixed(Codec::Raw), true);
-            sink.send(&[7; 500_000]).await.expect("it is taken");
+            sink.send(vec![7; 500_000]).await.expect("it is taken");
             sink.finish(1).await
         });
         let retiring = tokio::spawn(async move { theirs.retire(Duration::ZERO, "replaced").await });
@@ -368,7 +368,7 @@ async fn blocks_nobody_reads_hold_up_no_request() {
                 let (_, io) = BlockSink::accept(io, SOON).await.expect("with its request");
                 let mut sink = BlockSink::new(io, Compression::Fixed(Codec::Raw), true);
                 // For ever, if somebody took it.
-                while sink.send(&[7; 512 << 10]).await.is_ok() {}
+                while sink.send(vec![7; 512 << 10]).await.is_ok() {}
             });
         }
         let channel = rpc::over(&connection).await.expect("requests go beside them");

@@ -158,8 +158,8 @@ impl Sender {
         let op: OperationId = want.op_id.parse().map_err(|error| Failure::new(Code::BadRequest, format!("{error}")))?;
         let mut file = lent::open(&self.store, caller, op, &want.name, want.offset).await?;
         let sent = self.metrics.files_sent.of([caller.as_str()]);
-        let mut block = vec![0; BLOCK_BYTES];
         loop {
+            let mut block = vec![0; BLOCK_BYTES];
             let mut filled = 0;
             while filled < block.len() {
                 let read = file.read(&mut block[filled..]).await.map_err(|error| {
@@ -173,7 +173,8 @@ impl Sender {
             if filled == 0 {
                 return Ok(0);
             }
-            sink.send(&block[..filled]).await?;
+            block.truncate(filled);
+            sink.send(block).await?;
             sent.inc_by(filled as u64);
             crash_point!("amid sending a file");
         }
@@ -252,7 +253,7 @@ impl Sender {
                 if read == 0 {
                     return Ok::<_, Broken>(());
                 }
-                sink.send(&block[..read]).await?;
+                sink.send(block[..read].to_vec()).await?;
             }
         };
         tokio::select! {
@@ -274,7 +275,7 @@ async fn copy_rows(
     let mut rows = reader.copy_out(statement).await?;
     while let Some(block) = rows.next().await? {
         crash_point!("amid sending");
-        sink.send(&block).await?;
+        sink.send(block).await?;
     }
     Ok(if binary { rows.messages().saturating_sub(1) } else { rows.messages() })
 }

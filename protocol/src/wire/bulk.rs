@@ -105,28 +105,31 @@ impl BlockSink {
     }
 
     /// Sends one block; waits while the receiver is behind. At most [`MAX_BLOCK_BYTES`].
-    pub async fn send(&mut self, raw: &[u8]) -> Result<(), Error> {
+    pub async fn send(&mut self, raw: impl Into<Bytes>) -> Result<(), Error> {
+        let raw = raw.into();
         if raw.len() > MAX_BLOCK_BYTES {
             return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
         }
         let began = Instant::now();
-        let codec = compress::compress(self.adaptive.codec(), raw, &mut self.packed)?;
+        let (codec, length) = compress::compress(self.adaptive.codec(), &raw, &mut self.packed)?;
         let compressed = Instant::now();
-        let checksum = xxh3_64(raw);
-        let body = if codec == Codec::Raw { raw } else { &self.packed[..] };
+        let (raw_length, checksum) = (raw.len(), xxh3_64(&raw));
         let mark = match codec {
             Codec::Raw => 0,
             Codec::Lz4 => 1,
             Codec::Zstd(_) => 2,
         };
         self.is_torn = true;
-        self.io.write_all(&header(body.len(), raw.len(), mark, checksum)).await?;
-        self.io.write_all(body).await?;
+        self.io.write_all(&header(length, raw_length, mark, checksum)).await?;
+        match codec {
+            Codec::Raw => self.io.write_bytes(raw).await?,
+            _ => self.io.write_all(&self.packed[..length]).await?,
+        }
         self.io.flush().await?;
         self.is_torn = false;
         self.hash.update(&checksum.to_le_bytes());
-        self.sent += raw.len() as u64;
-        self.adaptive.learn(raw.len(), body.len(), compressed - began, compressed.elapsed());
+        self.sent += raw_length as u64;
+        self.adaptive.learn(raw_length, length, compressed - began, compressed.elapsed());
         Ok(())
     }
 

@@ -8,8 +8,9 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
     time::{Sleep, sleep},
 };
@@ -142,6 +143,18 @@ impl Io {
     /// A connection that a client has dialled.
     pub(super) fn called(peer: PeerId, stream: TlsStream<TcpStream>, standing: Standing) -> Self {
         Self::new(peer, Carrier::tls(stream, standing), CancellationToken::new(), Held::Nothing)
+    }
+
+    /// Writes all of `bytes`, which QUIC keeps as they are until they have arrived.
+    pub(super) async fn write_bytes(&mut self, bytes: Bytes) -> io::Result<()> {
+        match &mut self.carrier {
+            Carrier::Quic { send, .. } => tokio::select! {
+                biased;
+                () = self.writing.as_mut() => Err(ended()),
+                written = send.write_chunk(bytes) => Ok(written?),
+            },
+            Carrier::Tls { .. } => self.write_all(&bytes).await,
+        }
     }
 
     /// Who is at the other end, by certificate.
