@@ -28,13 +28,12 @@ use steep_protocol::{
     names::TableName,
     v1,
 };
-use tokio::time::sleep;
 use tracing::warn;
 
 use super::{
     direct::Direct,
     messages::table_name,
-    steps::{LOOK, Waiting, table_jobs},
+    steps::{Waiting, table_jobs},
 };
 use crate::{
     breakpoint::crash_point,
@@ -260,7 +259,7 @@ impl Direct {
                 return Ok(());
             }
             waiting.still(Lsn(found.tables_ready), || format!("{name} waits for its tables"))?;
-            sleep(LOOK).await;
+            waiting.pause().await;
         }
     }
 }

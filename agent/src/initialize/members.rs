@@ -12,12 +12,11 @@ use steep_protocol::{
     lsn::{BadLsn, Lsn},
     v1,
 };
-use tokio::time::sleep;
 
 use super::{
     direct::{Direct, Renewing},
     reach::Reach,
-    steps::{LOOK, Waiting},
+    steps::Waiting,
     subscribe::{self, Inflow},
 };
 use crate::{cleanup::Effect, mesh::Source, operations::Context, postgres::ddl::OriginFilter};
@@ -116,7 +115,7 @@ impl Direct {
                 return Ok(());
             }
             waiting.still(confirmed, || format!("{} waits for what {node} wrote", self.plan.source))?;
-            sleep(LOOK).await;
+            waiting.pause().await;
         }
     }
 

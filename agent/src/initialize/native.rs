@@ -15,14 +15,14 @@ use steep_protocol::{
     operation::{Phase, SchemaSync},
     v1,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::{
     direct::{Direct, DirectPlan, unless_lost},
     findings::Findings,
     messages::table_name,
     reach::Reach,
-    steps::{LOOK, Waiting},
+    steps::Waiting,
     subscribe::{self, Inflow},
 };
 use crate::{
@@ -165,7 +165,7 @@ impl Direct {
             vigil.check(&look, &self.rooms.me).await?;
             self.judge_errors(&look, &copies, &mut errors, shown.moves, context).await?;
             waiting.still(Lsn(shown.moves), || format!("{} copies tables", self.subscription))?;
-            sleep(LOOK).await;
+            waiting.pause().await;
         }
     }
 

@@ -86,7 +86,13 @@ pub async fn count_rows(held: &Held) -> Result<Vec<v1::TableRows>, Failure> {
         held.tables.iter().map(|(table, _)| table).filter(|table| table.kind == TableKind::Plain).collect();
     let reader = held.reader().await?;
     let names: Vec<_> = plain.iter().map(|table| table.name.clone()).collect();
-    let counts = rows::count(&reader, &names).await.map_err(explain)?;
+    // Counting may take as long as copying, and its locks go with it.
+    let counting = reader.canceller().on_drop();
+    let counts = tokio::select! {
+        counts = rows::count(&reader, &names) => counts.map_err(explain)?,
+        () = held.ended().cancelled() => return Err(held.why_ended()),
+    };
+    counting.disarm();
     held.give_back(reader);
     crash_point!("counted");
     Ok(plain.iter().zip(counts).map(|(table, rows)| v1::TableRows { oid: table.oid, rows }).collect())

@@ -46,6 +46,7 @@ use crate::{
 
 /// How often a waiting step looks again.
 pub(super) const LOOK: Duration = Duration::from_millis(100);
+const FIRST_LOOK: Duration = Duration::from_millis(10);
 
 fn explain(error: postgres::Error) -> Failure {
     error.explain()
@@ -159,11 +160,16 @@ impl Direct {
         }));
         let this = &*self;
         let copied = async {
-            copy_tables(job, context, finished).await?;
+            // Counted while rows are copied, whose sessions often wait for the disk. Where that fails, or the copy does, the
+            // copy's own words say more.
+            let counting = async { Ok(this.counts_at_snapshot().await.ok()) };
+            let ((), counted) = tokio::try_join!(copy_tables(job, context, finished), counting)?;
             crash_point!("all copied");
-            let mut counts = this.counts.clone();
-            if counts.is_empty() {
-                counts = this.of_last_snapshot(this.count_at_snapshot().await?);
+            let counts = match counted {
+                Some(counts) => counts,
+                None => this.counts_at_snapshot().await?,
+            };
+            if this.counts.is_empty() {
                 // Before the snapshot goes, in which alone they can be counted.
                 this.note_counts(context, &counts).await?;
             }
@@ -184,6 +190,14 @@ impl Direct {
         self.counts = counts;
         self.building = built.is_none().then_some(building);
         Ok(())
+    }
+
+    /// Rows of each table at the last snapshot, unless they were counted before.
+    async fn counts_at_snapshot(&self) -> Result<Vec<v1::TableRows>, Failure> {
+        if self.counts.is_empty() {
+            return Ok(self.of_last_snapshot(self.count_at_snapshot().await?));
+        }
+        Ok(self.counts.clone())
     }
 
     pub(super) async fn build_indexes(&mut self, _: &Context) -> Result<(), Failure> {
@@ -307,7 +321,7 @@ impl Direct {
             }
             vigil.check(&look, &self.rooms.me).await?;
             waiting.still(confirmed, || format!("{subscription} waits for {}", node.node()))?;
-            sleep(LOOK).await;
+            waiting.pause().await;
         }
     }
 
@@ -343,7 +357,7 @@ impl Direct {
             // The other end says so when its subscription has stopped.
             node.slot_progress(session).await?;
             waiting.still(confirmed, || format!("{subscription} on {} waits for {}", node.node(), self.rooms.me))?;
-            sleep(LOOK).await;
+            waiting.pause().await;
         }
     }
 
@@ -393,13 +407,20 @@ fn ended(built: Result<Result<(), Failure>, tokio::task::JoinError>) -> Result<(
 /// Gives up when nothing has moved for too long.
 pub(super) struct Waiting {
     limit: Duration,
+    pause: Duration,
     moved: Instant,
     last: Lsn,
 }
 
 impl Waiting {
     pub(super) fn new(limit: Duration) -> Self {
-        Self { limit, moved: Instant::now(), last: Lsn::default() }
+        Self { limit, pause: FIRST_LOOK, moved: Instant::now(), last: Lsn::default() }
+    }
+
+    /// Until it is time to look again: soon at first, as most waiting is short.
+    pub(super) async fn pause(&mut self) {
+        sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(LOOK);
     }
 
     pub(super) fn still(&mut self, at: Lsn, who: impl FnOnce() -> String) -> Result<(), Failure> {

@@ -430,7 +430,34 @@ pub struct Canceller {
     database: Database,
 }
 
+/// Cancels what runs on a session when it is dropped.
+pub struct CancelOnDrop(Option<Canceller>);
+
+impl CancelOnDrop {
+    /// Nothing runs any more.
+    pub fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if let Some(canceller) = self.0.take() {
+            tokio::spawn(async move {
+                if let Err(error) = canceller.cancel().await {
+                    tracing::debug!(%error, "a statement could not be cancelled; its connection ends anyway");
+                }
+            });
+        }
+    }
+}
+
 impl Canceller {
+    /// For a statement that may be given up: dropped before it is done, it is cancelled.
+    pub fn on_drop(self) -> CancelOnDrop {
+        CancelOnDrop(Some(self))
+    }
+
     /// Asks the server to cancel the running statement, over a connection of its own.
     ///
     /// Racy by nature: the statement may have ended just before.

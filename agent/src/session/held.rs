@@ -242,6 +242,12 @@ impl Held {
         self.failure.get()
     }
 
+    /// What to say to whoever still wanted something when it ended.
+    pub fn why_ended(&self) -> Failure {
+        let ended = || Failure::new(Code::SessionUnknown, format!("session {} has ended", self.id));
+        self.failure().cloned().unwrap_or_else(ended)
+    }
+
     /// How long its snapshot is held; none: it has none, or holds it no more.
     pub fn snapshot_age(&self) -> Option<Duration> {
         // Whoever uses the keeper at this moment has one.

@@ -416,7 +416,8 @@ impl Sessions {
         let patience = format!("{}ms", self.settings.slot_timeout.as_millis());
         let names: Vec<_> = tables.iter().map(|table| table.name.clone()).collect();
         let mut readers = Vec::new();
-        for _ in 0..parallel.clamp(1, 16) {
+        // One for each stream, and one that counts meanwhile.
+        for _ in 0..=parallel.clamp(1, 16) {
             let reader = self.database.reader(op).await.map_err(explain)?;
             reader.begin_snapshot(snapshot).await.map_err(explain)?;
             reader.run(&ddl::set_local("lock_timeout", &patience)).await.map_err(explain)?;

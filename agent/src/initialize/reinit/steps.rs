@@ -26,7 +26,7 @@ use crate::{
         findings::verdict,
         mesh,
         messages::table_name,
-        steps::{LOOK, Waiting, table_jobs},
+        steps::{Waiting, table_jobs},
         subscribe::name_for,
     },
     operations::Context,
@@ -132,7 +132,7 @@ impl Reinit {
                 return Ok(());
             }
             waiting.still(slowest, || format!("{source} does not get what was written here"))?;
-            sleep(LOOK).await;
+            waiting.pause().await;
         }
     }
 
