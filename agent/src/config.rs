@@ -228,7 +228,7 @@ pub struct Copy {
     pub part_size: u64,
     /// What to do when a DDL on the source waits behind the copy's locks.
     pub on_blocked_ddl: OnBlockedDdl,
-    /// For building indexes on the target.
+    /// For building indexes on the target: what all that are built at once may take together.
     #[serde(deserialize_with = "size")]
     pub maintenance_work_mem: u64,
     /// How far ahead of the source's the target's sequences are set, in steps.
@@ -340,7 +340,7 @@ impl Default for Copy {
             session_lease: Duration::from_secs(15 * 60),
             part_size: 64 << 20,
             on_blocked_ddl: OnBlockedDdl::Fail,
-            maintenance_work_mem: 256 << 20,
+            maintenance_work_mem: 512 << 20,
             sequence_margin: 1000,
             slot_timeout: Duration::from_secs(30),
             catch_up_timeout: Duration::from_secs(10 * 60),

@@ -114,6 +114,11 @@ pub async fn wake_walwriter(session: &Session) -> Result<(), Error> {
     session.execute(doing("wake the walwriter"), sql!("copies/wake_walwriter.sql"), &[]).await.map(drop)
 }
 
+/// The same, where a megabyte or more waits.
+pub async fn wake_walwriter_if_due(session: &Session) -> Result<(), Error> {
+    session.execute(doing("wake the walwriter"), sql!("copies/wake_walwriter_if_due.sql"), &[]).await.map(drop)
+}
+
 /// Takes rows in PostgreSQL's COPY form. Dropped before [`CopyIn::finish`], the COPY fails and keeps nothing.
 pub struct CopyIn {
     sink: Pin<Box<CopyInSink<Bytes>>>,

@@ -237,3 +237,13 @@ pub fn published(tables: &[Table]) -> Vec<TableRef> {
     let on_its_own = |table: &&Table| table.root.as_ref().is_none_or(|root| !names.contains(root));
     tables.iter().filter(|table| table.kind != TableKind::Foreign).filter(on_its_own).map(Table::to_ref).collect()
 }
+
+/// Whether the operating system probably has the files of these tables in memory: what was just written, and is no larger
+/// together than `effective_cache_size` says that it keeps.
+pub async fn lie_in_memory(session: &Session, names: &[TableName]) -> Result<bool, Error> {
+    let schemas: Vec<&str> = names.iter().map(|name| name.schema.as_str()).collect();
+    let tables: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
+    let measuring = doing("measure tables by name");
+    let row = session.one(measuring, sql!("catalog/lie_in_memory.sql"), &[&schemas, &tables]).await?;
+    field(&row, "do_so")
+}

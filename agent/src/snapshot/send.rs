@@ -32,7 +32,7 @@ use crate::{
         ddl::{self, CopyFormat, PageRange},
         dump::{DumpRequest, Programs},
     },
-    session::{DumpChoice, Held, Sessions},
+    session::{DumpChoice, Sessions},
     store::{
         Store,
         denials::{Denial, Denials},
@@ -205,7 +205,7 @@ impl Sender {
         let canceller = reader.canceller();
         let copied = tokio::select! {
             copied = copy_rows(&reader, &statement, part.binary, sink) => copied,
-            () = held.ended().cancelled() => Err(ended(&held).into()),
+            () = held.ended().cancelled() => Err(held.why_ended().into()),
         };
         match copied {
             Ok(rows) => {
@@ -258,7 +258,7 @@ impl Sender {
         };
         tokio::select! {
             sent = sent => sent?,
-            () = held.ended().cancelled() => return Err(ended(&held).into()),
+            () = held.ended().cancelled() => return Err(held.why_ended().into()),
         }
         dump.finish().await?;
         Ok(0)
@@ -282,9 +282,4 @@ async fn copy_rows(
 
 fn session_id(text: &str) -> Result<SessionId, Failure> {
     text.parse().map_err(|error| Failure::new(Code::BadRequest, format!("{error}")))
-}
-
-fn ended(held: &Held) -> Failure {
-    let ended = || Failure::new(Code::SessionUnknown, format!("session {} has ended", held.id));
-    held.failure().cloned().unwrap_or_else(ended)
 }
