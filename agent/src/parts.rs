@@ -1,13 +1,19 @@
 //! Cuts tables into parts (pure).
 //!
-//! A part is a range of heap pages, read by a TID range scan under the session's snapshot. Parts are even, so
-//! that no worker is left with a large rest; the last one has no end, since pages may have been added since
-//! the size was read.
+//! A part is a range of heap pages, read by a TID range scan under the session's snapshot. Parts are even, and those at
+//! the end a quarter of the others, so that no worker is left with a large rest; the last one has no end, since pages may
+//! have been added since the size was read.
 
 /// PostgreSQL's page size; agents refuse servers built with another.
 pub const PAGE_BYTES: u64 = 8192;
 /// More parts than this cost more than they bring.
 const MOST_PARTS: u64 = 1024;
+/// One in so many parts, the last ones, is cut once more …
+const ONE_IN: u64 = 8;
+/// … into so many; …
+const PIECES: u64 = 4;
+/// … but no more than these: enough for sixteen workers that end at different times.
+const MOST_CUT: u64 = 8;
 
 /// The parts of one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,11 +37,15 @@ impl TablePlan {
     }
 }
 
-/// Cuts a table of `pages` into even parts of about `part_bytes`.
+/// Cuts a table of `pages` into parts of about `part_bytes`.
 pub fn cut(pages: u32, part_bytes: u64) -> TablePlan {
     let part_pages = (part_bytes / PAGE_BYTES).max(1);
-    let count = u64::from(pages).div_ceil(part_pages).clamp(1, MOST_PARTS);
-    let starts = (0..count).map(|part| (u64::from(pages) * part / count) as u32).collect();
+    let count = u64::from(pages).div_ceil(part_pages).clamp(1, MOST_PARTS - MOST_CUT * (PIECES - 1));
+    let whole = count - (count / ONE_IN).min(MOST_CUT);
+    let pieces = (0..count * PIECES).filter(|piece| piece % PIECES == 0 || *piece >= whole * PIECES);
+    let mut starts: Vec<_> = pieces.map(|piece| (u64::from(pages) * piece / (count * PIECES)) as u32).collect();
+    // A part of a page or two has fewer pieces.
+    starts.dedup();
     TablePlan { starts, pages }
 }
 
@@ -56,6 +66,17 @@ mod tests {
                 assert_eq!(all, u64::from(pages) * PAGE_BYTES);
             }
         }
+    }
+
+    #[test]
+    fn the_last_parts_are_small_where_there_are_many() {
+        let sizes = |pages| {
+            let plan = cut(pages, 64 << 20);
+            (0..plan.starts.len()).map(|part| plan.bytes(part) >> 20).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(7 * 8192), [64; 7]);
+        assert_eq!(sizes(16 * 8192), [&[64; 14][..], &[16; 8]].concat());
+        assert_eq!(cut(500 * 8192, 64 << 20).starts.len(), 500 + 8 * 3);
     }
 
     #[test]

@@ -186,7 +186,9 @@ impl Feed {
     pub async fn announce(&self, mut milestone: Milestone) {
         milestone.overall_percent = self.view().overall_percent;
         let body = serde_json::to_value(&milestone).unwrap_or_else(|_| json!({}));
-        let stored = store::events::append(&self.store, self.op, &milestone.event, &body).await;
+        // There are two of each table, and its rows wait for them; with its rows a crash takes them away, and they are told anew.
+        let may_go = !milestone.table.is_empty() && milestone.failure.is_none();
+        let stored = store::events::append(&self.store, self.op, &milestone.event, &body, may_go).await;
         self.log(&milestone);
         if let Err(error) = &stored {
             warn!(event = "agent.log", op_id = %self.op, reason = %error, "a milestone could not be stored");

@@ -23,9 +23,11 @@ pub struct Event {
     pub body: Value,
 }
 
-/// Stores an event and returns its cursor.
-pub async fn append(store: &Store, op: OperationId, event: &str, body: &Value) -> Result<u64, Error> {
-    let row = store.one("store an event", sql!("store/append_event.sql"), &[&op.uuid(), &event, &body]).await?;
+/// Stores an event and returns its cursor. One that `may_go` is lost where the server crashes within a second, and waits
+/// for no disk.
+pub async fn append(store: &Store, op: OperationId, event: &str, body: &Value, may_go: bool) -> Result<u64, Error> {
+    let sql = sql!("store/append_event.sql");
+    let row = store.one("store an event", sql, &[&op.uuid(), &event, &body, &may_go]).await?;
     Ok(count_field(&row, "cursor")?)
 }
 
