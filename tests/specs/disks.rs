@@ -157,7 +157,8 @@ async fn a_full_disk_of_the_sources_wal_costs_the_snapshot_and_no_row() {
     let small = wal_is_small(&a, "source_wal", 100_000);
     let on_a = ledger.writers(2, &a);
     on_a.write(20).await;
-    let op = b.steepctl(START).arg("--max-rate").arg("2MB").operation();
+    // Slowly enough to be under way when the server dies.
+    let op = b.steepctl(START).arg("--max-rate").arg("700kB").operation();
     parts_land(&b, &op).await;
     dies_of_its_wal(&a, &small).await;
     until("the copy begins anew", PATIENCE, async || {

@@ -25,7 +25,8 @@ use crate::snapshots::{Folder, Later as _, ODD, ODD_TABLES, a_part, alike, gener
 const IN_FLIGHT: u64 = 4 << 20;
 /// Files large enough to be cut in the middle.
 const LARGE: &str = "create table large (id bigint primary key, text text not null);
-    insert into large select n, repeat(md5(n::text), 8) from generate_series(1, 90000) n;
+    insert into large select n, (select string_agg(md5(n || ' ' || k), '') from generate_series(1, 8) k)
+      from generate_series(1, 90000) n;
     analyze large;";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

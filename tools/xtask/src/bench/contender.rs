@@ -119,7 +119,7 @@ fn dump_restore(arena: &Arena) -> Result<()> {
     done.map(|_| ())
 }
 
-/// Not encrypted, not checked, in no common snapshot, nothing replicated: no tool could be much faster.
+/// Not encrypted, not checked, in no common snapshot, nothing replicated, one stream.
 fn floor(arena: &Arena) -> Result<()> {
     let (source, target) = (arena.source(), arena.target());
     let schema = |section| process::output(source.client("pg_dump").args([section, "--no-publications"]));
