@@ -47,6 +47,12 @@ const BINARY: &[Type] = &[
     ("inet", &["'10.1.2.3/8'", "'::ffff:1.2.3.4/128'", "'fe80::1/64'"]),
     ("cidr", &["'10.0.0.0/8'", "'2001:db8::/32'"]),
     ("character(10)", &["'ab'", "''", "'äöü   '"]),
+    // Wide enough to travel without the blanks that fill it up; a type without a length is never filled up.
+    (
+        "character(30)",
+        &["'ab'", "''", "'  äöü   '", "repeat('🐘', 30)", r"E'a \t\n'", "repeat('x', 29)", "repeat(' ', 29) || 'x'"],
+    ),
+    ("bpchar", &["'ab   '", "repeat(' ', 20)", "''"]),
     ("character varying(20)", &["'ab  '", "''"]),
     ("date", &["'-infinity'", "'infinity'", "'4713-01-01 BC'", "'5874897-12-31'", "'0001-12-31 BC'"]),
     ("time", &["'24:00:00'", "'00:00:00.000001'"]),

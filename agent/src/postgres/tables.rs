@@ -12,6 +12,9 @@ use super::{
     selection::{Candidate, Selected, Selection},
 };
 
+/// The blanks behind a shorter `char(n)` than this are too few to look for.
+const WIDTH_WORTH_A_LOOK: u32 = 16;
+
 /// What sort of table it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TableKind {
@@ -176,6 +179,12 @@ impl Column {
     /// COPY can carry it: it is not computed from others.
     pub fn is_copied(&self) -> bool {
         self.generated.is_empty()
+    }
+
+    /// PostgreSQL fills its values up with blanks, to a length that matters.
+    pub fn is_padded(&self) -> bool {
+        let width = self.type_name.strip_prefix("character(").and_then(|rest| rest.strip_suffix(')'));
+        width.and_then(|width| width.parse().ok()).is_some_and(|width: u32| width >= WIDTH_WORTH_A_LOOK)
     }
 }
 

@@ -4,4 +4,5 @@ pub mod files;
 pub mod indexes;
 pub mod receive;
 pub mod send;
+mod unpad;
 pub mod walwriter;

@@ -22,7 +22,7 @@ use tokio::{io::AsyncReadExt as _, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::files::lent;
+use super::{files::lent, unpad::Unpadding};
 use crate::{
     breakpoint::crash_point,
     mesh::Peers,
@@ -191,20 +191,18 @@ impl Sender {
         let unknown = || Failure::new(Code::BadRequest, format!("session {} has no such part", held.id));
         let (table, plan) = held.table(part.table_oid).ok_or_else(unknown)?;
         let (from, to) = plan.range(part.part as usize).ok_or_else(unknown)?;
-        for column in &part.columns {
-            if !table.columns.iter().any(|known| known.name == *column && known.generated.is_empty()) {
-                return Err(
-                    Failure::new(Code::SchemaChanged, format!("{} has no column {column:?}", table.name)).into()
-                );
-            }
-        }
+        let missing = |name| Failure::new(Code::SchemaChanged, format!("{} has no column {name:?}", table.name));
+        let of_name = |name: &String| table.columns.iter().find(|column| column.name == *name && column.is_copied());
+        let columns = part.columns.iter().map(|name| of_name(name).ok_or_else(|| missing(name)));
+        let columns = columns.collect::<Result<Vec<_>, Failure>>()?;
+        let unpadding = if part.binary { Unpadding::of(&columns) } else { None };
         let format = if part.binary { CopyFormat::Binary } else { CopyFormat::Text };
         let pages = (plan.starts.len() > 1).then_some(PageRange { from, to });
         let statement = ddl::copy_out(&table.name, &part.columns, format, pages);
         let reader = held.reader().await?;
         let canceller = reader.canceller();
         let copied = tokio::select! {
-            copied = copy_rows(&reader, &statement, part.binary, sink) => copied,
+            copied = copy_rows(&reader, &statement, part.binary, unpadding, sink) => copied,
             () = held.ended().cancelled() => Err(held.why_ended().into()),
         };
         match copied {
@@ -270,11 +268,15 @@ async fn copy_rows(
     reader: &Reader,
     statement: &ddl::Statement,
     binary: bool,
+    mut unpadding: Option<Unpadding>,
     sink: &mut BlockSink,
 ) -> Result<u64, Broken> {
     let mut rows = reader.copy_out(statement).await?;
-    while let Some(block) = rows.next().await? {
+    while let Some(mut block) = rows.next().await? {
         crash_point!("amid sending");
+        if let Some(unpadding) = &mut unpadding {
+            unpadding.shorten(&mut block)?;
+        }
         sink.send(block).await?;
     }
     Ok(if binary { rows.messages().saturating_sub(1) } else { rows.messages() })
