@@ -287,3 +287,45 @@ async fn a_snapshot_that_is_cancelled_at_any_moment_is_whole_or_there_is_none() 
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_source_counts_while_rows_are_copied_and_for_nobody_who_is_gone() {
+    let [a, b] = Cluster::of(2).start().await;
+    furnish(&a, &b).await;
+    a.sql("create table held (id int primary key)").await;
+    let before = Before::of([&a, &b]).await;
+    b.hold_after("create tables");
+    let op = b.steepctl(&format!("{START} --max-rate 5kB")).operation();
+    b.is_held().await;
+    // Whoever counts looks at the index.
+    let holder = a.connect().await;
+    let hold = "begin; alter index held_pkey set tablespace pg_default";
+    holder.batch_execute(hold).await.expect("nobody else holds it");
+    b.let_go();
+    op.reaches("copy tables").await;
+    let first = counts_for(&a, 0).await;
+    // Another run of the target's agent asks for itself; nobody counts for the one that is gone.
+    b.kill_agent();
+    b.start_agent();
+    counts_for(&a, first).await;
+    cancel(&b, &op, "amid counting").await;
+    assert_eq!(counting(&a).await, [0; 0], "the source still counts");
+    holder.batch_execute("rollback").await.expect("it answers");
+    before.is_restored([&a, &b], "amid counting").await;
+}
+
+/// The processes of PostgreSQL that wait for a lock to count.
+async fn counting(node: &Node) -> Vec<i32> {
+    let counting =
+        "select pid from pg_stat_activity where wait_event_type = 'Lock' and query like '%count(*) as rows%'";
+    node.rows(counting).await.iter().map(|row| row.get(0)).collect()
+}
+
+/// Waits until one process counts, and that is not `other`.
+async fn counts_for(node: &Node, other: i32) -> i32 {
+    until("one process counts", PATIENCE, async || match counting(node).await[..] {
+        [pid] if pid != other => Ok(pid),
+        ref pids => Err(format!("{pids:?}, where {other} is the one before")),
+    })
+    .await
+}

@@ -14,6 +14,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::warn;
 
 use super::{
     direct::{Direct, unless_lost},
@@ -42,6 +43,7 @@ use crate::{
     session::{publish, slot_name},
     snapshot::receive::{CopyJob, TableJob, copy_tables},
     store::ledger,
+    telemetry,
 };
 
 /// How often a waiting step looks again.
@@ -160,9 +162,14 @@ impl Direct {
         }));
         let this = &*self;
         let copied = async {
-            // Counted while rows are copied, whose sessions often wait for the disk. Where that fails, or the copy does, the
-            // copy's own words say more.
-            let counting = async { Ok(this.counts_at_snapshot().await.ok()) };
+            // Counted while rows are copied, whose sessions often wait for the disk. Where that fails, it is done after them:
+            // if the copy fails too, its own words say more.
+            let counting = async {
+                let told = |failure: &Failure| {
+                    warn!(op_id = %context.op, error = telemetry::failure(failure), "rows are counted after the copy instead");
+                };
+                Ok(this.counts_at_snapshot().await.inspect_err(told).ok())
+            };
             let ((), counted) = tokio::try_join!(copy_tables(job, context, finished), counting)?;
             crash_point!("all copied");
             let counts = match counted {
