@@ -11,6 +11,7 @@ mod direct;
 mod disks;
 mod drift;
 mod echo;
+mod encodings;
 mod events;
 mod extension;
 mod fingerprints;

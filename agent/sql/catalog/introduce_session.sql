@@ -2,6 +2,7 @@
 -- No parameters.  PostgreSQL 15+.
 select pg_catalog.pg_backend_pid()                                     as backend_pid,
        pg_catalog.current_setting('server_version_num')::integer       as version_number,
+       pg_catalog.getdatabaseencoding()::text                          as encoding,
        case
          when pg_catalog.current_setting('server_version_num')::integer >= 170000
          then pg_catalog.set_config('transaction_timeout', '0', false)

@@ -24,11 +24,14 @@ use crate::config;
 /// How long a connection attempt may take, from dialling to the first answer.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What every connection speaks, but for the rows of COPY.
+const UTF8: &str = "UTF8";
+
 /// Settings every connection of ours depends on. `transaction_timeout` is set later, where it exists: an unknown
 /// setting in a start-up packet is fatal.
 pub(super) const PINS: &[(&str, &str)] = &[
     ("row_security", "off"),
-    ("client_encoding", "UTF8"),
+    ("client_encoding", UTF8),
     ("DateStyle", "ISO,YMD"),
     ("IntervalStyle", "postgres"),
     ("extra_float_digits", "3"),
@@ -270,6 +273,7 @@ pub struct Session {
     purpose: Purpose,
     backend_pid: i32,
     version: Version,
+    encoding: String,
 }
 
 impl fmt::Debug for Session {
@@ -291,7 +295,8 @@ impl Session {
         let number: i32 = field(&row, "version_number")?;
         let backend_pid = field(&row, "backend_pid")?;
         let version = Version::from_number(u32::try_from(number).unwrap_or_default());
-        Ok(Self { database, client, task, purpose, backend_pid, version })
+        let encoding = field(&row, "encoding")?;
+        Ok(Self { database, client, task, purpose, backend_pid, version, encoding })
     }
 
     /// The server process that serves this connection.
@@ -302,6 +307,28 @@ impl Session {
     /// The server's version.
     pub fn version(&self) -> Version {
         self.version
+    }
+
+    /// Has the server speak the database's own encoding, in which rows are copied byte by byte: not every character of
+    /// every encoding comes back from UTF-8 as it was, and in SQL_ASCII bytes are no characters.
+    ///
+    /// Our statements are UTF-8: none may hold a name meanwhile, and [`Session::speak_utf8`] must follow. A rollback does
+    /// as well.
+    pub(super) async fn speak_as_stored(&self) -> Result<(), Error> {
+        self.speak(&self.encoding).await
+    }
+
+    /// Has the server speak UTF-8 again.
+    pub(super) async fn speak_utf8(&self) -> Result<(), Error> {
+        self.speak(UTF8).await
+    }
+
+    async fn speak(&self, encoding: &str) -> Result<(), Error> {
+        // It never speaks anything else.
+        if self.encoding == UTF8 {
+            return Ok(());
+        }
+        self.run(&ddl::set_session("client_encoding", encoding)).await
     }
 
     /// What it is for.

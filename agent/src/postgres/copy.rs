@@ -52,16 +52,20 @@ impl Reader {
     pub async fn copy_out(&self, statement: &Statement) -> Result<CopyOut<'_>, Error> {
         let doing = statement.doing();
         let blocks = self.blocks.lock().await;
-        let stream = self.client().copy_out(statement.as_str()).await.map_err(|error| doing.clone().failed(error))?;
-        Ok(CopyOut { stream: Box::pin(stream), blocks, has_ended: false, messages: 0, doing })
+        // Understood before the server speaks otherwise: its names are UTF-8.
+        let prepared = self.client().prepare(statement.as_str()).await.map_err(|error| doing.clone().failed(error))?;
+        self.speak_as_stored().await?;
+        let stream = self.client().copy_out(&prepared).await.map_err(|error| doing.clone().failed(error))?;
+        Ok(CopyOut { session: &self.session, stream: Box::pin(stream), blocks, has_ended: false, messages: 0, doing })
     }
 }
 
 /// Rows as PostgreSQL's COPY writes them.
 ///
 /// The concatenation of all blocks is exactly what [`copy_in`] takes: rows of text, each with its newline; or binary
-/// tuples behind the file header and before the two-byte trailer.
+/// tuples behind the file header and before the two-byte trailer. Text is in the database's own encoding.
 pub struct CopyOut<'a> {
+    session: &'a Session,
     stream: Pin<Box<CopyOutStream>>,
     blocks: MutexGuard<'a, mpsc::Receiver<Block>>,
     has_ended: bool,
@@ -83,6 +87,7 @@ impl CopyOut<'_> {
                         return Err(self.doing.clone().failed(error));
                     }
                     self.has_ended = true;
+                    self.session.speak_utf8().await?;
                     None
                 }
             };
@@ -103,10 +108,12 @@ impl CopyOut<'_> {
 /// Begins to load rows by `statement` (of [`super::ddl::copy_in`]).
 ///
 /// PostgreSQL reports a bad row only at [`CopyIn::finish`]; what was sent after it was in vain.
-pub async fn copy_in(session: &Session, statement: &Statement) -> Result<CopyIn, Error> {
+pub async fn copy_in<'a>(session: &'a Session, statement: &Statement) -> Result<CopyIn<'a>, Error> {
     let doing = statement.doing();
-    let sink = session.client().copy_in(statement.as_str()).await.map_err(|error| doing.clone().failed(error))?;
-    Ok(CopyIn { sink: Box::pin(sink), doing })
+    let prepared = session.client().prepare(statement.as_str()).await.map_err(|error| doing.clone().failed(error))?;
+    session.speak_as_stored().await?;
+    let sink = session.client().copy_in(&prepared).await.map_err(|error| doing.clone().failed(error))?;
+    Ok(CopyIn { session, sink: Box::pin(sink), doing })
 }
 
 /// Makes PostgreSQL's walwriter write and flush what waits; `session` commits asynchronously.
@@ -119,13 +126,15 @@ pub async fn wake_walwriter_if_due(session: &Session) -> Result<(), Error> {
     session.execute(doing("wake the walwriter"), sql!("copies/wake_walwriter_if_due.sql"), &[]).await.map(drop)
 }
 
-/// Takes rows in PostgreSQL's COPY form. Dropped before [`CopyIn::finish`], the COPY fails and keeps nothing.
-pub struct CopyIn {
+/// Takes rows in PostgreSQL's COPY form, text in the database's own encoding. Dropped before [`CopyIn::finish`], the COPY
+/// fails and keeps nothing.
+pub struct CopyIn<'a> {
+    session: &'a Session,
     sink: Pin<Box<CopyInSink<Bytes>>>,
     doing: Doing,
 }
 
-impl CopyIn {
+impl CopyIn<'_> {
     /// Sends a block; rows may be cut anywhere. At most 1 GiB.
     pub async fn send(&mut self, block: Bytes) -> Result<(), Error> {
         // Feed, not send: a flush after every block would wait for the socket each time.
@@ -139,7 +148,9 @@ impl CopyIn {
     /// Ends the COPY and returns the rows loaded.
     pub async fn finish(mut self) -> Result<u64, Error> {
         let finished = self.sink.as_mut().finish().await;
-        finished.map_err(|error| self.doing.failed(error))
+        let rows = finished.map_err(|error| self.doing.failed(error))?;
+        self.session.speak_utf8().await?;
+        Ok(rows)
     }
 
     /// A sink that does not take blocks any more says only that it is closed; the server may have said why.

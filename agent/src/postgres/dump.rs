@@ -209,7 +209,8 @@ impl DumpRequest<'_> {
         // Both sections and not "--schema-only", which would leave materialized views empty.
         let mut arguments =
             ["--format=custom", "--section=pre-data", "--section=post-data"].map(str::to_owned).to_vec();
-        arguments.extend(["--no-publications", "--no-subscriptions"].map(str::to_owned));
+        // UTF-8, as these patterns are, and as we read the archive.
+        arguments.extend(["--encoding=UTF8", "--no-publications", "--no-subscriptions"].map(str::to_owned));
         arguments.push(if version.major() < 16 { "--no-blobs" } else { "--no-large-objects" }.to_owned());
         arguments.push(format!("--snapshot={}", self.snapshot));
         for ours in [OWN_SCHEMA, MARK_SCHEMA] {
