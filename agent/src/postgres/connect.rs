@@ -13,10 +13,11 @@ use tokio_postgres::{
 };
 
 use super::{
+    cancel::Canceller,
     ddl::{self, Statement},
     error::{Cause, Doing, Error, Refusal, doing, passes_by_itself},
     passfile,
-    replication::{Duplex, dial},
+    replication::Duplex,
     version::Version,
 };
 use crate::config;
@@ -343,7 +344,7 @@ impl Session {
 
     /// Something that can cancel what runs on this session, from any task.
     pub fn canceller(&self) -> Canceller {
-        Canceller { token: self.client.cancel_token(), database: self.database.clone() }
+        Canceller::new(self.client.cancel_token(), self.database.clone())
     }
 
     /// Says goodbye and waits until the connection is closed.
@@ -448,55 +449,4 @@ pub(crate) fn field<'a, T: FromSql<'a>>(row: &'a Row, name: &str) -> Result<T, E
 /// Reads a count or size, which PostgreSQL has only with a sign.
 pub(crate) fn count_field(row: &Row, name: &str) -> Result<u64, Error> {
     Ok(u64::try_from(field::<i64>(row, name)?).unwrap_or(0))
-}
-
-/// Cancels what runs on one session. Cheap to clone, outlives the session harmlessly.
-#[derive(Clone)]
-pub struct Canceller {
-    token: tokio_postgres::CancelToken,
-    database: Database,
-}
-
-/// Cancels what runs on a session when it is dropped.
-pub struct CancelOnDrop(Option<Canceller>);
-
-impl CancelOnDrop {
-    /// Nothing runs any more.
-    pub fn disarm(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        if let Some(canceller) = self.0.take() {
-            tokio::spawn(async move {
-                if let Err(error) = canceller.cancel().await {
-                    tracing::debug!(%error, "a statement could not be cancelled; its connection ends anyway");
-                }
-            });
-        }
-    }
-}
-
-impl Canceller {
-    /// For a statement that may be given up: dropped before it is done, it is cancelled.
-    pub fn on_drop(self) -> CancelOnDrop {
-        CancelOnDrop(Some(self))
-    }
-
-    /// Asks the server to cancel the running statement, over a connection of its own.
-    ///
-    /// Racy by nature: the statement may have ended just before.
-    pub async fn cancel(&self) -> Result<(), Error> {
-        let asking = doing("cancel a statement");
-        let cancelling = async {
-            let stream = dial(self.database.config()).await.map_err(|source| self.database.unreachable(source))?;
-            self.token.cancel_query_raw(stream, NoTls).await.map_err(|error| asking.failed(error))
-        };
-        match timeout(CONNECT_TIMEOUT, cancelling).await {
-            Ok(asked) => asked,
-            Err(elapsed) => Err(Error::Lost { doing: "cancel a statement".to_owned(), source: elapsed.into() }),
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! Everything said to the local PostgreSQL.
 //!
-//! Reading order: [`connect`] opens sessions; [`catalog`] and its neighbours look, [`shapes`] at what tables are made of, [`disk`] at free space; [`replication`], [`slots`],
+//! Reading order: [`connect`] opens sessions, `cancel` stops what runs on one; [`catalog`] and its neighbours look, [`shapes`] at what tables are made of, [`disk`] at free space; [`replication`], [`slots`],
 //! [`origins`], [`publications`] and [`subscriptions`] are what PostgreSQL's replication is made of, [`links`] those that
 //! make a mesh, [`walsender`] its bytes, [`copies`] what a physical copy has of its source; [`copy`] moves rows, which `gather` takes off the socket; [`dump`] runs pg_dump and pg_restore; [`inventory`] knows what a restore made, so that it can be dropped;
 //! [`ddl`] renders every statement that cannot take parameters.
@@ -15,6 +15,7 @@ macro_rules! sql {
 }
 pub(crate) use sql;
 
+mod cancel;
 pub mod connect;
 mod passfile;
 
@@ -54,7 +55,8 @@ pub mod ddl;
 pub mod error;
 pub mod version;
 
-pub use connect::{Canceller, Database, PostgresConfig, Purpose, Session};
+pub use cancel::Canceller;
+pub use connect::{Database, PostgresConfig, Purpose, Session};
 pub use copy::Reader;
 pub use error::Error;
 pub use version::Version;
