@@ -74,14 +74,20 @@ impl Stored {
     }
 }
 
+/// Two nodes whose databases have this encoding, with a row in each table of the first.
+async fn furnished(encoding: &str, bytes: &str) -> ([Node; 2], [Stored; 2]) {
+    eprintln!("{encoding}");
+    let [a, b] = Cluster::of(2).start().await;
+    let stored = [Stored::of(&a, encoding, bytes).await, Stored::of(&b, encoding, bytes).await];
+    stored[0].make_tables().await;
+    stored[0].write(1).await;
+    ([a, b], stored)
+}
+
 #[tokio::test]
 async fn rows_arrive_byte_by_byte_in_databases_that_are_not_utf8() {
     for (encoding, bytes) in ENCODINGS {
-        eprintln!("{encoding}");
-        let [a, b] = Cluster::of(2).start().await;
-        let (on_a, on_b) = (Stored::of(&a, encoding, bytes).await, Stored::of(&b, encoding, bytes).await);
-        on_a.make_tables().await;
-        on_a.write(1).await;
+        let ([_a, b], [on_a, on_b]) = furnished(encoding, bytes).await;
         let op = b.steepctl("node start node_b --from node_a").operation();
         op.completes().await;
         on_b.becomes_as(&on_a, 1, "copied").await;
@@ -98,11 +104,7 @@ async fn rows_arrive_byte_by_byte_in_databases_that_are_not_utf8() {
 #[tokio::test]
 async fn rows_arrive_byte_by_byte_by_way_of_files_in_databases_that_are_not_utf8() {
     for (encoding, bytes) in ENCODINGS {
-        eprintln!("{encoding}");
-        let [a, b] = Cluster::of(2).start().await;
-        let (on_a, on_b) = (Stored::of(&a, encoding, bytes).await, Stored::of(&b, encoding, bytes).await);
-        on_a.make_tables().await;
-        on_a.write(1).await;
+        let ([a, b], [on_a, on_b]) = furnished(encoding, bytes).await;
         let folder = Folder::new(encoding);
         generated(&a, &folder, "").await;
         on_a.write(2).await;

@@ -229,8 +229,8 @@ async fn a_signature_does_not_make_everything_believed() {
     // The node's own key signs what no snapshot is.
     signed_anew(&whole, &folder, &pki, "node_a", |body| body["complete"] = false.into());
     refused(&folder, "STP-3402", "not complete");
-    signed_anew(&whole, &folder, &pki, "node_a", |body| body["format_version"] = 2.into());
-    refused(&folder, "STP-3403", "format 2");
+    signed_anew(&whole, &folder, &pki, "node_a", |body| body["format_version"] = 1.into());
+    refused(&folder, "STP-3403", "format 1");
     let named = [
         "../../etc/passwd",
         "/etc/passwd",

@@ -166,7 +166,7 @@ impl Direct {
             // if the copy fails too, its own words say more.
             let counting = async {
                 let told = |failure: &Failure| {
-                    warn!(op_id = %context.op, error = telemetry::failure(failure), "rows are counted after the copy instead");
+                    warn!(op_id = %context.op, error = telemetry::failure(failure), "rows could not be counted beside the copy");
                 };
                 Ok(this.counts_at_snapshot().await.inspect_err(told).ok())
             };

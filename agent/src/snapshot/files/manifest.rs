@@ -22,8 +22,9 @@ use steep_protocol::{
 use super::codec::Codec;
 use crate::storage::{SCHEMA, SEQUENCES, SOURCE, part_name};
 
-/// The version of the format this agent writes, and the only one it reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The version of the format this agent writes, and the only one it reads. Rows of 1 were UTF-8 whatever their database was;
+/// those of 2 are in its encoding.
+pub const FORMAT_VERSION: u32 = 2;
 /// A manifest is no larger; some 200,000 files.
 pub const MOST_BYTES: u64 = 128 << 20;
 const CONTEXT: &str = "steep snapshot manifest 1";
